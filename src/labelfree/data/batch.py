@@ -1,0 +1,105 @@
+"""What travels: samples read from a source, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelfree.data.draw import Draw
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a source in the compact form that a cache keeps.
+
+    Attributes:
+        data: pictures uint8/uint16 (C, H, W); series float32 (T, C), NaN where missing; text int32 ids (T,).
+        index: place in the source.
+        group: number of the patient, speaker, device … it belongs to; -1 without one.
+        time: (T,) float64 timestamps in seconds, or None.
+        meta: single numbers that the modality needs later (a picture's aspect ratio before resizing).
+    """
+
+    data: np.ndarray
+    index: int
+    group: int = -1
+    time: np.ndarray | None = None
+    meta: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A sample that could not be read: quarantined, counted, listed."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several samples, collated; also a view of them, ready for an encoder.
+
+    Attributes:
+        data: (B, ...) the modality's tensor.
+        index: (B,) int64 global sample indices.
+        lengths: (B,) int64 number of valid steps, where samples differ in length.
+        time: (B, T) float64 timestamps in seconds.
+        group: (B,) int64, -1 without a group.
+        draw: the randomness that belongs to these samples in this view (dropout inside the encoder uses it).
+        extra: further (B, ...) tensors of the modality (crop boxes, offsets, aspect ratios).
+    """
+
+    data: Tensor
+    index: Tensor
+    lengths: Tensor | None = None
+    time: Tensor | None = None
+    group: Tensor | None = None
+    draw: Draw | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def with_(self, **changes: Any) -> Batch:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, Draw):
+                return value.to(device)
+            return value
+
+        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "extra"}
+        return Batch(**moved, extra={key: move(value) for key, value in self.extra.items()})
+
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        """The chosen samples of the batch (a slice, or an index tensor)."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        chosen = {key: None if value is None else value[rows] for key, value in chosen.items()}
+        return Batch(**chosen, extra={key: value[rows] for key, value in self.extra.items()})
+
+    @staticmethod
+    def cat(batches: Sequence[Batch]) -> Batch:
+        """Join batches whose `data` have equal trailing shapes: one forward pass for several views."""
+        first = batches[0]
+        joined: dict[str, Any] = {}
+        for f in fields(first):
+            values = [getattr(batch, f.name) for batch in batches]
+            if f.name == "extra":
+                joined[f.name] = {key: torch.cat([value[key] for value in values]) for key in first.extra}
+            elif values[0] is None:
+                joined[f.name] = None
+            elif f.name == "draw":
+                joined[f.name] = Draw.cat(values)
+            else:
+                joined[f.name] = torch.cat(values)
+        return Batch(**joined)

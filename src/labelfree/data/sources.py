@@ -1,0 +1,115 @@
+"""Where data lies: what every modality needs to find files, tables and the columns beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from labelfree.errors import LabelfreeError
+
+TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
+ARRAYS = (".npy", ".npz")
+
+
+def existing(source: str | Path) -> Path:
+    """The path, or LabelfreeError if nothing is there."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        parent = next((p for p in path.parents if p.exists()), None)
+        raise LabelfreeError(f"There is nothing at '{source}'.", f"The nearest folder that exists is '{parent}'.")
+    return path
+
+
+def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files below `folder` with one of the suffixes (lower case), sorted by path; hidden files left out."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def read_table(path: Path) -> pa.Table:
+    """A CSV, TSV, Parquet, Arrow/Feather or JSON-lines file as a table.
+
+    Raises:
+        LabelfreeError: it cannot be read as what its name says.
+    """
+    from pyarrow import csv, feather, json, parquet
+
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv"):
+            tab = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
+            return csv.read_csv(path, parse_options=tab)
+        if suffix == ".parquet":
+            return parquet.read_table(path)
+        if suffix in (".arrow", ".feather"):
+            return feather.read_table(path)
+        if suffix in (".jsonl", ".json"):
+            return json.read_json(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LabelfreeError(f"'{path}' cannot be read as {suffix[1:]}: {reason}.", "Check that it is whole.") from None
+    raise LabelfreeError(f"'{path}' is not a table.", f"Tables end in {', '.join(TABLES)}.")
+
+
+def column_values(table: pa.Table, name: str) -> np.ndarray:
+    """(N,) a column as numpy: strings stay strings, missing strings become ''."""
+    column = table.column(name).combine_chunks()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_dictionary(column.type):
+        return np.array(["" if v is None else str(v) for v in column.to_pylist()], dtype=object)
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a .npy ({"": array}) or .npz file by name; memory-mapped where possible; pickled objects refused.
+
+    Raises:
+        LabelfreeError: damaged, or pickled.
+    """
+    try:
+        if path.suffix == ".npy":
+            return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # zipfile, EOF and value errors alike: the file is not a whole array file
+        raise LabelfreeError(
+            f"'{path}' cannot be read as an array: {error}.", "Save it anew with numpy.save."
+        ) from None
+
+
+def sidecar(folder: Path, names: Sequence[str]) -> pa.Table | None:
+    """The table beside files (metadata.csv, labels.csv, or the only table in `folder`) in the order of `names`.
+
+    Its first column whose values name the files ("a/b.png", or "b.png") ties rows to files; files without a row get
+    nulls.
+    """
+    tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in TABLES and not p.name.startswith(".")]
+    preferred = [p for p in tables if p.stem.lower() in ("metadata", "labels")] or (tables if len(tables) == 1 else [])
+    for path in preferred:
+        table = read_table(path)
+        for key in table.column_names:
+            rows = {str(value): row for row, value in enumerate(table.column(key).to_pylist())}
+            order = [rows.get(name, rows.get(Path(name).name)) for name in names]
+            if sum(row is not None for row in order) * 2 > len(names):
+                return table.take(pa.array(order, pa.int64()))
+    return None
+
+
+def hash_of(*parts: object) -> str:
+    """A short stable hash of the parts' texts and array bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(str((part.shape, part.dtype)).encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(str(part).encode() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def hash_files(paths: Sequence[Path], root: Path) -> str:
+    """Fingerprint of files: names and sizes (not times, so that a copy is the same source)."""
+    return hash_of(*(f"{p.relative_to(root) if p != root else p.name} {p.stat().st_size}" for p in paths))

@@ -1,0 +1,69 @@
+"""The little that objectives need to know of other processes.
+
+The rule that makes R processes equal to one: each process returns a loss whose mean over processes is the loss of the
+global batch. Gradients are averaged over processes, and those through `gather` are summed back to where they came from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def gather(x: Tensor) -> Tensor:
+    """(B, ...) → (R·B, ...): rows of all processes in the order of the global batch; differentiable."""
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over processes; differentiable."""
+    return x if world_size() == 1 else _Sum.apply(x)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """This process's part of Σ wv / Σ w over the global batch: its mean over processes is exactly that.
+
+    Use it wherever the number of terms differs between samples (masked tokens, padding).
+    """
+    weights = weights.to(values.dtype)
+    total = all_sum(weights.sum().detach()) / world_size()
+    return (values * weights).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)

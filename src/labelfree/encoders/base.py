@@ -1,0 +1,83 @@
+"""The Encoder contract: the network that the user keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+
+Hide = Literal["replace", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an encoder returns.
+
+    Attributes:
+        pooled: (B, D) one vector a sample.
+        tokens: (B, N, D) one vector a token; where hidden tokens were dropped, only the visible ones, in order.
+        valid: (B, N) bool, false where a token is padding; None where all are valid.
+        local: (B, N, D) the tokens before any context was mixed in (what predictive coding predicts), if there are.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    valid: Tensor | None = None
+    local: Tensor | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """A network from views to features. Its constructor's arguments are JSON-ready, so that `build` can repeat it."""
+
+    #: The first half of the name a user gives ("timm" in "timm:resnet18").
+    name: ClassVar[str]
+    #: What every encoder of this class can do; an instance may know better (a ViT can hide tokens, a ResNet cannot).
+    can: frozenset[Need] = frozenset()
+    #: Ways in which hidden tokens can be treated, the preferred one first.
+    hides: tuple[Hide, ...] = ()
+    #: Width D of the features.
+    dim: int
+    #: The modalities it serves; empty for all.
+    modalities: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    @abstractmethod
+    def build(cls, variant: str, modality: Modality, causal: bool = False) -> Encoder:
+        """The encoder `name:variant` for data of this modality, freshly initialised from torch's generator.
+
+        Raises:
+            LabelfreeError: unknown variant (with the nearest), or `causal` where it cannot be.
+        """
+
+    @classmethod
+    def variants(cls) -> list[str]:
+        """Names worth listing."""
+        return []
+
+    @abstractmethod
+    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+        """Features of a view.
+
+        Args:
+            batch: a view, from the modality's `view` or `prepare`.
+            mask: (B, N) bool, true where a token is hidden.
+            hide: hidden tokens are replaced by a learnt vector, or dropped before the first block (equal counts).
+        """
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Parameters from input to output, for layer-wise learning-rate decay; one group by default."""
+        return [list(self.parameters())]
+
+    def library_state(self) -> dict[str, Any]:
+        """The weights as the library that the network came from names them; its own `state_dict` elsewhere."""
+        return self.state_dict()
+
+    def load_library_state(self, state: dict[str, Any]) -> None:
+        """Take weights in the library's own names. Raises LabelfreeError naming what does not fit."""
+        self.load_state_dict(state)

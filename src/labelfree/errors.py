@@ -1,0 +1,29 @@
+"""The one exception that users meet."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LabelfreeError(Exception):
+    """A mistake that the user can mend.
+
+    The message is one sentence that names the thing, what was expected and what was found; `remedy` says what to do.
+    The command line prints both and exits with code 2.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem} {remedy}".strip())
+        self.problem = problem
+        self.remedy = remedy
+
+
+class Refusal(LabelfreeError):
+    """An objective, a modality and an encoder that do not fit together."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that looks most like `name`, as an ending for a remedy ("Did you mean 'x'?"), or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,240 @@
+"""The Modality contract: what a kind of data can do. One file a kind of data implements it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.draw import Draw
+from labelfree.errors import Refusal
+from labelfree.needs import Need
+from labelfree.settings import Settings
+
+if TYPE_CHECKING:
+    from labelfree.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was found in a source, before anything is trained.
+
+    Attributes:
+        modality: its name.
+        count: samples.
+        facts: words to print, in order ("sizes": "28×28 … 640×480", "channels": "3").
+        numbers: the same as numbers, for choosing defaults ("height", "width", "channels", "length", "documents").
+        unreadable: samples already known to be unreadable.
+    """
+
+    modality: str
+    count: int
+    facts: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    unreadable: Sequence[Unreadable] = ()
+
+
+class Dataset(ABC):
+    """A source, opened: samples by their index. Reading is by lists of indices, so that neighbours cost one access."""
+
+    #: Starts of the stretches that are cheap to read together (row groups, files); (0,) where any order is cheap.
+    shards: Sequence[int] = (0,)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        """Samples in the compact form, in the order asked for."""
+
+    @abstractmethod
+    def describe(self) -> Description: ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes when the source's content does (names, sizes, times, shapes; not every byte)."""
+
+    def name(self, index: int) -> str:
+        """What a person calls a sample: its path inside the source, or its row."""
+        return f"row {index}"
+
+    def columns(self) -> Sequence[str]:
+        """Names that `column` knows: what could serve as a label or group. "folder" is the name of a file's folder."""
+        return ()
+
+    def column(self, name: str) -> np.ndarray:
+        """(N,) values of a column as strings or numbers. Only evaluation and tasks call it: pretraining never does.
+
+        Raises:
+            LabelfreeError: no such column; names those that exist.
+        """
+        raise _no_column(name, self.columns())
+
+
+def _no_column(name: str, known: Sequence[str]) -> Refusal:
+    from labelfree.errors import nearest
+
+    has = f"it has {', '.join(known)}" if known else "it has no columns"
+    return Refusal(f"There is no column '{name}' in the source: {has}.", nearest(name, known))
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """A set of transformations for pretext tasks: which one was applied is the question.
+
+    Attributes:
+        count: how many there are.
+        apply: (batch, which (B,) int64, draw) → the transformed batch, ready for an encoder.
+    """
+
+    count: int
+    apply: Callable[[Batch, Tensor, Draw], Batch]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A default chosen from the data, the machine and the time allowed, with the reason that is printed."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a modality may reckon with when it chooses defaults.
+
+    Attributes:
+        seconds: time for training, or None where the user fixed epochs or steps.
+        flops: rough floating-point operations a second that training reaches on this machine.
+        accelerator: whether there is a GPU.
+    """
+
+    seconds: float | None
+    flops: float
+    accelerator: bool
+
+
+class Modality(ABC):
+    """A kind of data. Stateless but for its settings and the statistics that `fit` learns from training data.
+
+    A *raw* batch is what `collate` returns; a *view* is what an encoder takes. `prepare`, `view`, `overlapping_views`
+    and `transformations` turn the first into the second; everything else takes views.
+    """
+
+    name: ClassVar[str]
+    settings_class: ClassVar[type[Settings]]
+    #: What this kind of data offers to objectives.
+    offers: ClassVar[frozenset[Need]]
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings: Any = settings if settings is not None else self.settings_class()
+
+    # ---- reading
+
+    @classmethod
+    @abstractmethod
+    def recognise(cls, source: Any) -> tuple[float, str]:
+        """How sure (0–1) that `source` is this kind of data, and the words for it ("1,203 JPEG files")."""
+
+    @abstractmethod
+    def open(self, source: Any) -> Dataset:
+        """Open a source. Raises LabelfreeError where it is missing, empty or of another kind."""
+
+    def training_set(self, dataset: Dataset) -> Dataset:
+        """What pretraining draws samples from: packed token blocks, windows of long recordings; else the set itself."""
+        return dataset
+
+    @abstractmethod
+    def defaults(self, found: Description, budget: Budget) -> list[Choice]:
+        """Defaults for keys `method`, `encoder`, `batch_size`, and this modality's own, each with its reason."""
+
+    # ---- statistics, from training data only
+
+    @abstractmethod
+    def fit(self, dataset: Dataset) -> None:
+        """Learn statistics (means, vocabulary) from the training source. Pure function of the data and settings."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What `fit` learnt, as JSON-ready values."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
+
+    # ---- batches and views
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """A raw batch. Equal-shaped where samples are; else padded, with `lengths`."""
+
+    @abstractmethod
+    def prepare(self, batch: Batch) -> Batch:
+        """The view without randomness (evaluation, features): normalised, resized."""
+
+    @abstractmethod
+    def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
+        """A random view. `policy`: "contrast" (as two-view objectives want), "light" (masked and pretext objectives:
+        only what keeps the content) or "none" (as `prepare`). The result carries `draw`.
+        """
+
+    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Tensor]:
+        """Two crops that overlap, and (2, B, L) int64: in each crop, the token numbers of the L shared tokens."""
+        raise Refusal(f"{self.name} data does not offer {Need.ALIGNED_VIEWS}.")
+
+    def transformations(self) -> Mapping[str, Transformation]:
+        """Named sets for pretext tasks; the first is the default."""
+        return {}
+
+    # ---- tokens: masks, targets
+
+    @abstractmethod
+    def transformer(self, size: str, causal: bool) -> Encoder:
+        """The shared transformer of `size` (nano, tiny, small, base) with this modality's stem; timm's ViT for
+        pictures.
+        """
+
+    def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
+        """(B, N) bool, true where a token of the view is to be hidden. Equal counts a sample where all are full."""
+        raise Refusal(f"{self.name} data does not offer {Need.MASK}.")
+
+    def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
+        """Last word on how hidden tokens look (BERT's 80/10/10): the view and mask that the encoder is given."""
+        return batch, mask
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(B, N, ...) what each token of a view ought to be predicted as (normalised pixels, ids, values)."""
+        raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
+
+    @property
+    def target_dim(self) -> int:
+        """Width of the prediction for one token."""
+        raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
+
+    def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing."""
+        raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
+
+    # ---- for people, and for baselines
+
+    @abstractmethod
+    def show(self, sample: Sample) -> str:
+        """HTML that a person looks at: a thumbnail, a sparkline, a snippet. Escaped, self-contained."""
+
+    @abstractmethod
+    def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """Features without any network, (N, F) for each of train and others (dense, or a scipy sparse matrix).
+
+        Pixels, window statistics, TF-IDF: fitted on `train` only. A classical model on them is the honest baseline.
+        """
+
+
+def token_mask(views: Tensor, ratio: float) -> Tensor:
+    """(B, N) scores → (B, N) bool: the `ratio` of tokens with the lowest scores, the same count in each row."""
+    count = max(1, min(views.shape[1] - 1, round(ratio * views.shape[1])))
+    return views.argsort(dim=1).argsort(dim=1) < count

@@ -1,0 +1,87 @@
+"""The Objective contract: how a model learns without labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step gives.
+
+    Attributes:
+        loss: scalar, the mean over the global batch of this process's part (see `labelfree.distributed`).
+        features: (B, D) pooled features of this process's samples, for watching health; detached.
+        logs: further scalars to record, detached, never read on the hot path.
+    """
+
+    loss: Tensor
+    features: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of settings for an objective, which a user asks for like a method.
+
+    Attributes:
+        settings: of the objective.
+        training: of the engine (learning_rate, optimizer, ...), where the paper's differ from the objective's.
+        modality: names of the modalities it is for; empty for all.
+        options: settings of the modality or encoder (augment, size), where the recipe needs them.
+        encoder: preferred encoder spec, or None.
+        source: paper, section.
+    """
+
+    source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    encoder: str | None = None
+
+
+class Objective(nn.Module, ABC):
+    """Owns the encoder while it learns, and heads, teacher, queue or prototypes; nothing of the training loop.
+
+    All state is in `state_dict()`; all randomness comes from the `draw`. Statistics that couple samples go through
+    `labelfree.distributed`, so that the loss of several processes is that of one.
+    """
+
+    name: ClassVar[str]
+    settings_class: ClassVar[type[Settings]]
+    needs: ClassVar[frozenset[Need]]
+    #: Recipes that this objective carries, by name.
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
+    #: Training settings that suit it (learning_rate per 256 samples, weight_decay, optimizer, ...), unless a recipe or
+    #: the user says otherwise.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: Settings | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.modality = modality
+        self.settings: Any = settings if settings is not None else self.settings_class()
+
+    @abstractmethod
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        """The loss of a raw batch."""
+
+    def forward(self, batch: Batch, draw: Draw) -> Step:
+        """`loss`, under the name that wrappers (DDP, FSDP, compile) call."""
+        return self.loss(batch, draw)
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step with the share of training done (0–1]: teachers and queues move here."""

@@ -1,0 +1,126 @@
+"""Finds modalities, encoders and objectives: one file each, nothing central to edit.
+
+Every module of `labelfree.modalities`, `labelfree.encoders` and `labelfree.objectives` is looked at, and so are classes
+that a user's own code defines by subclassing the contracts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from labelfree.errors import LabelfreeError, Refusal, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from labelfree.encoders.base import Encoder
+    from labelfree.modalities.base import Modality
+    from labelfree.objectives.base import Objective, Recipe
+
+T = TypeVar("T")
+
+
+@lru_cache
+def _import_all(package: str) -> None:
+    module = importlib.import_module(f"labelfree.{package}")
+    for info in pkgutil.iter_modules(module.__path__):
+        importlib.import_module(f"labelfree.{package}.{info.name}")
+
+
+def _subclasses(base: type[T]) -> Mapping[str, type[T]]:
+    found: dict[str, type[T]] = {}
+    pending = [base]
+    while pending:
+        cls = pending.pop()
+        pending += cls.__subclasses__()
+        if not inspect.isabstract(cls) and "name" in vars(cls):
+            found[vars(cls)["name"]] = cls
+    return dict(sorted(found.items()))
+
+
+def modalities() -> Mapping[str, type[Modality]]:
+    from labelfree.modalities.base import Modality
+
+    _import_all("modalities")
+    return _subclasses(Modality)  # type: ignore[type-abstract]
+
+
+def encoders() -> Mapping[str, type[Encoder]]:
+    from labelfree.encoders.base import Encoder
+
+    _import_all("encoders")
+    return _subclasses(Encoder)  # type: ignore[type-abstract]
+
+
+def objectives() -> Mapping[str, type[Objective]]:
+    from labelfree.objectives.base import Objective
+
+    _import_all("objectives")
+    return _subclasses(Objective)  # type: ignore[type-abstract]
+
+
+def recipes() -> dict[str, tuple[type[Objective], Recipe]]:
+    return {name: (cls, recipe) for cls in objectives().values() for name, recipe in cls.recipes.items()}
+
+
+def find(kind: str, known: Mapping[str, Any], name: str) -> Any:
+    """Entry `name` of `known`. Raises LabelfreeError with the nearest name."""
+    if name not in known:
+        raise LabelfreeError(
+            f"There is no {kind} '{name}'.", nearest(name, known) or f"There are: {', '.join(sorted(known))}."
+        )
+    return known[name]
+
+
+def method(name: str) -> tuple[type[Objective], Recipe | None]:
+    """The objective, and recipe if it is one, that a user's `--method` names."""
+    known: dict[str, Any] = {key: (cls, None) for key, cls in objectives().items()}
+    return find("method", known | recipes(), name)
+
+
+def build_encoder(spec: str | nn.Module, modality: Modality, causal: bool = False) -> Encoder:
+    """The encoder that "timm:resnet18", "dilated" or "transformer:tiny" names; a bare size means the transformer."""
+    if not isinstance(spec, str):
+        from labelfree.encoders.custom import Custom
+
+        return Custom.wrap(spec, modality)
+    name, _, variant = spec.partition(":")
+    if name in ("nano", "tiny", "small", "base"):
+        name, variant = "transformer", name
+    cls = find("encoder", encoders(), name)
+    if cls.modalities and modality.name not in cls.modalities:
+        served = " and ".join(sorted(cls.modalities))
+        fitting = [
+            key for key, other in encoders().items() if not other.modalities or modality.name in other.modalities
+        ]
+        raise Refusal(f"Encoder '{name}' is for {served}, not for {modality.name}.", f"Use {', '.join(fitting)}.")
+    return cls.build(variant, modality, causal=causal)
+
+
+def missing(
+    objective: type[Objective], modality: Modality | type[Modality], encoder: Encoder | None = None
+) -> list[str]:
+    """Sentences for the needs of `objective` that the modality, or the encoder, does not meet; empty if it fits."""
+    from labelfree.needs import Need
+
+    of_encoder = {Need.TOKENS, Need.MASK, Need.CAUSAL}
+    of_modality = {need for need in Need if need not in (Need.TOKENS, Need.CAUSAL)}
+    gaps = [
+        f"{modality.name} data does not offer {n}" for n in Need if n in objective.needs & of_modality - modality.offers
+    ]
+    if encoder is not None:
+        gaps += [f"the encoder does not offer {n}" for n in Need if n in objective.needs & of_encoder - encoder.can]
+    return gaps
+
+
+def check_fit(objective: type[Objective], modality: Modality, encoder: Encoder | None = None) -> None:
+    """Raises Refusal with the needs that are missing and the methods that would fit."""
+    gaps = missing(objective, modality, encoder)
+    if gaps:
+        fitting = [name for name, cls in objectives().items() if not missing(cls, modality, encoder)]
+        raise Refusal(f"Method '{objective.name}' needs more: {'; '.join(gaps)}.", f"What fits: {', '.join(fitting)}.")

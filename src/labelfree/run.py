@@ -1,0 +1,182 @@
+"""The run directory: what a pretraining leaves, and everything that starts from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labelfree.errors import LabelfreeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from labelfree.encoders.base import Encoder
+    from labelfree.evaluation.protocol import Evaluation
+    from labelfree.modalities.base import Dataset, Modality
+    from labelfree.tasks.finetune import Model
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises LabelfreeError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LabelfreeError(f"'{path}' is missing.", "Is this the folder of a run?") from None
+    except ValueError as error:
+        raise LabelfreeError(f"'{path}' is damaged: {error}.", "Restore it from a copy, or train again.") from None
+
+
+def save_encoder(folder: Path, encoder: Encoder, modality: Modality, spec: str, causal: bool) -> None:
+    """Write the deliverable: weights as safetensors, and how to build them again as JSON."""
+    from labelfree.training.checkpoint import write_tensors
+
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_tensors(folder / "model.safetensors", encoder.state_dict())
+    config = {
+        "format": 1,
+        "sha256": digest,
+        "encoder": {"spec": spec, "causal": causal, "dim": encoder.dim},
+        "modality": {
+            "name": modality.name,
+            "settings": modality.settings.model_dump(mode="json"),
+            "state": modality.state(),
+        },
+    }
+    write_json(folder / "config.json", config)
+
+
+def load_encoder(folder: Path, encoder: torch.nn.Module | None = None) -> tuple[Modality, Encoder]:
+    """The modality (with its statistics) and the encoder (evaluation mode, CPU) that `save_encoder` wrote.
+
+    Args:
+        folder: an `encoder` folder.
+        encoder: the user's own module, where the run was trained with one (its code is never in the file).
+
+    Raises:
+        LabelfreeError: missing, altered, or of another make.
+    """
+    from labelfree import registry
+    from labelfree.training.checkpoint import read_tensors
+
+    config = read_json(folder / "config.json")
+    kind = registry.find("modality", registry.modalities(), config["modality"]["name"])
+    modality = kind(kind.settings_class.read(config["modality"]["settings"], kind.name))
+    modality.load_state(config["modality"]["state"])
+    built = registry.build_encoder(
+        encoder if encoder is not None else config["encoder"]["spec"], modality, config["encoder"]["causal"]
+    )
+    built.load_state_dict(read_tensors(folder / "model.safetensors", config["sha256"]))
+    return modality, built.eval()
+
+
+class Run:
+    """A finished or unfinished pretraining on disk.
+
+    Attributes:
+        path: its folder.
+        info: the contents of `run.json`.
+    """
+
+    def __init__(self, path: str | Path, encoder: torch.nn.Module | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise LabelfreeError(f"There is no run at '{path}'.", "Name the folder that `labelfree pretrain` wrote.")
+        self.info: dict[str, Any] = read_json(self.path / "run.json")
+        self._own_encoder = encoder
+        self._loaded: tuple[Modality, Encoder] | None = None
+
+    def _load(self) -> tuple[Modality, Encoder]:
+        if self._loaded is None:
+            self._loaded = load_encoder(self.path / "encoder", self._own_encoder)
+        return self._loaded
+
+    @property
+    def modality(self) -> Modality:
+        """The kind of data, with the statistics of the training source."""
+        return self._load()[0]
+
+    @property
+    def encoder(self) -> Encoder:
+        """The pretrained encoder, in evaluation mode."""
+        return self._load()[1]
+
+    @property
+    def state(self) -> str:
+        """ "finished", "stopped", "running" or "failed"."""
+        return str(self.info["state"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Logged steps, oldest first."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def open(self, source: Any) -> Dataset:
+        """Open another source as the run's kind of data."""
+        return self.modality.open(source)
+
+    def embed(self, source: Any, batch_size: int = 256) -> np.ndarray:
+        """(N, D) float32 features of every sample of `source`, NaN rows where a sample cannot be read."""
+        from labelfree.tasks.embed import embed
+
+        return embed(self.encoder, self.modality, self.open(source), batch_size=batch_size)
+
+    def evaluate(self, train: Any, test: Any, label: str, **options: Any) -> Evaluation:
+        """Prove it with labels: see `labelfree.evaluation.protocol.evaluate`."""
+        from labelfree.evaluation.protocol import evaluate
+
+        return evaluate(self, train, test, label, **options)
+
+    def finetune(self, train: Any, label: str, out: str | Path, **options: Any) -> Model:
+        """Train a classifier from the encoder: see `labelfree.tasks.finetune.finetune`."""
+        from labelfree.tasks.finetune import finetune
+
+        return finetune(self, train, label, out, **options)
+
+    def report(self) -> Path:
+        """Write `report.html` and return its path."""
+        from labelfree.evaluation.report import write_report
+
+        return write_report(self)
+
+    def evaluations(self) -> Sequence[Mapping[str, Any]]:
+        """Results that `evaluate` has saved under `evaluation/`."""
+        return [read_json(path) for path in sorted((self.path / "evaluation").glob("*.json"))]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, state={self.state!r})"
+
+
+def load(path: str | Path, encoder: torch.nn.Module | None = None) -> Any:
+    """Open what Labelfree has written: a `Run`, or a fine-tuned `Model`.
+
+    Args:
+        path: the folder.
+        encoder: the user's own network, if the run was trained with one.
+    """
+    folder = Path(path)
+    if (folder / "model.json").exists():
+        from labelfree.tasks.finetune import Model
+
+        return Model.load(folder)
+    return Run(folder, encoder)

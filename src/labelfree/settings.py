@@ -1,0 +1,88 @@
+"""Settings: each part owns its own, as a frozen model; this is their common base and the reader of `key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import pydantic
+
+from labelfree.errors import LabelfreeError, nearest
+
+
+class Settings(pydantic.BaseModel):
+    """Base of every settings class: frozen, and unknown keys are refused.
+
+    Each field carries `Field(description=...)`: one line, which becomes help and reference text.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], owner: str) -> Self:
+        """Check `values` and build the settings; `owner` names them in errors ("simclr").
+
+        Raises:
+            LabelfreeError: one sentence for all faults: each key, what is allowed, what came.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            raise LabelfreeError(
+                _explain(error, cls, owner), "Run `labelfree list` for what each part accepts."
+            ) from None
+
+
+def _explain(error: pydantic.ValidationError, cls: type[Settings], owner: str) -> str:
+    faults = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "value"
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"{owner} has no setting '{key}'. {nearest(key, cls.model_fields)}".strip())
+        else:
+            message = fault["msg"][0].lower() + fault["msg"][1:]
+            faults.append(f"{owner} setting '{key}': {message}, but {fault.get('input')!r} was given")
+    return "; ".join(faults) + "."
+
+
+def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
+    """`["size=32", "augment=none"]` as a dictionary of strings; pydantic turns them into numbers where they are.
+
+    Raises:
+        LabelfreeError: a word without "=".
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise LabelfreeError(f"'{word}' is not a setting: expected key=value.", "For instance batch_size=64.")
+        values[key.strip().replace("-", "_")] = value.strip()
+    return values
+
+
+def share_out(values: Mapping[str, Any], owners: Mapping[str, type[Settings]]) -> dict[str, dict[str, Any]]:
+    """Give each `key` to the one owner whose settings have it; `owner.key` names the owner outright.
+
+    Args:
+        values: flat settings, as a user writes them.
+        owners: name of each part ("training", "simclr", "image", ...) and its settings class.
+
+    Raises:
+        LabelfreeError: a key that nobody has (with the nearest that exists) or that two have.
+    """
+    shares: dict[str, dict[str, Any]] = {name: {} for name in owners}
+    known = {key for cls in owners.values() for key in cls.model_fields}
+    for key, value in values.items():
+        prefix, dot, rest = key.partition(".")
+        if dot and prefix in owners:
+            shares[prefix][rest] = value
+            continue
+        takers = [name for name, cls in owners.items() if key in cls.model_fields]
+        if not takers:
+            where = ", ".join(owners)
+            raise LabelfreeError(f"There is no setting '{key}' in {where}.", nearest(key, known))
+        if len(takers) > 1:
+            choices = " or ".join(f"{taker}.{key}" for taker in takers)
+            raise LabelfreeError(f"Setting '{key}' belongs to {' and '.join(takers)}.", f"Write {choices}.")
+        shares[takers[0]][key] = value
+    return shares
