@@ -1,0 +1,137 @@
+"""Data lives where the compute is: a source that fits is read once and kept as one collated batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Description, Modality
+
+CHUNK = 256
+#: A cache takes at most this share of the memory that is free, and never more than the limit.
+SHARE, LIMIT = 0.3, 8 << 30
+#: What streaming keeps in reach at a time.
+WINDOW_BYTES = 64 << 20
+
+
+def sample_bytes(dataset: Dataset, tries: int = 16) -> float:
+    """Mean size of a compact sample in bytes, from a few spread over the source.
+
+    Raises:
+        LabelfreeError: none of them can be read.
+    """
+    where = sorted(set(np.linspace(0, len(dataset) - 1, min(tries, len(dataset))).astype(int).tolist()))
+    read = dataset.read(where)
+    sizes = [sample.data.nbytes for sample in read if isinstance(sample, Sample)]
+    if not sizes:
+        example = next(item for item in read if isinstance(item, Unreadable))
+        raise LabelfreeError(
+            f"None of the {len(where)} samples tried can be read; '{example.name}': {example.reason}.",
+            "Check the source, or name another modality.",
+        )
+    return float(np.mean(sizes))
+
+
+def memory_for_cache() -> int:
+    """Bytes that a cache may take on this machine."""
+    return min(int(psutil.virtual_memory().available * SHARE), LIMIT)
+
+
+def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) -> tuple[list[Sample], list[Unreadable]]:
+    """Every sample, in order, read by a few threads (decoders release the interpreter lock)."""
+    chunks = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
+    samples: list[Sample] = []
+    unreadable: list[Unreadable] = []
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        for chunk, items in zip(chunks, pool.map(dataset.read, chunks), strict=True):
+            for item in items:
+                (samples if isinstance(item, Sample) else unreadable).append(item)  # type: ignore[arg-type]
+            if progress:
+                progress(chunk.stop)
+    return samples, unreadable
+
+
+class Cached(Dataset):
+    """A dataset whose samples are in memory, and, where they are alike enough, collated into one raw batch.
+
+    Attributes:
+        unreadable: samples that are left out.
+        whole: the raw batch of all samples that are kept, or None where padding them together would waste memory.
+    """
+
+    def __init__(self, dataset: Dataset, modality: Modality, progress: Callable[[int], None] | None = None) -> None:
+        self._dataset = dataset
+        self._modality = modality
+        samples, self.unreadable = read_all(dataset, progress)
+        if not samples:
+            raise LabelfreeError(f"None of the {len(dataset)} samples can be read.", "Check the source.")
+        self.kept = np.array([sample.index for sample in samples])
+        self._samples: list[Sample] | None = samples
+        self.whole: Batch | None = None
+        if _alike(samples):
+            parts = [modality.collate(samples[i : i + CHUNK]) for i in range(0, len(samples), CHUNK)]
+            self.whole = Batch.cat(parts)
+            self._samples = None
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def batch(self, places: np.ndarray) -> Batch:
+        """The raw batch of the samples at `places` among those kept, wherever the cache lies."""
+        if self.whole is not None:
+            return self.whole[torch.as_tensor(places, device=self.whole.index.device)]
+        assert self._samples is not None
+        return self._modality.collate([self._samples[place] for place in places])
+
+    def to(self, device: torch.device) -> Cached:
+        """Move the collated batch to a device, once."""
+        if self.whole is not None:
+            self.whole = self.whole.to(device)
+        return self
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return self._dataset.read([int(self.kept[i]) for i in indices])
+
+    def describe(self) -> Description:
+        return self._dataset.describe()
+
+    def fingerprint(self) -> str:
+        return self._dataset.fingerprint()
+
+    def name(self, index: int) -> str:
+        return self._dataset.name(int(self.kept[index]))
+
+    def columns(self) -> Sequence[str]:
+        return self._dataset.columns()
+
+    def column(self, name: str) -> np.ndarray:
+        return self._dataset.column(name)[self.kept]
+
+
+def _alike(samples: Sequence[Sample]) -> bool:
+    """Whether one padded tensor of all samples costs little more than the samples."""
+    shapes = np.array([sample.data.shape for sample in samples])
+    padded = len(samples) * shapes.max(axis=0).prod()
+    return bool(padded <= 1.25 * shapes.prod(axis=1).sum())
+
+
+def cached(dataset: Dataset, modality: Modality) -> Dataset:
+    """The dataset with its samples in memory if they fit; else the dataset itself."""
+    if isinstance(dataset, Cached) or sample_bytes(dataset) * len(dataset) > memory_for_cache():
+        return dataset
+    return Cached(dataset, modality)
+
+
+def batch_bytes(batch: Batch) -> int:
+    """Bytes of a batch's tensors."""
+    values: list[Any] = [batch.data, batch.index, batch.lengths, batch.time, batch.group, *batch.extra.values()]
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))

@@ -1,0 +1,135 @@
+"""Raw batches, step by step: from a cache, or streamed ahead by workers; the same numbers either way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.cache import Cached
+from labelfree.data.sampler import Order
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Modality
+
+AHEAD = 2
+
+
+def batches(
+    dataset: Dataset, modality: Modality, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
+) -> Iterator[Batch]:
+    """Raw batches of the samples `indices` (default: all), in order, on the CPU; unreadable ones are left out."""
+    places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
+    for start in range(0, len(places), batch_size):
+        chunk = places[start : start + batch_size]
+        if isinstance(dataset, Cached):
+            yield dataset.batch(chunk).to("cpu")
+            continue
+        samples = [item for item in dataset.read(chunk.tolist()) if isinstance(item, Sample)]
+        if samples:
+            yield modality.collate(samples)
+
+
+class _Stream(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """A step number → that step's raw batch and what could not be read; what a DataLoader's workers run."""
+
+    def __init__(self, dataset: Dataset, modality: Modality, order: Order, part: int, parts: int) -> None:
+        self.dataset, self.modality, self.order, self.part, self.parts = dataset, modality, order, part, parts
+
+    def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]]:
+        wanted = self.order.batch(step, self.part, self.parts)
+        items = self.dataset.read(wanted.tolist())
+        bad = [item for item in items if isinstance(item, Unreadable)]
+        samples = [item if isinstance(item, Sample) else self._stand_in(item.index) for item in items]
+        return self.modality.collate(samples), bad
+
+    def _stand_in(self, index: int) -> Sample:
+        """The next readable sample after an unreadable one: a function of the source, whoever reads it."""
+        count = len(self.dataset)
+        for offset in range(1, min(count, 1000)):
+            item = self.dataset.read([(index + offset) % count])[0]
+            if isinstance(item, Sample):
+                return item
+        raise LabelfreeError(f"A thousand samples in a row, from number {index}, cannot be read.", "Check the source.")
+
+
+class Loader:
+    """Batches of the steps `start` … `stop`-1 for one process, on its device, read ahead of the training."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        modality: Modality,
+        order: Order,
+        device: torch.device,
+        workers: int = 0,
+        part: int = 0,
+        parts: int = 1,
+        on_unreadable: Callable[[list[Unreadable]], None] | None = None,
+    ) -> None:
+        self.dataset, self.order, self.device = dataset, order, device
+        self.part, self.parts, self.workers = part, parts, workers
+        self._stream = _Stream(dataset, modality, order, part, parts)
+        self._on_unreadable = on_unreadable
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        if isinstance(self.dataset, Cached):
+            for step in range(start, stop):
+                yield self.dataset.batch(self.order.batch(step, self.part, self.parts)).to(self.device)
+            return
+        for batch, bad in self._ahead(start, stop):
+            if bad and self._on_unreadable:
+                self._on_unreadable(bad)
+            yield batch.to(self.device, non_blocking=True)
+
+    def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
+        if self.workers == 0:
+            return _in_thread(self._stream.__getitem__, range(start, stop))
+        loader = torch.utils.data.DataLoader(
+            self._stream,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=self.workers,
+            prefetch_factor=AHEAD,
+            pin_memory=False,
+        )
+        return iter(loader)
+
+
+def _in_thread(
+    read: Callable[[int], tuple[Batch, list[Unreadable]]], steps: range
+) -> Iterator[tuple[Batch, list[Unreadable]]]:
+    """Results of `read`, made by one thread that stays at most `AHEAD` steps in front."""
+    results: queue.Queue[tuple[Batch, list[Unreadable]] | BaseException] = queue.Queue(AHEAD)
+    stopped = threading.Event()
+
+    def put(item: tuple[Batch, list[Unreadable]] | BaseException) -> None:
+        while not stopped.is_set():
+            try:
+                return results.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in steps:
+                if stopped.is_set():
+                    return
+                put(read(step))
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        for _ in steps:
+            item = results.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

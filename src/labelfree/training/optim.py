@@ -1,0 +1,60 @@
+"""Optimisers and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from labelfree.training.settings import OptimSettings
+
+
+def peak_rate(settings: OptimSettings, batch_size: int) -> float:
+    """The peak learning rate: linear in the global batch for sgd and lars (Goyal et al. 2017), as given for adamw."""
+    scale = 1.0 if settings.optimizer == "adamw" else batch_size / 256
+    return settings.learning_rate * scale
+
+
+def build_optimizer(
+    params: Iterable[nn.Parameter],
+    settings: OptimSettings,
+    batch_size: int = 256,
+    betas: tuple[float, float] | None = None,
+) -> Optimizer:
+    """The optimiser of `settings`. Vectors (biases, normalisation weights) are not decayed, nor adapted by LARS."""
+    trained = [p for p in params if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    rate = peak_rate(settings, batch_size)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=betas or (0.9, settings.beta2), fused=True)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
+    from timm.optim import Lars
+
+    # η and the clipped trust ratio as in FACTS' picture recipes (solo-learn); groups without decay are not adapted
+    return Lars(groups, lr=rate, momentum=settings.momentum, trust_coeff=0.02, trust_clip=True)
+
+
+def warmup_steps(settings: OptimSettings, steps: int) -> int:
+    """Steps of warm-up: `warmup` is a share of the training below 1, else a number of steps."""
+    return round(settings.warmup * steps if settings.warmup < 1 else min(settings.warmup, steps))
+
+
+def cosine(step: int, steps: int, warmup: int = 0) -> float:
+    """Factor of the peak rate at `step` (from 0): linear warm-up, then a half cosine to 0 (Loshchilov & Hutter 2017)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give all groups one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,109 @@
+"""The machine: threads, allocator, precision, device. The only place that knows what the hardware can do."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import lru_cache
+from typing import Any
+
+import psutil
+import torch
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_machine(threads: int | None = None) -> None:
+    """Set threads, and keep glibc from handing freed memory back at every step (which costs page faults)."""
+    if threads:
+        torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            m_trim_threshold, m_mmap_threshold, m_top_pad = -1, -3, -2
+            libc.mallopt(m_mmap_threshold, 1 << 30)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+            libc.mallopt(m_top_pad, 64 << 20)
+
+
+def device(accelerator: str = "auto") -> torch.device:
+    """The device that `accelerator` means here."""
+    if accelerator == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("cpu")
+    return torch.device(accelerator)
+
+
+@lru_cache
+def _cpu_flags() -> frozenset[str]:
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def fast_bf16(on: torch.device) -> bool:
+    """Whether bfloat16 is computed in hardware."""
+    if on.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return on.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
+
+
+def best_precision(on: torch.device) -> str:
+    """ "bf16" or "32"."""
+    return "bf16" if fast_bf16(on) else "32"
+
+
+def autocast(on: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision for a forward pass."""
+    return torch.autocast(on.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def flops(on: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a large matrix product: a yardstick for choosing defaults."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = 4096 if on.type == "cuda" else 768
+    a = torch.ones(size, size, device=on, dtype=kind)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        for _ in range(3):
+            b = a @ a
+        float(b[0, 0])
+        best = min(best, (time.perf_counter() - start) / 3)
+    return 2 * size**3 / best
+
+
+def peak_memory(on: torch.device) -> int:
+    """Bytes: most that was allocated on a GPU; on a CPU what this process holds now."""
+    if on.type == "cuda":
+        return torch.cuda.max_memory_allocated(on)
+    return int(psutil.Process().memory_info().rss)
+
+
+def hardware() -> dict[str, str]:
+    """What this was run on, for the record."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    found = {"cpu": f"{name}, {cores()} cores", "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB"}
+    if torch.cuda.is_available():
+        found["gpu"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("labelfree", "torch", "timm", "lightning-fabric", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,68 @@
+"""Settings of the engine, shared by every objective."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from labelfree.settings import Settings
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Auto = Literal["auto"]
+
+
+class OptimSettings(Settings):
+    """How weights are moved."""
+
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """adamw, sgd (Nesterov momentum) or lars (layer-wise adaptive rates; You et al. 2017)"""
+    learning_rate: PositiveFloat = 1e-3
+    """peak learning rate; for sgd and lars per 256 samples of the global batch"""
+    weight_decay: float = Field(0.01, ge=0)
+    """weight decay; biases and normalisation weights are left alone"""
+    momentum: Fraction = 0.9
+    """momentum of sgd and lars"""
+    beta2: Fraction = 0.999
+    """AdamW's decay of squared gradients"""
+    warmup: float = Field(0.03, ge=0)
+    """share of the training (below 1), or number of steps, in which the learning rate rises from 0"""
+    clip: float = Field(0.0, ge=0)
+    """largest gradient norm; 0 for no clipping"""
+
+
+class TrainSettings(OptimSettings):
+    """How a pretraining goes. "auto" is resolved before training; value and reason are printed and written down."""
+
+    batch_size: PositiveInt = 256
+    """samples of a global batch"""
+    precision: Literal["auto", "bf16", "32"] = "auto"
+    """bf16 (mixed) where the hardware has it, else 32"""
+    workers: int | Auto = "auto"
+    """processes that read a streamed source; 0 reads ahead in a thread"""
+    threads: PositiveInt | Auto = "auto"
+    """processor threads for tensor operations of each process"""
+    devices: PositiveInt = 1
+    """processes on this machine, one a device"""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """where to compute"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """several processes: copies of the model (ddp), or one model in shards (fsdp, for encoders too large to copy)"""
+    checkpoint_every: PositiveInt | Auto = "auto"
+    """steps between checkpoints; auto: about a minute"""
+    log_every: PositiveInt | Auto = "auto"
+    """steps between logged lines"""
+    cache: Literal["auto", "memory", "device", "none"] = "auto"
+    """keep the decoded source in memory, on the device, or stream it"""
+    shuffle_window: int | Auto = "auto"
+    """samples within which a streamed source is shuffled, at least; 0 for all"""
+    max_unreadable: Fraction = 0.05
+    """share of unreadable samples above which pretraining refuses"""
+    deterministic: bool = False
+    """on a GPU: the same numbers in every run, a little slower (a CPU always is)"""
+    compile: bool = False
+    """torch.compile the objective: slower to start, faster to run on a GPU"""
+    tensorboard: bool = False
+    """also log for TensorBoard, in the run's folder"""
+    csv: bool = False
+    """also log metrics.csv"""
