@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def batches(
             yield modality.collate(samples)
 
 
-class _Stream(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class _Stream(torch.utils.data.Dataset):
     """A step number → that step's raw batch and what could not be read; what a DataLoader's workers run."""
 
     def __init__(self, dataset: Dataset, modality: Modality, order: Order, part: int, parts: int) -> None:
@@ -108,10 +109,9 @@ def _in_thread(
 
     def put(item: tuple[Batch, list[Unreadable]] | BaseException) -> None:
         while not stopped.is_set():
-            try:
-                return results.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                results.put(item, timeout=0.1)
+                return
 
     def work() -> None:
         try:

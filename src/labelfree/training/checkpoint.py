@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from labelfree.errors import LabelfreeError
 
@@ -59,3 +63,72 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
             "Restore it from a copy; a run's previous checkpoint is kept beside it.",
         )
     return parse(content)
+
+
+def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, keep: int = 2) -> Path:
+    """Write the training state of `step` as a folder of its own, then drop all but the newest `keep`.
+
+    The folder appears under its name only when it is whole.
+    """
+    final = folder / f"step-{step:09d}"
+    beside = folder / f"step-{step:09d}.part"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    groups, moments, numbers = _split(optimizer)
+    digests = {
+        "model": write_tensors(beside / "model.safetensors", module.state_dict()),
+        "optimizer": write_tensors(beside / "optimizer.safetensors", moments),
+    }
+    content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
+    write_bytes(beside / "state.json", json.dumps(content).encode())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(beside, final)
+    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
+    """Restore the newest whole checkpoint under `folder` and return its step; 0 where there is none.
+
+    Raises:
+        LabelfreeError: a checkpoint is cut or altered, or is of another model.
+    """
+    found = sorted(folder.glob("step-*[0-9]"))
+    if not found:
+        return 0
+    newest = found[-1]
+    try:
+        content = json.loads((newest / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise LabelfreeError(
+            f"'{newest / 'state.json'}' is cut or altered: {error}.",
+            f"Delete '{newest}' to resume from the one before.",
+        ) from None
+    try:
+        module.load_state_dict(read_tensors(newest / "model.safetensors", content["sha256"]["model"]))
+    except RuntimeError as error:
+        raise LabelfreeError(
+            f"'{newest}' holds another model: {str(error).splitlines()[-1].strip()}.",
+            "Resume with the settings it was made with.",
+        ) from None
+    _join(optimizer, content, read_tensors(newest / "optimizer.safetensors", content["sha256"]["optimizer"]))
+    return int(content["step"])
+
+
+def _split(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, float]]:
+    """An optimiser's state as JSON-ready groups, tensors and plain numbers."""
+    state = optimizer.state_dict()
+    flat = {
+        f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items() if value is not None
+    }
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return state["param_groups"], tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _join(optimizer: Optimizer, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **content["numbers"]}.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})

@@ -48,7 +48,7 @@ def warmup_steps(settings: OptimSettings, steps: int) -> int:
 
 
 def cosine(step: int, steps: int, warmup: int = 0) -> float:
-    """Factor of the peak rate at `step` (from 0): linear warm-up, then a half cosine to 0 (Loshchilov & Hutter 2017)."""
+    """Factor of the peak rate at `step` (from 0): linear warm-up, half a cosine to 0 (Loshchilov & Hutter 2017)."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

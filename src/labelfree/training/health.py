@@ -1,0 +1,70 @@
+"""Health of a training: what its features look like, and collapse and divergence named in words."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+#: Consecutive logged steps that must agree before something is said.
+PATIENCE = 3
+
+
+@torch.no_grad()
+def feature_health(features: Tensor) -> dict[str, Tensor]:
+    """Measures of a batch of features (B, D); scalars on the features' device.
+
+    `feature_std`: mean standard deviation per dimension of the normalised features, times √D: 1 for features spread
+    evenly over the sphere, 0 when all are one point (Chen & He 2021, §4.1). `effective_rank`: exponential of the
+    entropy of the singular values (RankMe, Garrido et al. 2023). `uniformity`: logarithm of the mean Gaussian potential
+    of pairs (Wang & Isola 2020); lower is more even.
+    """
+    x = features.float()
+    x = x[: 512 if x.shape[1] <= 1024 else 256]
+    unit = torch.nn.functional.normalize(x, dim=1)
+    values = torch.linalg.svdvals(x - x.mean(dim=0)) if len(x) > 1 else x.new_zeros(1)
+    share = values / values.sum().clamp_min(1e-12)
+    entropy = -(share * share.clamp_min(1e-12).log()).sum()
+    distance = 2 - 2 * unit @ unit.T
+    pairs = (-2 * distance).exp().sum() - len(x)
+    return {
+        "feature_std": unit.std(dim=0, unbiased=False).mean() * math.sqrt(x.shape[1]),
+        "effective_rank": entropy.exp() * (values.sum() > 1e-9),
+        "uniformity": (pairs / max(1, len(x) * (len(x) - 1))).clamp_min(1e-12).log(),
+    }
+
+
+class Watch:
+    """Reads logged steps and says, once each, when the features collapse or the loss diverges."""
+
+    def __init__(self) -> None:
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=PATIENCE)
+        self._best = math.inf
+        self.said: dict[str, str] = {}
+
+    def read(self, line: Mapping[str, float]) -> list[str]:
+        """Warnings that this logged line gives rise to, in words."""
+        self._recent.append(line)
+        loss = line["loss"]
+        self._best = min(self._best, loss) if math.isfinite(loss) else self._best
+        if len(self._recent) < PATIENCE:
+            return []
+        found = {}
+        if all(past["feature_std"] < 0.05 or past["effective_rank"] < 1.5 for past in self._recent):
+            found["collapse"] = (
+                f"The features have collapsed: effective rank {line['effective_rank']:.1f}, standard deviation "
+                f"{line['feature_std']:.3f} (1 is even). Lower learning_rate, or take larger batches."
+            )
+        if all(
+            not math.isfinite(past["loss"]) or past["loss"] - self._best > 3 * abs(self._best) + 3
+            for past in self._recent
+        ):
+            found["divergence"] = (
+                f"The loss diverges: {loss:.4g}, after a best of {self._best:.4g}. Lower learning_rate."
+            )
+        fresh = [words for kind, words in found.items() if kind not in self.said]
+        self.said |= found
+        return fresh

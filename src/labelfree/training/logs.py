@@ -1,0 +1,115 @@
+"""What a person sees while it trains, and the files of numbers that stay."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(words: str, style: str | None = None) -> None:
+    """Print for the person, on standard error, so that standard output stays clean for scripts."""
+    console.print(words, style=style, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "45 s", "3 min 20 s", "2 h 5 min"."""
+    seconds = round(seconds)
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line a logged step; on resuming, lines after the checkpoint are dropped."""
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        lines = path.read_text().splitlines() if path.exists() and resume_at else []
+        kept = [line for line in lines if _whole(line) and json.loads(line)["step"] <= resume_at]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _whole(line: str) -> bool:
+    """Whether a line survived whatever ended the run."""
+    return line.startswith("{") and line.endswith("}")
+
+
+def extra_loggers(folder: Path, tensorboard: bool, csv: bool) -> list[Any]:
+    """Lightning Fabric's loggers that the settings ask for."""
+    from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+
+    from labelfree.errors import LabelfreeError
+
+    loggers: list[Any] = []
+    if csv:
+        loggers.append(CSVLogger(folder, name="csv", version="", flush_logs_every_n_steps=1))
+    if tensorboard:
+        try:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        except ModuleNotFoundError:
+            raise LabelfreeError(
+                "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
+            ) from None
+    return loggers
+
+
+class Meter:
+    """Progress: a bar with loss, health, speed and time left on a terminal; plain lines elsewhere."""
+
+    def __init__(self, steps: int, start: int, batch_size: int) -> None:
+        self._steps, self._start, self._batch_size = steps, start, batch_size
+        self._began = self._spoke = time.perf_counter()
+        self._loss = self._rank = ""
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (
+                SpinnerColumn(),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("", total=steps, completed=start)
+            self._bar.start()
+
+    def speed(self, done: int) -> float:
+        """Samples a second since this process started training."""
+        return (done - self._start) * self._batch_size / max(1e-9, time.perf_counter() - self._began)
+
+    def line(self, line: Mapping[str, float]) -> None:
+        """Take what was logged."""
+        self._loss, self._rank = f"loss {line['loss']:.4g}", f"effective rank {line['effective_rank']:.1f}"
+
+    def step(self, done: int) -> None:
+        """`done` steps are done."""
+        now = time.perf_counter()
+        if self._bar is None and now - self._spoke < 10 and done != self._steps:
+            return
+        left = (self._steps - done) * self._batch_size / max(1e-9, self.speed(done))
+        words = f"{self._loss} · {self._rank} · {self.speed(done):,.0f} samples/s · {duration(left)} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=words)
+        else:
+            self._spoke = now
+            say(f"step {done}/{self._steps} · {words}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
