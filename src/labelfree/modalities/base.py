@@ -200,7 +200,10 @@ class Modality(ABC):
         """
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
-        """(B, N) bool, true where a token of the view is to be hidden. Equal counts a sample where all are full."""
+        """(B, N) bool, true where a token of the view is to be hidden.
+
+        Full samples hide exactly `hidden_count(N, ratio)` each, shorter ones no more than that.
+        """
         raise Refusal(f"{self.name} data does not offer {Need.MASK}.")
 
     def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
@@ -220,6 +223,10 @@ class Modality(ABC):
         """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing."""
         raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
 
+    def grid(self, count: int) -> tuple[int, ...]:
+        """How `count` tokens lie: (rows, columns) for pictures, (count,) for what has one direction."""
+        return (count,)
+
     # ---- for people, and for baselines
 
     @abstractmethod
@@ -234,7 +241,11 @@ class Modality(ABC):
         """
 
 
-def token_mask(views: Tensor, ratio: float) -> Tensor:
+def hidden_count(tokens: int, ratio: float) -> int:
+    """How many of `tokens` are hidden: the share `ratio`, but at least one hidden and one left."""
+    return max(1, min(tokens - 1, round(ratio * tokens)))
+
+
+def token_mask(scores: Tensor, ratio: float) -> Tensor:
     """(B, N) scores → (B, N) bool: the `ratio` of tokens with the lowest scores, the same count in each row."""
-    count = max(1, min(views.shape[1] - 1, round(ratio * views.shape[1])))
-    return views.argsort(dim=1).argsort(dim=1) < count
+    return scores.argsort(dim=1).argsort(dim=1) < hidden_count(scores.shape[1], ratio)
