@@ -1,0 +1,165 @@
+"""The one transformer of every kind of data but pictures (which have timm's ViT): a stem, then timm's blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch
+from labelfree.encoders.base import Features, Hide
+from labelfree.encoders.transformer import Transformer
+from labelfree.errors import LabelfreeError
+from labelfree.needs import Need
+
+Drop = Callable[[str, Tensor], Tensor]
+
+
+class DrawnBlock(Block):
+    """timm's pre-norm block, its two branches dropped out by randomness that belongs to the samples."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, drop: Drop | None = None
+    ) -> Tensor:
+        if drop is None:
+            return super().forward(x, attn_mask, is_causal)
+        x = x + drop("attention", self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
+        return x + drop("mlp", self.mlp(self.norm2(x)))
+
+
+class Trunk(Transformer):
+    """Stem, sinusoidal positions, pre-norm blocks, a last norm. `pooled` is the mean of the valid tokens.
+
+    A sequence longer than `window` tokens is read window by window, as if each were a sample, and its tokens are put
+    together again: long samples cost linear time, and their positions are ones that pretraining has seen.
+
+    Arguments:
+        stem: `stem(batch) -> (tokens (B, N, D), valid (B, N) bool or None where all are)`; it must decide from
+            `batch.lengths is None`, not from values, whether there is padding.
+        dim, depth, heads: width D, blocks and attention heads (see `labelfree.encoders.transformer.SIZES`).
+        causal: each token sees only itself and those before it.
+        dropout: of every residual branch and of the input; one choice of channels for all tokens of a sample (Gal &
+            Ghahramani 2016), so that padding changes nothing and a mean over tokens does not average it away. It needs
+            `batch.draw`; without one (or in evaluation) nothing is dropped.
+        window: tokens that attend to one another; 0 for all.
+    """
+
+    hides: tuple[Hide, ...] = ("replace", "drop")
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        dim: int,
+        depth: int,
+        heads: int,
+        causal: bool = False,
+        dropout: float = 0.0,
+        window: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.causal, self.dropout, self.window = dim, causal, dropout, window
+        self.can = frozenset({Need.TOKENS, Need.MASK}) | (frozenset({Need.CAUSAL}) if causal else frozenset())
+        self.stem = stem
+        self.mask_token = nn.Parameter(trunc_normal_(torch.empty(dim), std=0.02))
+        self.norm_in = nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(DrawnBlock(dim, heads, qkv_bias=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.blocks.apply(_initialise)
+
+    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+        local, valid = self.stem(batch)
+        x = local
+        if mask is not None and hide == "replace":
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        x = self.norm_in(x)
+        drop = self._dropout(batch)
+        if mask is not None and hide == "drop":
+            if valid is not None:
+                raise LabelfreeError(
+                    "Hidden tokens cannot be dropped from samples of unequal length.", "Let them be replaced."
+                )
+            x = self._blocks(gather_tokens(x + positions(x), visible(mask)), None, drop)
+        else:
+            x = self._in_windows(x, valid, drop)
+        return Features(pooled=mean_of(x, valid), tokens=x, valid=valid, local=local)
+
+    def _in_windows(self, x: Tensor, valid: Tensor | None, drop: Drop | None) -> Tensor:
+        """Run the blocks on each window of the tokens (B, N, D)."""
+        count, size = x.shape[1], self.window
+        if not size or count <= size:
+            return self._blocks(x + positions(x), valid, drop)
+        parts = x.split(size, dim=1)
+        valids = [None] * len(parts) if valid is None else valid.split(size, dim=1)
+        return torch.cat([self._blocks(p + positions(p), v, drop) for p, v in zip(parts, valids, strict=True)], dim=1)
+
+    def _blocks(self, x: Tensor, valid: Tensor | None, drop: Drop | None) -> Tensor:
+        attend = None if valid is None else _attendable(valid, self.causal)
+        causal = self.causal and attend is None
+        if drop is not None:
+            x = drop("input", x)
+        for number, block in enumerate(self.blocks):
+            x = block(x, attend, causal, None if drop is None else _named(drop, number))
+        return self.norm(x)
+
+    def _dropout(self, batch: Batch) -> Drop | None:
+        draw = batch.draw
+        if not self.training or self.dropout == 0 or draw is None:
+            return None
+        ones = torch.ones(len(batch), self.dim, device=batch.index.device)
+        return lambda name, x: x * draw.dropout("trunk/" + name, ones, self.dropout)[:, None].to(x.dtype)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        first = [*self.stem.parameters(), self.mask_token, *self.norm_in.parameters()]
+        return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm.parameters())]
+
+
+def _named(drop: Drop, number: int) -> Drop:
+    return lambda name, x: drop(f"{number}/{name}", x)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _attendable(valid: Tensor, causal: bool) -> Tensor:
+    """(B, N) valid → bool mask for attention; a row without any valid token sees itself, so that no NaN is born."""
+    seen = (valid | ~valid.any(dim=1, keepdim=True))[:, None, None, :]
+    if not causal:
+        return seen
+    count = valid.shape[1]
+    past = torch.ones(count, count, dtype=torch.bool, device=valid.device).tril()
+    return (seen & past) | torch.eye(count, dtype=torch.bool, device=valid.device)
+
+
+def positions(x: Tensor) -> Tensor:
+    """(N, D) sinusoids for the tokens of `x` (B, N, D) (Vaswani et al. 2017, §3.5): any length, nothing to learn."""
+    count, dim = x.shape[-2:]
+    rate = torch.exp(torch.arange(0, dim, 2, device=x.device) * (-math.log(10000.0) / dim))
+    angle = torch.arange(count, device=x.device)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype)
+
+
+def visible(mask: Tensor) -> Tensor:
+    """(B, N) bool with equally many true in each row → (B, K) int64: places of the false ones, ascending."""
+    count = mask.shape[1] - int(mask[0].sum())
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def gather_tokens(x: Tensor, places: Tensor) -> Tensor:
+    """(B, N, D), (B, K) → (B, K, D)."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def mean_of(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, N, D) → (B, D): the mean of the valid tokens."""
+    if valid is None:
+        return tokens.mean(dim=1)
+    weight = valid[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
