@@ -102,6 +102,13 @@ def build_encoder(spec: str | nn.Module, modality: Modality, causal: bool = Fals
     return cls.build(variant, modality, causal=causal)
 
 
+def needs_causal(objective: type[Objective]) -> bool:
+    """Whether the encoder must be built so that it cannot see the future."""
+    from labelfree.needs import Need
+
+    return Need.CAUSAL in objective.needs
+
+
 def missing(
     objective: type[Objective], modality: Modality | type[Modality], encoder: Encoder | None = None
 ) -> list[str]:

@@ -17,8 +17,8 @@ from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description, Modality
 
 CHUNK = 256
-#: A cache takes at most this share of the memory that is free, and never more than the limit.
-SHARE, LIMIT = 0.3, 8 << 30
+#: A cache takes at most this share of the memory that is free, and no more than the limit (a server's: 16 GiB).
+SHARE, LIMIT, SERVER_LIMIT = 0.3, 1 << 30, 16 << 30
 #: What streaming keeps in reach at a time.
 WINDOW_BYTES = 64 << 20
 
@@ -41,9 +41,9 @@ def sample_bytes(dataset: Dataset, tries: int = 16) -> float:
     return float(np.mean(sizes))
 
 
-def memory_for_cache() -> int:
-    """Bytes that a cache may take on this machine."""
-    return min(int(psutil.virtual_memory().available * SHARE), LIMIT)
+def memory_for_cache(server: bool = False) -> int:
+    """Bytes that a cache may take on this machine; `server`: one with an accelerator, whose memory is for training."""
+    return min(int(psutil.virtual_memory().available * SHARE), SERVER_LIMIT if server else LIMIT)
 
 
 def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) -> tuple[list[Sample], list[Unreadable]]:

@@ -1,0 +1,245 @@
+"""What the columns of a table of measurements are: times, identities, labels, channels. Nothing is guessed silently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labelfree.errors import LabelfreeError, nearest
+
+TIME_NAMES = frozenset("time timestamp datetime date date_time timestep time_step step ts ds t seconds".split())
+LABEL_NAMES = frozenset("label labels class classes target targets y category outcome ground_truth".split())
+IDENTITY_NAMES = frozenset(
+    "id series_id series recording recording_id record record_id subject subject_id person person_id patient "
+    "patient_id participant user user_id device device_id sensor_id session session_id unit unit_id item_id "
+    "unique_id group".split()
+)
+_FEW = 20  #: whole numbers with at most so many distinct values look like codes of classes
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a source of series is to be read.
+
+    Attributes:
+        layout: "auto", "long" (a row a time step) or "wide" (a row a series).
+        columns: the channels, by name; empty for all numeric columns that look like measurements.
+        exclude: columns that are not channels.
+        group: column that says whose series it is; also cuts a long table.
+        time: column of times; "" to find it.
+        gap: a step of more than `gap` median steps starts a new recording; 0 for never.
+        channels: channels of the training data, where an encoder has been trained already.
+    """
+
+    layout: str = "auto"
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    group: str = ""
+    time: str = ""
+    gap: float = 10.0
+    channels: tuple[str, ...] = ()
+
+
+def plain(name: str) -> str:
+    """A column's name as the sets above spell it."""
+    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def is_moment(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind)
+
+
+def numeric_names(table: pa.Table) -> list[str]:
+    """Columns that hold numbers; a column of nothing but nulls counts, as a channel whose values are all missing."""
+    return [f.name for f in table.schema if is_number(f.type) or pa.types.is_null(f.type)]
+
+
+def numbers(table: pa.Table, name: str) -> np.ndarray:
+    """(R,) float64, NaN where missing or infinite."""
+    column = table.column(name)
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    values = np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def require(table: pa.Table, names: Sequence[str], what: str) -> None:
+    """Raises LabelfreeError where a column is missing, naming what `what` asked for."""
+    for name in names:
+        if name not in table.column_names:
+            has = ", ".join(table.column_names[:20])
+            raise LabelfreeError(
+                f"{what} names the column '{name}', but the table has {has}.", nearest(name, table.column_names)
+            )
+
+
+def seconds(column: pa.ChunkedArray) -> np.ndarray | None:
+    """(R,) float64 times in seconds (numbers as they are, but for Unix times in ms, µs and ns); None if unreadable."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = _parse(column)
+        if column is None:
+            return None
+    elif pa.types.is_time(kind):
+        column = pc.cast(column, pa.time64("ns")).cast(pa.int64())
+        return np.asarray(column.to_numpy(), dtype=np.float64) / 1e9
+    elif not is_moment(kind):
+        if not is_number(kind):
+            return None
+        values = np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+        top = np.nanmax(np.abs(values), initial=0.0)
+        units = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+        return values / next((unit for bound, unit in units if top > bound), 1.0)
+    counts = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
+    return np.asarray(pc.cast(counts, pa.float64(), safe=False).to_numpy(), dtype=np.float64) / 1e6
+
+
+def _parse(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    for pattern in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%Y-%m-%d"):
+        moments = pc.strptime(column, format=pattern, unit="us", error_is_null=True)
+        if moments.null_count <= column.null_count:
+            return moments
+    return None
+
+
+def time_column(table: pa.Table, options: ReadOptions) -> str | None:
+    """The column of times: the one named, else one of a date type, else a numeric or text one named like a time."""
+    if options.time:
+        require(table, [options.time], "time")
+        return options.time
+    free = [f for f in table.schema if f.name not in (*options.columns, options.group)]
+    named = [f.name for f in free if plain(f.name) in TIME_NAMES]
+    moments = [f.name for f in free if is_moment(f.type)]
+    both = [name for name in moments if name in named]
+    return next((name for name in both + moments + named if seconds(table.column(name)) is not None), None)
+
+
+def identity_columns(table: pa.Table, options: ReadOptions) -> list[str]:
+    """Columns that say which recording a row of a long table is of: the group, and those named like an identity."""
+    if options.group:
+        require(table, [options.group], "group")
+    named = [
+        name
+        for name in table.column_names
+        if plain(name) in IDENTITY_NAMES
+        and name not in (*options.columns, options.group)
+        and pc.count_distinct(table.column(name)).as_py() * 4 <= len(table)
+    ]
+    return ([options.group] if options.group else []) + named
+
+
+def looks_wide(table: pa.Table) -> bool:
+    """Whether rows look like series: many numeric columns numbered through ("0", "1", … or "t1", "t2", …)."""
+    numeric = numeric_names(table)
+    tails = [re.search(r"(\d+)$", name) for name in numeric]
+    counted = [int(tail.group(1)) for tail in tails if tail]
+    running = sum(b - a == 1 for a, b in zip(counted, counted[1:], strict=False))
+    return running >= 7 and running * 3 >= 2 * (len(numeric) - 1)
+
+
+def choose_channels(
+    table: pa.Table, taken: Sequence[str], options: ReadOptions, constant_inside: Mapping[str, bool]
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the channels, and of what was left out with the reason.
+
+    Args:
+        table: the measurements.
+        taken: columns already known to be times, groups or identities.
+        options: what the user said.
+        constant_inside: for numeric columns of a long table, whether they never change within a recording.
+
+    Raises:
+        LabelfreeError: a column named by the user, or one that the encoder was trained on, is missing or not numeric;
+            or nothing numeric is left.
+    """
+    numeric = numeric_names(table)
+    wanted = options.channels or options.columns
+    if wanted:
+        require(table, wanted, "The trained encoder" if options.channels else "columns")
+        for name in wanted:
+            if name not in numeric:
+                raise LabelfreeError(f"Column '{name}' holds {table.schema.field(name).type}, not numbers.")
+        return list(wanted), {}
+    require(table, options.exclude, "exclude")
+    free = [name for name in numeric if name not in taken and name not in options.exclude]
+    left = {name: "excluded" for name in options.exclude}
+    smooth = [name for name in free if not _whole(table, name)]
+    for name in free:
+        reason = ""
+        if plain(name) in LABEL_NAMES:
+            reason = "named like a label"
+        elif plain(name) in IDENTITY_NAMES or _counts_rows(table, name):
+            reason = "numbers the rows"
+        elif constant_inside.get(name):
+            reason = "never changes within a recording"
+        elif smooth and name not in smooth and pc.count_distinct(table.column(name)).as_py() <= _FEW:
+            reason = "few whole numbers, as a label has"
+        if reason:
+            left[name] = reason
+    channels = [name for name in free if name not in left]
+    if not channels:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left.items()) or "no column holds numbers"
+        raise LabelfreeError(f"The table has no channel to learn from ({why}).", "Name them: columns=a,b.")
+    return channels, left
+
+
+def _whole(table: pa.Table, name: str) -> bool:
+    if pa.types.is_integer(table.schema.field(name).type):
+        return True
+    values = numbers(table, name)
+    known = values[~np.isnan(values)]
+    return bool(len(known)) and bool((known == np.round(known)).all())
+
+
+def _counts_rows(table: pa.Table, name: str) -> bool:
+    if not (plain(name) in ("", "index", "row") or re.match(r"unnamed", plain(name))):
+        return False
+    steps = np.diff(numbers(table, name))
+    return bool((steps == 1).all())
+
+
+def codes(values: np.ndarray) -> np.ndarray:
+    """(R,) int64: equal values get equal numbers, in the order of their first appearance."""
+    _, first, inverse = np.unique(values.astype(str) if values.dtype == object else values, return_index=True,
+                                  return_inverse=True)  # fmt: skip
+    return np.argsort(np.argsort(first))[inverse]
+
+
+def cut(identity: np.ndarray, time: np.ndarray | None, gap: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Cut rows into recordings: where the identity changes, where time steps back, and at large gaps.
+
+    Rows that are in no order at all (time steps back more than one time in twenty) are sorted.
+
+    Args:
+        identity: (R,) whose row it is.
+        time: (R,) seconds, or None.
+        gap: in median steps; 0 for none.
+
+    Returns:
+        (R,) the rows in their new order, (M + 1,) bounds of the recordings, and how many cuts were gaps.
+    """
+    order = np.argsort(identity, kind="stable")
+    change = np.diff(identity[order]) != 0
+    gaps = np.zeros_like(change)
+    if time is not None and len(time) > 1:
+        back = (np.diff(time[order]) < 0) & ~change
+        if back.sum() * 20 > len(time):
+            order = np.lexsort((time, identity))
+            back = np.zeros_like(change)
+        step = np.diff(time[order])
+        forward = step[(step > 0) & ~change]
+        if gap and len(forward):
+            gaps = (step > gap * np.median(forward)) & ~change & ~back
+        change = change | back | gaps
+    bounds = np.concatenate([[0], np.flatnonzero(change) + 1, [len(order)]])
+    return order, bounds, int(gaps.sum())

@@ -1,0 +1,244 @@
+"""A plan made ready to run: the source opened and near, the network built, the first steps tried."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from labelfree import registry
+from labelfree.data import cache
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.cache import Cached
+from labelfree.data.loader import Loader
+from labelfree.data.sampler import Order
+from labelfree.encoders.base import Encoder
+from labelfree.encoders.custom import Custom
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Choice, Dataset, Modality
+from labelfree.objectives.base import Objective
+from labelfree.training import optim, runtime
+from labelfree.training.logs import duration, say
+from labelfree.training.loop import Stepper, Training
+from labelfree.training.plan import Plan
+from labelfree.training.settings import TrainSettings
+
+#: With a time limit, passes over the data beyond which more training is not planned (the length of FACTS' recipes).
+MOST_EPOCHS = 1000
+
+
+@dataclass
+class Job:
+    """A plan with its live parts.
+
+    Attributes:
+        dataset: what training draws from: the source's training set, cached where that was chosen.
+        quarantine: samples found unreadable.
+    """
+
+    plan: Plan
+    modality: Modality
+    dataset: Dataset
+    objective: Objective
+    quarantine: list[Unreadable] = field(default_factory=list)
+
+    def loader(self, device: torch.device, part: int = 0, parts: int = 1) -> Loader:
+        settings = self.plan.training
+        order = Order(
+            count=len(self.dataset),
+            batch_size=settings.batch_size,
+            seed=self.plan.seed,
+            shards=(0,) if isinstance(self.dataset, Cached) else self.dataset.shards,
+            window=0 if settings.shuffle_window == "auto" else settings.shuffle_window,
+        )
+        workers = 0 if settings.workers == "auto" else settings.workers
+        return Loader(self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend)
+
+
+def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Plan]:
+    """The dataset where the plan's `cache` wants it; "auto" is resolved from measured size.
+
+    Raises:
+        LabelfreeError: too few samples, or too many unreadable.
+    """
+    settings, choices = plan.training, list(plan.choices)
+    size = cache.sample_bytes(dataset)
+    total, where = size * len(dataset), settings.cache
+    accelerator = runtime.device(settings.accelerator).type != "cpu"
+    if where == "auto":
+        fits = total <= cache.memory_for_cache(accelerator)
+        on_device = accelerator and total <= 0.2 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else False
+        where = ("device" if on_device else "memory") if fits else "none"
+        reason = f"{total / 1e6:,.1f} MB decoded, {'which fits' if fits else 'too much to hold: streamed'}"
+        choices.append(vars(Choice("cache", where, reason)))
+    window = settings.shuffle_window
+    if window == "auto":
+        window = max(4 * settings.batch_size, int(cache.WINDOW_BYTES / size)) if where == "none" else 0
+    if where != "none" and not isinstance(dataset, Cached):
+        dataset = Cached(dataset, modality)
+    changed = settings.model_copy(update={"cache": where, "shuffle_window": window})
+    return dataset, plan.model_copy(update={"training": changed, "choices": choices})
+
+
+def check_readable(dataset: Dataset, settings: TrainSettings) -> list[Unreadable]:
+    """The unreadable samples of a cached dataset, or LabelfreeError where they are too many."""
+    if not isinstance(dataset, Cached):
+        return []
+    bad, count = dataset.unreadable, len(dataset) + len(dataset.unreadable)
+    if len(bad) > settings.max_unreadable * count:
+        examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
+        raise LabelfreeError(
+            f"{len(bad)} of {count} samples cannot be read, more than max_unreadable={settings.max_unreadable} allows ({examples}).",
+            "Repair them, or raise max_unreadable.",
+        )
+    if bad:
+        say(
+            f"{len(bad)} of {count} samples cannot be read; they are left out and listed in quarantine.jsonl.", "yellow"
+        )
+    return bad
+
+
+def fit_batch(plan: Plan, count: int, world: int) -> Plan:
+    """Cut the batch to the number of samples and to a multiple of the processes, saying so.
+
+    Raises:
+        LabelfreeError: fewer than two samples.
+    """
+    if count < 2:
+        raise LabelfreeError(
+            f"The source has {count} sample(s): at least two are needed to learn anything.", "Add data."
+        )
+    wanted = plan.training.batch_size
+    size = min(wanted, count) // world * world
+    if size == 0:
+        raise LabelfreeError(f"{count} samples cannot be shared by {world} processes.", "Lower devices.")
+    choices = list(plan.choices)
+    if size != wanted:
+        choices.append(vars(Choice("batch_size", size, f"{count} samples, {world} process(es)")))
+    training = plan.training.model_copy(update={"batch_size": size})
+    return plan.model_copy(update={"training": training, "choices": choices, "count": count})
+
+
+def build_objective(
+    plan: Plan, modality: Modality, dataset: Dataset, network: nn.Module | None, init: str | Path | None
+) -> Objective:
+    """The objective with its encoder, initialised from the plan's seed, or from `init`."""
+    torch.manual_seed(plan.seed)
+    encoder: Encoder
+    if network is None:
+        encoder = registry.build_encoder(plan.encoder, modality, plan.causal)
+    else:
+        first = [item for item in dataset.read(range(min(4, len(dataset)))) if isinstance(item, Sample)]
+        encoder = Custom.wrap(network, modality, modality.prepare(modality.collate(first)))
+    if init is not None:
+        load_weights(encoder, Path(init))
+    cls = plan.objective_class()
+    registry.check_fit(cls, modality, encoder)
+    return cls(encoder, modality, cls.settings_class.read(plan.objective_settings, cls.name))
+
+
+def load_weights(encoder: Encoder, path: Path) -> None:
+    """Start from a run's encoder, or from a library's weights in a local file (.safetensors, or .pt/.pth of tensors).
+
+    Raises:
+        LabelfreeError: nothing there, or weights that do not fit; nothing in the file is ever executed.
+    """
+    load: Callable[[dict[str, Any]], Any]
+    if path.is_dir():
+        from labelfree.run import read_json
+        from labelfree.training.checkpoint import read_tensors
+
+        config = read_json(path / "encoder" / "config.json")
+        state = read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
+        load = encoder.load_state_dict
+    elif path.suffix == ".safetensors" and path.exists():
+        from safetensors.torch import load_file
+
+        state, load = load_file(path), encoder.load_library_state
+    elif path.suffix in (".pt", ".pth", ".bin") and path.exists():
+        state, load = torch.load(path, map_location="cpu", weights_only=True), encoder.load_library_state
+    else:
+        raise LabelfreeError(
+            f"--init '{path}' is neither a run nor a file of weights.", "Give a run's folder, .safetensors or .pth."
+        )
+    try:
+        load(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise LabelfreeError(
+            f"The weights in '{path}' do not fit the encoder: {first}",
+            "Name the encoder they come from with --encoder.",
+        ) from None
+
+
+def new_training(job: Job, device: torch.device, part: int = 0, parts: int = 1) -> Training:
+    """The job's parts put together for one process, its objective on `device`, before any wrapping."""
+    settings = job.plan.training
+    objective = job.objective.to(device).train()
+    optimizer = optim.build_optimizer(objective.parameters(), settings, settings.batch_size)
+    module = Stepper(objective, device, settings.precision)
+    return Training(
+        objective, module, optimizer, job.loader(device, part, parts), settings, job.plan.steps, job.plan.seed
+    )
+
+
+def try_steps(job: Job, device: torch.device, world: int, allowance: float) -> float:
+    """Seconds that one step takes: a warm-up step, then the median of a few within `allowance` seconds.
+
+    The objective is left as it was.
+    """
+    before = {name: value.clone() for name, value in job.objective.state_dict().items()}
+    training = new_training(job, device, 0, world)
+    training.steps = max(training.steps, 1000)
+    times: list[float] = []
+    began = time.perf_counter()
+    for number, batch in enumerate(training.loader.steps(0, training.loader.order.steps_per_epoch * 50)):
+        start = time.perf_counter()
+        loss, *_ = training.step(number, batch)
+        float(loss)
+        times.append(time.perf_counter() - start)
+        if number >= 2 and (number >= 10 or time.perf_counter() - began > allowance):
+            break
+    job.objective.load_state_dict(before)
+    return sorted(times[1:] or times)[len(times[1:] or times) // 2]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was held so far, on the GPU or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resolve_length(
+    plan: Plan, epoch_steps: int, length: Mapping[str, Any], step_seconds: float, left: float | None
+) -> Plan:
+    """Turn epochs or time into steps, and choose the intervals of logs and checkpoints."""
+    settings, choices = plan.training, list(plan.choices)
+    if left is None:
+        steps = length["steps"] or length["epochs"] * epoch_steps
+    else:
+        most = MOST_EPOCHS * epoch_steps
+        steps = max(1, min(int(left / step_seconds), most))
+        reason = (
+            f"{duration(left)} at {step_seconds:.3g} s a step"
+            if steps < most
+            else f"{MOST_EPOCHS} epochs; more rarely helps"
+        )
+        choices.append(vars(Choice("steps", steps, reason)))
+    log_every = max(1, min(50, steps // 100)) if settings.log_every == "auto" else settings.log_every
+    save_every = (
+        max(1, min(steps, round(60 / step_seconds)))
+        if settings.checkpoint_every == "auto"
+        else settings.checkpoint_every
+    )
+    training = settings.model_copy(update={"log_every": log_every, "checkpoint_every": save_every})
+    return plan.model_copy(update={"steps": steps, "training": training, "choices": choices})

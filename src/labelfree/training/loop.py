@@ -1,0 +1,216 @@
+"""The training loop. It knows a loader, an objective and an optimiser, and that is all."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from labelfree import distributed
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw, hash_int
+from labelfree.data.loader import Loader
+from labelfree.errors import LabelfreeError
+from labelfree.objectives.base import Objective
+from labelfree.training import optim
+from labelfree.training.health import Watch, feature_health
+from labelfree.training.runtime import autocast
+from labelfree.training.settings import TrainSettings
+
+#: Steps in a row without a finite gradient after which a training is given up.
+GIVE_UP = 20
+
+
+class Stepper(nn.Module):
+    """An objective under mixed precision, returning plain tensors: what DDP, FSDP and compile wrap."""
+
+    def __init__(self, objective: Objective, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.objective = objective
+        self._device, self._precision = device, precision
+
+    def forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with autocast(self._device, self._precision):
+            step = self.objective(batch, draw)
+        return step.loss, step.features, dict(step.logs)
+
+
+@dataclass
+class Training:
+    """All that changes while a model learns, and the settings of how.
+
+    Attributes:
+        objective: the bare objective.
+        module: the objective as it is called: `Stepper`, perhaps wrapped for several processes.
+        steps: of the whole training.
+        seed: of the run; every random number follows from it, the step and the sample.
+        backward: computes gradients of a loss (Fabric's, which knows about wrappers).
+    """
+
+    objective: Objective
+    module: nn.Module
+    optimizer: Optimizer
+    loader: Loader
+    settings: TrainSettings
+    steps: int
+    seed: int
+    backward: Callable[[Tensor], None] = field(default=lambda loss: loss.backward())
+    skipped_in_a_row: int = 0
+
+    def __post_init__(self) -> None:
+        self._rate = optim.peak_rate(self.settings, self.settings.batch_size)
+        self._warmup = optim.warmup_steps(self.settings, self.steps)
+        self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._on_cpu = self.loader.device.type == "cpu"
+
+    def step(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One step: forward, backward, move the weights. Returns loss, features and logs, still on the device."""
+        epoch = self.loader.order.epoch(step)
+        torch.manual_seed(hash_int(self.seed, step, distributed.rank()) & 0x7FFFFFFF)
+        rate = self._rate * optim.cosine(step, self.steps, self._warmup)
+        optim.set_rate(self.optimizer, rate)
+        buffers = _float_buffers(self.objective)
+        before = [b.clone() for b in buffers]
+        loss, features, logs = self.module(batch, Draw.start(self.seed, epoch, step, batch.index))
+        self.backward(loss)
+        norm = self._gradient_norm()
+        self._move(norm, buffers, before)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.after_step((step + 1) / self.steps)
+        return loss.detach(), features.detach(), {**logs, "grad_norm": norm, "learning_rate": torch.tensor(rate)}
+
+    @torch.no_grad()
+    def _gradient_norm(self) -> Tensor:
+        """Global gradient norm, after which gradients are clipped to `clip`."""
+        grads = [p.grad for p in self._params if p.grad is not None]
+        if not grads:
+            raise LabelfreeError("The loss depends on no weight.", "Is every part of the network frozen?")
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        if self.settings.clip:
+            torch._foreach_mul_(grads, (self.settings.clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def _move(self, norm: Tensor, buffers: list[Tensor], before: list[Tensor]) -> None:
+        """Step the optimiser, unless a gradient is not finite: then neither weights nor statistics move."""
+        finite = torch.isfinite(norm)
+        if not self._on_cpu and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # fused optimisers skip by themselves, on the device, without the host waiting for the answer
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.step()
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, old))
+            return
+        if finite:
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+            return
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= GIVE_UP:
+            raise LabelfreeError(
+                f"The gradient was not finite for {GIVE_UP} steps in a row, so training was stopped; the weights are whole.",
+                "Lower learning_rate, or set precision=32.",
+            )
+
+
+def _float_buffers(module: nn.Module) -> list[Tensor]:
+    """Small running statistics that a bad batch could spoil (batch normalisation's)."""
+    return [b for b in module.buffers() if b.is_floating_point() and b.numel() <= 1 << 16]
+
+
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM; the loop looks at it between steps. A second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        if distributed.world_size() == 1:
+            return self.name is not None
+        asked = torch.tensor(float(self.name is not None), device=device)
+        return bool(distributed.all_sum(asked) > 0)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """While inside, Ctrl-C and SIGTERM ask for a clean stop (only the main thread may listen)."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def read_out(loss: Tensor, features: Tensor, logs: dict[str, Tensor], world: int) -> dict[str, float]:
+    """A logged step's numbers on the host: the loss over all processes, health of the global batch's features."""
+    if world > 1:
+        loss = distributed.all_sum(loss) / world
+        features = distributed.gather(features)
+    values = {"loss": loss, **feature_health(features), **logs}
+    return {key: _round(float(value)) for key, value in values.items()}
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}") if math.isfinite(value) else value
+
+
+@dataclass
+class Callbacks:
+    """What the loop tells the world; each is called on every process."""
+
+    log: Callable[[int, dict[str, float]], None]
+    save: Callable[[int], None]
+    tick: Callable[[int], None]
+    warn: Callable[[str], None]
+
+
+def train(training: Training, start: int, request: StopRequest, tell: Callbacks) -> tuple[int, dict[str, float]]:
+    """Train from step `start` to the end, or until asked to stop.
+
+    Returns:
+        Steps done, and the last logged line.
+    """
+    settings, watch, line = training.settings, Watch(), {}
+    log_every, save_every = int(settings.log_every), int(settings.checkpoint_every)
+    world = distributed.world_size()
+    done = start
+    began = time.perf_counter()
+    for step, batch in zip(range(start, training.steps), training.loader.steps(start, training.steps), strict=True):
+        loss, features, logs = training.step(step, batch)
+        done = step + 1
+        if done % log_every == 0 or done == training.steps or step == start:
+            line = read_out(loss, features, logs, world)
+            line |= {"epoch": training.loader.order.epoch(step), "seconds": round(time.perf_counter() - began, 3)}
+            tell.log(done, line)
+            for words in watch.read(line):
+                tell.warn(words)
+        tell.tick(done)
+        if request.agreed(training.loader.device):
+            break
+        if done % save_every == 0 and done < training.steps:
+            tell.save(done)
+    tell.save(done)
+    return done, line

@@ -1,0 +1,235 @@
+"""What will be trained: every "auto" resolved, from the data, the machine and the time allowed, each with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from labelfree import registry
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
+from labelfree.objectives.base import Objective, Recipe
+from labelfree.settings import Settings, share_out
+from labelfree.training import runtime
+from labelfree.training.settings import TrainSettings
+
+DEFAULT_LIMIT = "10m"
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(value: str | float) -> float:
+    """Seconds in "90", "45s", "10m", "1h30m", "2h".
+
+    Raises:
+        LabelfreeError: not a duration, or not above 0.
+    """
+    text = str(value).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
+    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]*)", "", text).strip()
+    if not parts or rest or any(unit not in _UNITS for _, unit in parts):
+        raise LabelfreeError(f"'{value}' is not a length of time.", "Write 90s, 10m or 2h.")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise LabelfreeError(f"A time limit of '{value}' leaves no time.", "Write 90s, 10m or 2h.")
+    return seconds
+
+
+class Plan(Settings):
+    """A resolved training: with the source and the seed it says everything, and a run can be repeated from it."""
+
+    modality: str
+    method: str
+    objective: str
+    encoder: str
+    causal: bool
+    seed: int
+    epochs: int | None = None
+    steps: int = 0
+    count: int = 0
+    training: TrainSettings
+    objective_settings: dict[str, Any]
+    modality_settings: dict[str, Any]
+    choices: list[dict[str, Any]] = Field(default_factory=list)
+
+    def objective_class(self) -> type[Objective]:
+        return registry.find("method", registry.objectives(), self.objective)
+
+    def new_modality(self) -> Modality:
+        """The modality with this plan's settings, not yet fitted."""
+        cls = registry.find("modality", registry.modalities(), self.modality)
+        return cls(cls.settings_class.read(self.modality_settings, cls.name))
+
+
+def recognise(source: Any) -> tuple[str, str]:
+    """The modality that `source` looks most like, and the words for why.
+
+    Raises:
+        LabelfreeError: it looks like none.
+    """
+    guesses = {name: cls.recognise(source) for name, cls in registry.modalities().items()}
+    name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
+    if sure <= 0:
+        what = f"'{source}'" if isinstance(source, str) else type(source).__name__
+        raise LabelfreeError(
+            f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
+            "Name it with --modality.",
+        )
+    return name, words
+
+
+def make_plan(
+    source: Any,
+    *,
+    modality: str | None,
+    method: str,
+    encoder: str,
+    seed: int,
+    seconds: float | None,
+    settings: Mapping[str, Any],
+) -> tuple[Plan, Modality, Dataset, Description]:
+    """Resolve what can be known before the first step; the opened source comes with it.
+
+    Args:
+        source: where the data lies.
+        modality, method, encoder: as the user gave them; None or "auto" to choose.
+        seed: of the run.
+        seconds: time allowed, None where the user fixed epochs or steps.
+        settings: flat `key: value` of the engine, the objective and the modality.
+    """
+    choices: list[Choice] = []
+    if modality is None or modality == "auto":
+        modality, words = recognise(source)
+        choices.append(Choice("modality", modality, words))
+    kind = registry.find("modality", registry.modalities(), modality)
+    own = _owned(settings, kind)
+    data = kind(kind.settings_class.read(own, kind.name))
+    dataset = data.open(source)
+    found = dataset.describe()
+    offered = {choice.key: choice for choice in data.defaults(found, _budget(settings, seconds))}
+
+    def choose(key: str, given: str) -> str:
+        if given != "auto":
+            return given
+        choices.append(offered[key])
+        return str(offered[key].value)
+
+    method = choose("method", method)
+    objective, recipe = registry.method(method)
+    if recipe and recipe.modalities and kind.name not in recipe.modalities:
+        served = " and ".join(recipe.modalities)
+        raise LabelfreeError(
+            f"Recipe '{method}' is for {served}, not for {kind.name}.", f"Use its objective: '{objective.name}'."
+        )
+    registry.check_fit(objective, data)
+    if encoder == "auto" and recipe and recipe.encoder:
+        encoder = recipe.encoder
+    shares = share_out(
+        settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
+    )
+    layers = _layers(objective, recipe)
+    options = {**layers["options"], **shares[kind.name]}
+    for key in kind.settings_class.model_fields:
+        if key in offered and options.get(key, "auto") == "auto":
+            options[key] = offered[key].value
+            choices.append(offered[key])
+    training = {
+        **layers["training"],
+        **{k: v for k, v in shares["training"].items() if v != "auto" or k != "batch_size"},
+    }
+    if "batch_size" not in training and "batch_size" in offered:
+        training["batch_size"] = offered["batch_size"].value
+        choices.append(offered["batch_size"])
+    plan = Plan(
+        modality=kind.name,
+        method=method,
+        objective=objective.name,
+        encoder=choose("encoder", encoder),
+        causal=registry.needs_causal(objective),
+        seed=seed,
+        training=TrainSettings.read(training, "training"),
+        objective_settings=objective.settings_class.read(
+            {**layers["settings"], **shares[objective.name]}, objective.name
+        ).model_dump(mode="json"),
+        modality_settings=kind.settings_class.read(options, kind.name).model_dump(mode="json"),
+        choices=[vars(choice) for choice in choices],
+    )
+    if plan.modality_settings != data.settings.model_dump(mode="json"):
+        data = plan.new_modality()
+        dataset = data.open(source)
+        found = dataset.describe()
+    return plan, data, dataset, found
+
+
+def _layers(objective: type[Objective], recipe: Recipe | None) -> dict[str, dict[str, Any]]:
+    """Settings below the user's: the objective's, with the recipe's over them."""
+    recipe = recipe or Recipe(source="")
+    return {
+        "training": {**objective.defaults, **recipe.training},
+        "settings": dict(recipe.settings),
+        "options": dict(recipe.options),
+    }
+
+
+def _owned(settings: Mapping[str, Any], kind: type[Modality]) -> dict[str, Any]:
+    """Those settings that are the modality's, and so are needed to open the source; all keys are checked later."""
+    own = {}
+    for key, value in settings.items():
+        prefix, dot, rest = key.partition(".")
+        name = rest if dot and prefix == kind.name else key
+        if name in kind.settings_class.model_fields:
+            own[name] = value
+    return own
+
+
+def _budget(settings: Mapping[str, Any], seconds: float | None) -> Budget:
+    device = runtime.device(str(settings.get("accelerator", "auto")))
+    precision = str(settings.get("precision", "auto"))
+    precision = runtime.best_precision(device) if precision == "auto" else precision
+    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu")
+
+
+def resolve_machine(plan: Plan, streamed: bool) -> Plan:
+    """Resolve what depends on the machine: precision, threads, workers."""
+    settings = plan.training
+    device = runtime.device(settings.accelerator)
+    chosen: list[Choice] = []
+
+    def resolve(key: str, value: Any, reason: str) -> Any:
+        given = getattr(settings, key)
+        if given != "auto":
+            return given
+        chosen.append(Choice(key, value, reason))
+        return value
+
+    fast = "computed in hardware here" if runtime.fast_bf16(device) else "bfloat16 is not computed in hardware here"
+    cores = runtime.cores()
+    workers = 0 if not streamed else max(0, min(8, (cores - 1) // settings.devices)) if device.type != "cpu" else 0
+    update = {
+        "precision": resolve("precision", runtime.best_precision(device), fast),
+        "threads": resolve(
+            "threads", max(1, cores // settings.devices), f"{cores} cores for {settings.devices} process(es)"
+        ),
+        "workers": resolve(
+            "workers", workers, "the source is in memory" if not streamed else "read ahead beside the training"
+        ),
+    }
+    return plan.model_copy(
+        update={"training": settings.model_copy(update=update), "choices": plan.choices + [vars(c) for c in chosen]}
+    )
+
+
+def check_device(settings: TrainSettings) -> torch.device:
+    """The device, or LabelfreeError where there are too few, or none."""
+    device = runtime.device(settings.accelerator)
+    if device.type == "cuda":
+        have = torch.cuda.device_count()
+        if have < settings.devices:
+            raise LabelfreeError(
+                f"devices={settings.devices} were asked for and {have} GPU(s) found.",
+                f"Set devices={max(have, 1)} or accelerator=cpu.",
+            )
+    return device

@@ -1,0 +1,380 @@
+"""`pretrain`: from a source without labels to a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from labelfree.data.batch import Unreadable
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Description, Modality
+from labelfree.run import Run, read_json, save_encoder, write_json
+from labelfree.training import job as jobs
+from labelfree.training import runtime
+from labelfree.training.checkpoint import load_state, save_state
+from labelfree.training.job import Job
+from labelfree.training.logs import Meter, MetricsFile, duration, extra_loggers, say
+from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
+from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, parse_duration, resolve_machine
+
+__all__ = ["parse_duration", "pretrain"]
+
+
+def pretrain(
+    source: Any = None,
+    *,
+    modality: str | None = None,
+    method: str = "auto",
+    encoder: str | nn.Module = "auto",
+    out: str | Path | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    time_limit: float | str | None = None,
+    seed: int = 0,
+    init: str | Path | None = None,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Pretrain an encoder on data without labels.
+
+    Args:
+        source: a folder, a file, an array, a list of texts, a dataset. With `resume`: where it lies now, if it moved.
+        modality: its kind of data; None to recognise it.
+        method: an objective or a recipe; "auto" to choose by data and time.
+        encoder: for instance "timm:resnet18", "tiny", or a network of yours; "auto" to choose.
+        out: folder of the run; must not exist. By default `runs/NAME`.
+        epochs, steps, time_limit: how long, one of them; by default ten minutes. Time in seconds or as "10m".
+        seed: of every random number.
+        init: a run, or a file of the library's weights, to start from.
+        resume: a run to continue; it ends as if it had never stopped.
+        **settings: of the engine, the objective and the modality, by name.
+
+    Returns:
+        The run; its `state` is "finished", or "stopped" after Ctrl-C or SIGTERM.
+
+    Raises:
+        LabelfreeError: anything that the user can mend.
+    """
+    began = time.perf_counter()
+    network = encoder if isinstance(encoder, nn.Module) else None
+    if resume is not None:
+        return _resume(Path(resume), source, network)
+    if source is None:
+        raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
+    length = _length(epochs, steps, time_limit)
+    folder = _new_folder(out, source)
+    if not _is_first_process():
+        return _launch(None, folder, source, network, None, _outside_world())
+    spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
+    settings = _with_init(settings, init)
+    seconds = length["seconds"]
+    plan, data, dataset, found = make_plan(
+        source, modality=modality, method=method, encoder=spec, seed=seed, seconds=seconds, settings=settings
+    )
+    say_found(found)
+    job, plan = _prepare(plan, data, dataset, network, init)
+    device, world = check_device(plan.training), _world(plan)
+    runtime.prepare_machine(int(plan.training.threads))
+    allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
+    step_seconds = jobs.try_steps(job, device, world, allowance)
+    left = None if seconds is None else max(step_seconds, 0.97 * (seconds - (time.perf_counter() - began)))
+    plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left)
+    job.plan = plan
+    _say_plan(plan, step_seconds, jobs.peak_memory(device))
+    _start_folder(folder, job, source, found)
+    return _launch(job, folder, source, network, job.modality.state(), world)
+
+
+def _length(epochs: int | None, steps: int | None, time_limit: float | str | None) -> dict[str, Any]:
+    given = [
+        name
+        for name, value in {"epochs": epochs, "steps": steps, "time limit": time_limit}.items()
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise LabelfreeError(f"Both {' and '.join(given)} were given.", "Give one of them.")
+    for name, value in {"epochs": epochs, "steps": steps}.items():
+        if value is not None and value < 1:
+            raise LabelfreeError(f"{name}={value} trains nothing.", f"Give {name} of 1 or more.")
+    seconds = parse_duration(time_limit if time_limit is not None else DEFAULT_LIMIT) if not (epochs or steps) else None
+    return {"epochs": epochs, "steps": steps, "seconds": seconds}
+
+
+def _new_folder(out: str | Path | None, source: Any) -> Path:
+    """The run's folder, which must not exist yet (nothing of anyone's is overwritten)."""
+    if out is not None:
+        folder = Path(out).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and _is_first_process():
+            raise LabelfreeError(f"'{folder}' exists already.", "Choose another --out, or continue it with --resume.")
+        return folder
+    name = Path(source).expanduser().resolve().stem if isinstance(source, str | Path) else type(source).__name__
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _with_init(settings: dict[str, Any], init: str | Path | None) -> dict[str, Any]:
+    """A run that is continued from keeps its modality's settings, unless they are given anew."""
+    if init is None or not Path(init).is_dir():
+        return settings
+    config = read_json(Path(init) / "encoder" / "config.json")
+    return {**config["modality"]["settings"], **settings}
+
+
+def _prepare(
+    plan: Plan, data: Modality, dataset: Dataset, network: nn.Module | None, init: str | Path | None
+) -> tuple[Job, Plan]:
+    """Fit the modality, bring the data near, build the network."""
+    if init is not None and Path(init).is_dir():
+        data.load_state(read_json(Path(init) / "encoder" / "config.json")["modality"]["state"])
+    else:
+        data.fit(dataset)
+    nearby, plan = jobs.near(data.training_set(dataset), data, plan)
+    quarantine = jobs.check_readable(nearby, plan.training)
+    plan = jobs.fit_batch(plan, len(nearby), _world(plan))
+    plan = resolve_machine(plan, streamed=plan.training.cache == "none")
+    objective = jobs.build_objective(plan, data, nearby, network, init)
+    return Job(plan, data, nearby, objective, quarantine), plan
+
+
+def say_found(found: Description) -> None:
+    """Print what a source holds."""
+    facts = " · ".join(f"{key} {value}" for key, value in found.facts.items())
+    say(f"Found {found.count:,} samples of {found.modality} data{': ' if facts else ''}{facts}", "bold")
+
+
+def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
+    for choice in plan.choices:
+        say(f"  {choice['key']} = {choice['value']}  ({choice['reason']})", "dim")
+    epochs = plan.steps * plan.training.batch_size / plan.count
+    say(
+        f"Will train {plan.encoder} with {plan.method} for {plan.steps:,} steps of {plan.training.batch_size} "
+        f"({epochs:.1f} passes): about {duration(plan.steps * step_seconds)}, peak memory {memory / 2**30:.1f} GiB."
+    )
+
+
+def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> None:
+    """Write what is known before the first step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = job.plan
+    info = {
+        "state": "running",
+        "source": str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None,
+        "found": {"count": found.count, "facts": dict(found.facts)},
+        "fingerprint": job.dataset.fingerprint(),
+        "modality": plan.modality,
+        "method": plan.method,
+        "objective": plan.objective,
+        "encoder": plan.encoder,
+        "seed": plan.seed,
+        "steps": plan.steps,
+        "step": 0,
+        "samples": 0,
+        "seconds": 0.0,
+        "settings": {
+            "training": plan.training.model_dump(mode="json"),
+            "objective": plan.objective_settings,
+            "modality": plan.modality_settings,
+        },
+        "choices": plan.choices,
+        "versions": runtime.versions(),
+        "hardware": runtime.hardware(),
+        "warnings": [],
+        "plan": plan.model_dump(mode="json"),
+    }
+    write_json(folder / "run.json", info)
+    write_json(folder / "modality.json", job.modality.state())
+
+
+def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
+    run = Run(folder, network)
+    if run.state == "finished":
+        say(f"'{folder}' is finished: {run.info['steps']} steps.")
+        return run
+    if source is None and run.info["source"] is None:
+        raise LabelfreeError(
+            f"The source of '{folder}' was not a path.", "Give it again: pretrain(source, resume=...)."
+        )
+    where = run.info["source"] if source is None else source
+    plan = Plan.model_validate(run.info["plan"])
+    runtime.prepare_machine(int(plan.training.threads))
+    state = read_json(folder / "modality.json")
+    if not _is_first_process():
+        return _launch(None, folder, where, network, None, _outside_world())
+    job = _assemble(plan, state, where, network)
+    if job.dataset.fingerprint() != run.info["fingerprint"]:
+        raise LabelfreeError(
+            f"'{where}' has changed since '{folder}' was started, so it cannot continue exactly.",
+            f"Start a new run from its weights: --init {folder}.",
+        )
+    return _launch(job, folder, where, network, state, _world(plan))
+
+
+def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Module | None) -> Job:
+    """The job of a resolved plan, as it was when the plan was made (weights come from the checkpoint)."""
+    data = plan.new_modality()
+    data.load_state(state)
+    dataset, _ = jobs.near(data.training_set(data.open(source)), data, plan)
+    bad = jobs.check_readable(dataset, plan.training)
+    return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, network, None), bad)
+
+
+# ---- processes
+
+
+def _outside_world() -> int:
+    """Processes that torchrun or SLURM has started; 1 if none."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0) == 0
+
+
+def _world(plan: Plan) -> int:
+    return _outside_world() if _outside_world() > 1 else plan.training.devices
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What each process needs to take part; it travels to processes that are started here."""
+
+    plan: Plan
+    state: Mapping[str, Any]
+
+
+def _launch(
+    job: Job | None, folder: Path, source: Any, network: nn.Module | None, state: Mapping[str, Any] | None, world: int
+) -> Run:
+    """Train in as many processes as were asked for, here or by torchrun or SLURM, and return the run."""
+    from labelfree.training.processes import make_fabric
+
+    outside = _outside_world() > 1
+    assignment = None if job is None else Assignment(job.plan, state or {})
+    fabric = make_fabric(None if job is None else job.plan.training, world, outside)
+    if world == 1:
+        assert job is not None
+        fabric.launch()
+        _work(fabric, assignment, folder, source, network, job)
+    elif outside:
+        fabric.launch()
+        assignment = fabric.broadcast(assignment)
+        _work(fabric, assignment, folder, source, network, job)
+    else:
+        fabric.launch(_work, assignment, folder, source, network, None)
+    return Run(folder, network)
+
+
+def _work(
+    fabric: Any, assignment: Assignment | None, folder: Path, source: Any, network: nn.Module | None, job: Job | None
+) -> None:
+    """What each process does: put the job together where it is not there yet, train, and leave the run behind."""
+    from labelfree.training.processes import wrap
+
+    assert assignment is not None
+    plan = assignment.plan
+    runtime.prepare_machine(int(plan.training.threads))
+    if plan.training.deterministic:
+        torch.use_deterministic_algorithms(True)
+    if job is None:
+        job = _assemble(plan, assignment.state, source, network)
+    device = fabric.device
+    if isinstance(job.dataset, jobs.Cached) and plan.training.cache == "device":
+        job.dataset.to(device)
+    training = jobs.new_training(job, device, fabric.global_rank, fabric.world_size)
+    start = load_state(folder / "checkpoints", training.objective, training.optimizer)
+    wrap(fabric, training)
+    Recorder(folder, job, training, fabric, start).run()
+
+
+class Recorder:
+    """Everything of a run that is written while it trains; only the first process writes."""
+
+    def __init__(self, folder: Path, job: Job, training: Training, fabric: Any, start: int) -> None:
+        self.folder, self.job, self.training, self.fabric, self.start = folder, job, training, fabric, start
+        self.first = fabric.global_rank == 0
+        self.info = read_json(folder / "run.json") if self.first else {}
+        self.earlier = float(self.info.get("seconds", 0.0))
+        self.began = time.perf_counter()
+
+    def run(self) -> None:
+        settings, plan = self.training.settings, self.job.plan
+        if self.first:
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.start)
+            self.meter = Meter(plan.steps, self.start, settings.batch_size)
+            self.loggers = extra_loggers(self.folder, settings.tensorboard, settings.csv)
+        tell = Callbacks(self._log, self._save, self._tick, self._warn)
+        state = "failed"
+        line: dict[str, float] = {}
+        done = self.start
+        try:
+            with stop_on_signals() as request:
+                done, line = train(self.training, self.start, request, tell)
+            state = "finished" if done == plan.steps else "stopped"
+        finally:
+            if self.first:
+                self.meter.close()
+                self.metrics.close()
+                self._finish(state, done, line)
+
+    def _log(self, step: int, line: dict[str, float]) -> None:
+        if self.first:
+            speed = self.meter.speed(step)
+            line = {"step": step, **line, "samples_per_second": round(speed, 2)}
+            line["seconds"] = round(line["seconds"] + self.earlier, 3)
+            self.metrics.write(line)
+            self.meter.line(line)
+            for logger in self.loggers:
+                logger.log_metrics({key: value for key, value in line.items() if key != "step"}, step)
+
+    def _tick(self, step: int) -> None:
+        if self.first:
+            self.meter.step(step)
+
+    def _warn(self, words: str) -> None:
+        if self.first:
+            say(words, "bold red")
+            self.info["warnings"].append(words)
+
+    def _save(self, step: int) -> None:
+        if self.first:
+            save_state(self.folder / "checkpoints", step, self.training.objective, self.training.optimizer)
+            self._update("running", step)
+
+    def _update(self, state: str, step: int) -> None:
+        seconds = self.earlier + time.perf_counter() - self.began
+        samples = step * self.training.settings.batch_size
+        self.info |= {"state": state, "step": step, "samples": samples, "seconds": round(seconds, 3)}
+        self.info["samples_per_second"] = round(self.meter.speed(step), 2) if step > self.start else 0.0
+        write_json(self.folder / "run.json", self.info)
+
+    def _finish(self, state: str, done: int, line: Mapping[str, float]) -> None:
+        plan, objective = self.job.plan, self.training.objective
+        self.info["health"] = {key: line.get(key) for key in ("loss", "effective_rank", "feature_std")}
+        if state != "failed":
+            save_encoder(self.folder / "encoder", objective.encoder, self.job.modality, plan.encoder, plan.causal)
+        write_quarantine(self.folder / "quarantine.jsonl", self.job.quarantine)
+        self._update(state, done)
+        if state == "finished":
+            say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
+        elif state == "stopped":
+            say(
+                f"Stopped at step {done:,} of {plan.steps:,}, all saved. Continue: labelfree pretrain --resume {self.folder}"
+            )
+
+
+def write_quarantine(path: Path, bad: list[Unreadable]) -> None:
+    """List unreadable samples, each once."""
+    seen = {item.index: item for item in bad}
+    lines = [json.dumps({"index": int(i), "name": seen[i].name, "reason": seen[i].reason}) for i in sorted(seen)]
+    path.write_text("".join(line + "\n" for line in lines))

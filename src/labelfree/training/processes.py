@@ -1,0 +1,48 @@
+"""Several processes: Lightning Fabric launches them and wraps the module; nothing else of the engine knows how."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from labelfree.errors import LabelfreeError
+from labelfree.training.loop import Training
+from labelfree.training.settings import TrainSettings
+
+
+def make_fabric(settings: TrainSettings | None, world: int, outside: bool) -> Any:
+    """A Fabric for `world` processes: this one alone, new ones on this machine, or those that torchrun or SLURM started.
+
+    Args:
+        settings: of the training; None on processes that learn them from the first.
+        world: processes in all.
+        outside: whether they exist already.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    accelerator = settings.accelerator if settings is not None else "auto"
+    if world == 1:
+        return Fabric(accelerator=accelerator, devices=1)
+    if outside:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world)))
+        strategy = DDPStrategy(find_unused_parameters=True)
+        return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy)
+    return Fabric(
+        accelerator=accelerator, devices=world, strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
+    )
+
+
+def wrap(fabric: Any, training: Training) -> None:
+    """Make the training one of several, with synchronised batch statistics and averaged gradients."""
+    from labelfree.training.batchnorm import synchronise
+
+    if training.settings.compile:
+        training.objective.compile()
+    if fabric.world_size == 1:
+        return
+    if training.settings.strategy == "fsdp":
+        raise LabelfreeError("strategy=fsdp needs one GPU a process.", "Use strategy=ddp.")
+    synchronise(training.objective)
+    training.module, training.optimizer = fabric.setup(training.module, training.optimizer, move_to_device=False)
+    training.backward = fabric.backward
