@@ -39,23 +39,18 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     def _normalise(self, x: Tensor) -> Tensor:
         mean, variance, count = _moments(x)
-        if self.running_mean is not None and self.running_var is not None:
-            self._follow(mean.detach(), variance.detach() * count / (count - 1))
-        scale = (variance + self.eps).rsqrt()
-        shift = -mean * scale
-        if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                # Without a momentum the running statistics are plain averages of all batches.
+                step = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, step)
+                self.running_var.lerp_(variance * count / (count - 1), step)
         channels = (1, -1, *(1,) * (x.dim() - 2))
-        return x * scale.view(channels) + shift.view(channels)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics; without a momentum they are plain averages of all batches."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        step = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), step)
+        scale = (variance + self.eps).rsqrt()
+        if not self.affine:
+            return (x - mean.view(channels)) * scale.view(channels)
+        return (x - mean.view(channels)) * (scale * self.weight).view(channels) + self.bias.view(channels)
 
 
 @full_precision

@@ -1,0 +1,42 @@
+"""What masked modelling shares: finding the hidden tokens without asking the device how many there are.
+
+Legend: B samples, N tokens, K hidden tokens a sample, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def hidden_positions(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Where tokens are hidden, as a rectangle.
+
+    Boolean indexing would stop the host until the device has counted; here the count is known beforehand and samples
+    that hide fewer (short texts) are filled up with visible tokens of weight zero.
+
+    Args:
+        mask: (B, N) bool, true where hidden.
+        count: K, at least the largest number of hidden tokens in a sample.
+
+    Returns:
+        (B, K) positions in rising order, hidden ones first; (B, K) bool, true where the position is hidden.
+    """
+    positions = (~mask).byte().argsort(dim=1, stable=True)[:, :count]
+    return positions, mask.gather(1, positions)
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """(B, N, ...), (B, K) → (B, K, ...): the tokens at the positions."""
+    return tokens[torch.arange(len(tokens), device=tokens.device)[:, None], positions]
+
+
+def fill_in(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
+    """Put visible tokens (B, V, D) back into their places among N, `filler` (D,) where tokens were dropped: (B, N, D).
+
+    Args:
+        mask: (B, N) bool, true where dropped; every row keeps exactly V.
+    """
+    # The i-th visible token of a row stands where i others came before it.
+    place = ((~mask).cumsum(dim=1) - 1).clamp_min(0)
+    return torch.where(mask[..., None], filler.to(visible.dtype), take(visible, place))

@@ -1,0 +1,56 @@
+"""The small transformer that masked autoencoders predict with; it is not kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from labelfree.losses.masked import fill_in, take
+
+#: Channels of one attention head.
+HEAD = 32
+
+
+class Decoder(nn.Module):
+    """Mask tokens beside the encoded visible ones, blocks, and a linear prediction (He et al. 2022, MAE, §3).
+
+    Arguments:
+        dim: width D of the encoder.
+        width: of the decoder, a multiple of 32.
+        depth: blocks.
+        out: width of the prediction for one token.
+    """
+
+    def __init__(self, dim: int, width: int, depth: int, out: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(dim, width)
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width, width // HEAD, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, out)
+
+    def forward(self, visible: Tensor, mask: Tensor, positions: Tensor, grid: Sequence[int]) -> Tensor:
+        """Predictions (B, K, out) at `positions` (B, K).
+
+        Args:
+            visible: (B, V, D) encoded tokens that were not dropped, in order.
+            mask: (B, N) bool, true where dropped.
+            grid: how the N tokens lie.
+        """
+        x = fill_in(self.embed(visible), mask, self.mask_token)
+        place = sinusoids(grid, x.shape[2], x.device).to(x.dtype)
+        return self.predict(take(self.norm(self.blocks(x + place)), positions))
+
+
+def sinusoids(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """(N, width) fixed position codes of the places of a grid, an equal share of the width for each direction."""
+    share = width // (2 * len(grid))
+    rates = torch.exp(torch.arange(share, device=device) * (-math.log(10000.0) / share))
+    places = torch.cartesian_prod(*(torch.arange(count, device=device) for count in grid)).view(-1, len(grid))
+    angles = (places[:, :, None] * rates).flatten(1)
+    codes = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return nn.functional.pad(codes, (0, width - codes.shape[1]))

@@ -1,0 +1,37 @@
+"""What several objectives put on the encoder while it learns; none of it is kept."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from labelfree.encoders.base import Features
+
+
+def mlp(*sizes: int, norm: bool = True) -> nn.Sequential:
+    """Linear layers of `sizes` (input first), each but the last followed by batch normalisation and ReLU.
+
+    Args:
+        norm: whether to normalise; biases before a normalisation would do nothing and are left out.
+    """
+    layers: list[nn.Module] = []
+    for width, wider in pairwise(sizes[:-1]):
+        layers.append(nn.Linear(width, wider, bias=not norm))
+        layers += [nn.BatchNorm1d(wider), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+def token_head(dim: int, layers: int, out: int) -> nn.Sequential:
+    """Prediction for one token: `layers` × (linear, GELU, layer norm), as BERT's, then linear to `out`."""
+    hidden = [part for _ in range(layers) for part in (nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))]
+    return nn.Sequential(*hidden, nn.Linear(dim, out))
+
+
+def real(features: Features) -> Tensor:
+    """(B, N) bool, true where a token is not padding."""
+    if features.valid is not None:
+        return features.valid
+    assert features.tokens is not None
+    return torch.ones(features.tokens.shape[:2], dtype=torch.bool, device=features.tokens.device)

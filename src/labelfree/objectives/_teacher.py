@@ -1,0 +1,32 @@
+"""A teacher that follows its student as an exponential moving average (Tarvainen & Valpola 2017)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(student: M) -> M:
+    """The teacher at the start: a copy that no gradient reaches."""
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher ← momentum · teacher + (1 − momentum) · student, parameter by parameter.
+
+    Running statistics of normalisation layers are not averaged: the teacher stays in training mode, sees the same
+    batches as the student and has its own, as BYOL's target network does (Grill et al. 2020, §3.3).
+    """
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+
+
+def rising_momentum(start: float, progress: float) -> float:
+    """`start` at the beginning, 1 at the end, along a cosine (Grill et al. 2020, §3.3)."""
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

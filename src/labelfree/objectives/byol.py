@@ -1,0 +1,65 @@
+"""BYOL: from one view, predict what a slowly following teacher makes of the other."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder
+from labelfree.losses.regression import alignment, cosine_regression
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.objectives._heads import mlp
+from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._views import ViewSettings, halves, two_views
+from labelfree.objectives.base import Objective, Step
+
+
+class BYOLSettings(ViewSettings):
+    """Settings of BYOL."""
+
+    projector: tuple[PositiveInt, ...] = (4096, 256)
+    """widths of the projection head's layers"""
+    predictor: tuple[PositiveInt, ...] = (4096,)
+    """widths of the predictor's hidden layers"""
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """share of itself that the teacher keeps each step, at the start; it rises to 1 along a cosine"""
+
+
+class BYOL(Objective):
+    """Bootstrap your own latent (Grill et al. 2020, §3): an online network with a predictor learns the projections of a
+    target network, which is its moving average; there are no negatives.
+    """
+
+    name = "byol"
+    settings_class = BYOLSettings
+    needs = frozenset({Need.VIEWS})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-5, "warmup": 0.03}
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: BYOLSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        width = self.settings.projector[-1]
+        self.projector = mlp(encoder.dim, *self.settings.projector)
+        self.predictor = mlp(width, *self.settings.predictor, width)
+        self.teacher_encoder = frozen_copy(encoder)
+        self.teacher_projector = frozen_copy(self.projector)
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        views = two_views(self.modality, batch, draw, self.settings.views)
+        h = self.encoder(views).pooled
+        p, q = halves(self.predictor(self.projector(h)))
+        with torch.no_grad():
+            s, t = halves(self.teacher_projector(self.teacher_encoder(views).pooled))
+        # Each view predicts the other's target (§3.1: the loss is symmetrised).
+        loss = cosine_regression(p, t) + cosine_regression(q, s)
+        first, second = halves(h.detach())
+        return Step(loss, first, {"alignment": alignment(first, second)})
+
+    def after_step(self, progress: float) -> None:
+        momentum = rising_momentum(self.settings.momentum, progress)
+        follow(self.teacher_encoder, self.encoder, momentum)
+        follow(self.teacher_projector, self.projector, momentum)

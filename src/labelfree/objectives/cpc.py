@@ -1,0 +1,90 @@
+"""Contrastive predictive coding: from the past, pick out the future among other moments.
+
+Legend: B samples of this process, R processes, N tokens, D width, P moments in the pool of negatives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.distributed import gather, rank, weighted_mean, world_size
+from labelfree.encoders.base import Encoder
+from labelfree.losses.contrastive import info_nce
+from labelfree.losses.masked import take
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.objectives._heads import real
+from labelfree.objectives.base import Objective, Step
+from labelfree.settings import Settings
+
+
+class CPCSettings(Settings):
+    """Settings of CPC."""
+
+    steps: PositiveInt = 12
+    """how many tokens ahead are predicted: all distances from 1 to this"""
+    negatives: PositiveInt = 128
+    """moments, drawn from all samples of the batch, among which the true future has to be found"""
+
+
+class CPC(Objective):
+    """Contrastive predictive coding (van den Oord et al. 2018, §2): a causal context c_t scores the latents z_{t+k} of
+    the next steps against those of other moments by z·W_k c (eq. 3) and InfoNCE (eq. 4).
+
+    z is the encoder's output before any context was mixed in. The negatives are moments of the whole batch, of other
+    samples and of the same ("mixed speaker", table 2).
+    """
+
+    name = "cpc"
+    settings_class = CPCSettings
+    needs = frozenset({Need.ORDER, Need.TOKENS, Need.CAUSAL})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "warmup": 0.03}
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: CPCSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        dim = encoder.dim
+        self.predictors = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(self.settings.steps))
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        features = self.encoder(self.modality.view(batch, draw, "none"))
+        c, valid = features.tokens, real(features)
+        z = c if features.local is None else features.local
+        pool = Pool(z, valid, draw, self.settings.negatives)
+        losses, weights = [], []
+        for k, predict in enumerate(self.predictors[: z.shape[1] - 1], start=1):
+            losses.append(info_nce(predict(c[:, :-k]), z[:, k:], pool.z, pool.excluded(k, z.shape[1])))
+            weights.append(valid[:, k:])
+        loss = weighted_mean(torch.cat(losses, dim=1), torch.cat(weights, dim=1))
+        return Step(loss, features.pooled.detach(), {})
+
+
+class Pool:
+    """Moments drawn from all samples of all processes; the same pool for every prediction of the step.
+
+    Attributes:
+        z: (P, D) their latents.
+    """
+
+    def __init__(self, z: Tensor, valid: Tensor, draw: Draw, negatives: int) -> None:
+        samples = len(z) * world_size()
+        each = min(z.shape[1], math.ceil(negatives / samples))
+        order = draw.uniform("moments", z.shape[1]).masked_fill(~valid, 2.0).argsort(dim=1)
+        place = order[:, :each]
+        chosen = draw.shared.permutation("samples", samples)[0, : max(1, negatives // each)]
+        self.z = gather(take(z, place))[chosen].flatten(0, 1)
+        self._real = gather(valid.gather(1, place).long())[chosen].flatten().bool()
+        self._place = gather(place)[chosen].flatten()
+        self._sample = chosen.repeat_interleave(each)
+        self._here = torch.arange(len(z), device=z.device) + rank() * len(z)
+
+    def excluded(self, k: int, tokens: int) -> Tensor:
+        """(B, tokens - k, P) bool: padding, and for the prediction of each moment from the k-th on, itself."""
+        own = self._here[:, None, None] == self._sample
+        same = torch.arange(k, tokens, device=own.device)[:, None] == self._place
+        return own & same | ~self._real

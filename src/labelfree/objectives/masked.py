@@ -1,0 +1,110 @@
+"""Masked modelling: hide some tokens, predict them from the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.distributed import weighted_mean
+from labelfree.encoders.base import Encoder, Hide
+from labelfree.errors import Refusal
+from labelfree.losses.masked import hidden_positions, take
+from labelfree.modalities.base import Modality, hidden_count
+from labelfree.needs import Need
+from labelfree.objectives._decoder import HEAD, Decoder
+from labelfree.objectives._heads import token_head
+from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Settings
+
+
+class MaskedSettings(Settings):
+    """Settings of masked modelling."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """share of the tokens that is hidden"""
+    hide: Literal["auto", "drop", "replace"] = "auto"
+    """drop hidden tokens and decode (MAE), or replace them (BERT, SimMIM); auto: as the encoder prefers"""
+    views: Literal["light", "none", "contrast"] = "light"
+    """strength of the augmentation before hiding"""
+    decoder_width: Annotated[int, Field(gt=0, multiple_of=HEAD)] | Literal["auto"] = "auto"
+    """width of the decoder, where tokens are dropped, a multiple of 32; auto: the encoder's, at most 512"""
+    decoder_depth: PositiveInt = 2
+    """blocks of the decoder, where tokens are dropped"""
+    head_layers: NonNegativeInt = 0
+    """hidden layers of the head, where tokens are replaced"""
+
+
+class Masked(Objective):
+    """Predict the modality's targets of hidden tokens.
+
+    Where the encoder drops them (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", §3), a small
+    decoder sees the encoded rest and mask tokens in their places. Where it replaces them (Devlin et al. 2019, "BERT",
+    §3.1; Xie et al. 2022, "SimMIM", §3), a head on the encoder predicts. Only hidden tokens are predicted.
+    """
+
+    name = "masked"
+    settings_class = MaskedSettings
+    needs = frozenset({Need.TOKENS, Need.MASK, Need.TARGETS})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.05}
+    recipes = {
+        "mae": Recipe(
+            source="He et al. 2022, MAE, §3, §4.1: 75 % of the patches are dropped; decoder scaled to the encoder",
+            settings={"ratio": 0.75, "hide": "drop", "decoder_depth": 4},
+            modalities=("image",),
+            encoder="transformer:tiny",
+        ),
+        "simmim": Recipe(
+            source="Xie et al. 2022, SimMIM, §3: 60 % of the patches are replaced; a linear head predicts pixels",
+            settings={"ratio": 0.6, "hide": "replace"},
+            modalities=("image",),
+            encoder="transformer:tiny",
+        ),
+        "bert": Recipe(
+            source="Devlin et al. 2019, BERT, §3.1, task 1: 15 % of the tokens; trained as in Geiping & Goldstein "
+            "2023, Cramming, §4.3: Adam 1e-3, weight decay .01, clipping .5, no dropout",
+            settings={"ratio": 0.15, "hide": "replace", "head_layers": 1},
+            training={"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98, "clip": 0.5},
+            modalities=("text",),
+            encoder="transformer:nano",
+        ),
+        "masked-series": Recipe(
+            source="Zerveas et al. 2021, §3.2: stretches of values are hidden, and predicted; Nie et al. 2023, "
+            "PatchTST, §3.2: 40 % of the patches",
+            settings={"ratio": 0.4},
+            modalities=("series",),
+            encoder="transformer:nano",
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: MaskedSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        own = self.settings
+        self.hide: Hide = encoder.hides[0] if own.hide == "auto" else own.hide
+        if self.hide not in encoder.hides:
+            known = " or ".join(encoder.hides)
+            raise Refusal(f"Encoder '{encoder.name}' cannot {self.hide} hidden tokens.", f"Set hide={known}.")
+        if self.hide == "drop":
+            width = min(512, encoder.dim // HEAD * HEAD) if own.decoder_width == "auto" else own.decoder_width
+            self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, modality.target_dim)
+        else:
+            self.head = token_head(encoder.dim, own.head_layers, modality.target_dim)
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        own = self.settings
+        view = self.modality.view(batch, draw, own.views)
+        mask = self.modality.sample_mask(view, draw, own.ratio)
+        count = hidden_count(mask.shape[1], own.ratio)
+        positions, hidden = hidden_positions(mask, count)
+        target = take(self.modality.targets(view), positions)
+        if self.hide == "drop":
+            features = self.encoder(view, mask, "drop")
+            prediction = self.head(features.tokens, mask, positions, self.modality.grid(mask.shape[1]))
+        else:
+            features = self.encoder(*self.modality.hide(view, mask, draw), "replace")
+            prediction = self.head(take(features.tokens, positions))
+        loss = weighted_mean(self.modality.token_loss(prediction.float(), target), hidden)
+        return Step(loss, features.pooled.detach())

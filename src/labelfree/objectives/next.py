@@ -1,0 +1,67 @@
+"""Predict what comes next."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.distributed import weighted_mean
+from labelfree.encoders.base import Encoder
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.objectives._heads import real, token_head
+from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Settings
+
+
+class NextSettings(Settings):
+    """Settings of next-token prediction."""
+
+    ahead: PositiveInt = 1
+    """how many tokens ahead the predicted one lies"""
+    views: Literal["light", "none", "contrast"] = "none"
+    """strength of the augmentation of the input"""
+    head_layers: NonNegativeInt = 0
+    """hidden layers of the head"""
+
+
+class Next(Objective):
+    """Autoregressive prediction with a causal encoder: each token's output predicts the token `ahead` places later.
+
+    With ids it is the language model of Radford et al. 2018 (GPT, §3.1, eq. 1), with values the autoregressive
+    predictive coding of Chung et al. 2019 (APC, §2.1).
+    """
+
+    name = "next"
+    settings_class = NextSettings
+    needs = frozenset({Need.ORDER, Need.TOKENS, Need.CAUSAL, Need.TARGETS})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.03}
+    recipes = {
+        "gpt": Recipe(
+            source="Radford et al. 2018, GPT, §3.1; optimiser of Brown et al. 2020, GPT-3, appendix B",
+            training={"weight_decay": 0.1, "beta2": 0.95, "clip": 1.0},
+            modalities=("text",),
+            encoder="transformer:nano",
+        ),
+        "apc": Recipe(
+            source="Chung et al. 2019, APC, §2.1 and §4.2: frames three steps ahead carry more than the next one",
+            settings={"ahead": 3},
+            modalities=("series",),
+            encoder="transformer:nano",
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: NextSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim)
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        view = self.modality.view(batch, draw, self.settings.views)
+        features = self.encoder(view)
+        ahead = min(self.settings.ahead, features.tokens.shape[1] - 1)
+        prediction = self.head(features.tokens[:, :-ahead])
+        losses = self.modality.token_loss(prediction.float(), self.modality.targets(view)[:, ahead:])
+        return Step(weighted_mean(losses, real(features)[:, ahead:]), features.pooled.detach())

@@ -1,0 +1,73 @@
+"""Pretext tasks: which transformation was applied?"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder
+from labelfree.errors import Refusal, nearest
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Settings
+
+
+class PretextSettings(Settings):
+    """Settings of pretext tasks."""
+
+    transformation: str = ""
+    """name of the modality's set of transformations (rotation, jigsaw, order, next-sentence, ...); empty: its first"""
+
+
+class Pretext(Objective):
+    """Recognise which of a known set of transformations a sample underwent (Gidaris et al. 2018, "Unsupervised
+    Representation Learning by Predicting Image Rotations", §2.1): a classifier on the pooled features.
+    """
+
+    name = "pretext"
+    settings_class = PretextSettings
+    needs = frozenset({Need.TRANSFORMATIONS})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 5e-4, "warmup": 0.03}
+    recipes = {
+        "rotation": Recipe(
+            source="Gidaris et al. 2018, §2.1: 0, 90, 180 or 270 degrees",
+            settings={"transformation": "rotation"},
+            modalities=("image",),
+        ),
+        "jigsaw": Recipe(
+            source="Noroozi & Favaro 2016, §3: which permutation of the tiles",
+            settings={"transformation": "jigsaw"},
+            modalities=("image",),
+        ),
+        "order": Recipe(
+            source="Misra et al. 2016, Shuffle and Learn, §3, for the stretches of a series",
+            settings={"transformation": "order"},
+            modalities=("series",),
+        ),
+        "next-sentence": Recipe(
+            source="Devlin et al. 2019, BERT, §3.1, task 2: does the second part follow the first? Half do",
+            settings={"transformation": "next-sentence"},
+            modalities=("text",),
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: PretextSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        known = modality.transformations()
+        name = self.settings.transformation or next(iter(known))
+        if name not in known:
+            raise Refusal(
+                f"{modality.name} data has no transformation '{name}': it has {', '.join(known)}.", nearest(name, known)
+            )
+        self.transformation = known[name]
+        self.head = nn.Linear(encoder.dim, self.transformation.count)
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        which = draw.integers("which", self.transformation.count)
+        pooled = self.encoder(self.transformation.apply(batch, which, draw)).pooled
+        logits = self.head(pooled).float()
+        correct = (logits.argmax(dim=1) == which).float().mean()
+        return Step(F.cross_entropy(logits, which), pooled.detach(), {"pretext_accuracy": correct.detach()})

@@ -1,0 +1,63 @@
+"""SimCLR: two views of a sample find each other among all others."""
+
+from __future__ import annotations
+
+from pydantic import PositiveFloat, PositiveInt
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder
+from labelfree.losses.contrastive import nt_xent
+from labelfree.losses.regression import alignment
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.objectives._heads import mlp
+from labelfree.objectives._views import ViewSettings, halves, two_views
+from labelfree.objectives.base import Objective, Recipe, Step
+
+
+class SimCLRSettings(ViewSettings):
+    """Settings of SimCLR."""
+
+    temperature: PositiveFloat = 0.2
+    """divides the cosine similarities; small values weigh the hardest negatives most"""
+    projector: tuple[PositiveInt, ...] = (2048, 256)
+    """widths of the projection head's layers"""
+    same_group: bool = False
+    """whether samples of one group (a patient, a device) are positives of each other, as in MICLe"""
+
+
+class SimCLR(Objective):
+    """Contrastive learning of two views (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
+    Representations", §2): augment twice, encode, project, and compare all with all (NT-Xent).
+    """
+
+    name = "simclr"
+    settings_class = SimCLRSettings
+    needs = frozenset({Need.VIEWS})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup": 0.03}
+    recipes = {
+        "simcse": Recipe(
+            source="Gao et al. 2021, SimCSE, §3: dropout is the only augmentation; the head is for training only. "
+            "Negatives are NT-Xent's, so that they include the other sentences' same view",
+            settings={"views": "none", "temperature": 0.05, "projector": (256,)},
+            training={"learning_rate": 3e-4, "batch_size": 64},
+            modalities=("text",),
+        ),
+        "micle": Recipe(
+            source="Azizi et al. 2021, MICLe, §3.2: other samples of the same group are positives too",
+            settings={"same_group": True, "temperature": 0.1},
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: SimCLRSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
+        a, b = halves(self.projector(h))
+        group = batch.group if self.settings.same_group else None
+        loss = nt_xent(a, b, self.settings.temperature, group)
+        first, second = halves(h.detach())
+        return Step(loss, first, {"alignment": alignment(first, second)})
