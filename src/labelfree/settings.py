@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, Union, get_args, get_origin
 
 import pydantic
+from pydantic.fields import FieldInfo
 
 from labelfree.errors import LabelfreeError, nearest
 
@@ -26,11 +28,26 @@ class Settings(pydantic.BaseModel):
             LabelfreeError: one sentence for all faults: each key, what is allowed, what came.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(
+                {key: _from_text(value, cls.model_fields.get(key)) for key, value in values.items()}
+            )
         except pydantic.ValidationError as error:
             raise LabelfreeError(
                 _explain(error, cls, owner), "Run `labelfree list` for what each part accepts."
             ) from None
+
+
+def _from_text(value: Any, field: FieldInfo | None) -> Any:
+    """What pydantic cannot tell from a word: "none" where a field may be None, and "a,b" where it is a tuple."""
+    if field is None or not isinstance(value, str):
+        return value
+    union = get_origin(field.annotation) in (Union, UnionType)
+    kinds = get_args(field.annotation) if union else (field.annotation,)
+    if NoneType in kinds and value.lower() == "none":
+        return None
+    if str not in kinds and any(get_origin(kind) in (tuple, list) for kind in kinds):
+        return [part.strip() for part in value.split(",")]
+    return value
 
 
 def _explain(error: pydantic.ValidationError, cls: type[Settings], owner: str) -> str:

@@ -1,0 +1,416 @@
+"""The command line: one verb a function, thin. Nothing heavy is imported until a verb runs.
+
+For people, a verb prints to standard output. With `--json` everything it says goes to standard error, and its answer is
+one JSON object, the last line on standard output.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import json as jsonlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from labelfree.errors import LabelfreeError
+
+if TYPE_CHECKING:
+    from labelfree.evaluation.protocol import Evaluation
+
+app = typer.Typer(
+    name="labelfree",
+    help="Pretrain an encoder on unlabelled data, prove what it was worth, use it.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # the plain help is three times as fast
+    pretty_exceptions_enable=False,
+)
+
+Answer = dict[str, Any]
+Json = Annotated[bool, Option("--json", help="Answer with one JSON object, the last line on standard output.")]
+RunPath = Annotated[str, Argument(metavar="RUN", help="The folder that `labelfree pretrain` wrote.")]
+Train = Annotated[str, Option("--train", metavar="SOURCE", help="Labelled data to learn from.")]
+Label = Annotated[
+    str, Option("--label", metavar="NAME", help="Where the label is: a column, or `folder` for a folder's name.")
+]
+Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings; see docs/settings.md.")]
+Seed = Annotated[int, Option("--seed", help="Same seed, same result.")]
+TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="How long it may take: 90s, 10m, 2h.")]
+
+Config = Annotated[Path | None, Option("--config", metavar="FILE", help="Options and settings as YAML or JSON.")]
+
+MISTAKE, INTERRUPTED = 2, 130
+
+
+def _verb(*examples: str) -> Callable[[Callable[..., Answer]], Callable[..., int]]:
+    """Make a command of a function that prints for people and returns the object for scripts; adds `--json`."""
+
+    def decorate(function: Callable[..., Answer]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def command(json: bool, **arguments: Any) -> int:
+            try:
+                with _streams(json):
+                    answer = function(**arguments)
+            except KeyboardInterrupt:
+                _warn("Stopped.", "")
+                return INTERRUPTED
+            code = answer.pop("exit_code", 0)
+            if json:
+                _print_json(answer)
+            return code
+
+        signature = inspect.signature(function, eval_str=True)
+        flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+        parameters = [*signature.parameters.values(), flag]
+        vars(command)["__signature__"] = signature.replace(parameters=parameters)
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        name = function.__name__.rstrip("_")
+        lines = "".join(f"\n  labelfree {name} {example}" for example in examples)
+        app.command(name, help=f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\nExamples:{lines}")(command)
+        return command
+
+    return decorate
+
+
+@contextmanager
+def _streams(json: bool) -> Iterator[None]:
+    """With `json`, all that is printed meanwhile, also by child processes, goes to standard error."""
+    if not json:
+        yield
+        return
+    from contextlib import redirect_stdout
+
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print_json(answer: Answer) -> None:
+    """One line on standard output; where torchrun or SLURM started several processes, only the first one speaks."""
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        print(jsonlib.dumps(answer, ensure_ascii=False, default=_plain), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _settings(words: Sequence[str] | None, config: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options and settings of a verb: those of the file, over them those of the command line.
+
+    Raises:
+        LabelfreeError: the file cannot be read, or a setting is really an option.
+    """
+    from labelfree.settings import parse_assignments
+
+    given = parse_assignments(words or ())
+    for key in given:
+        if key in options:
+            raise LabelfreeError(f"'{key}' is an option.", f"Write --{key.replace('_', '-')} {given[key]}.")
+    values = _read_config(config) if config else {}
+    return values | {key: value for key, value in options.items() if value is not None} | given
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A YAML file (JSON is YAML too) of options and settings; `image: {size: 32}` is the setting image.size."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LabelfreeError(
+            f"'{path}' cannot be read: {error.strerror}.", "--config takes a YAML or JSON file."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise LabelfreeError(f"'{path}' is not YAML or JSON: {reason}.", "Write `key: value`, one a line.") from None
+    if not isinstance(content, dict):
+        raise LabelfreeError(f"'{path}' does not hold settings.", "Write `key: value`, one a line.")
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        parts = {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {str(key): value}
+        flat |= {name.replace("-", "_"): part for name, part in parts.items()}
+    return flat
+
+
+@_verb("photos/ --time-limit 10m", "series.npz --method ts2vec --epochs 20 batch_size=16", "--resume runs/photos")
+def pretrain(
+    source: Annotated[str | None, Argument(metavar="SOURCE", help="Unlabelled data: a folder or a file.")] = None,
+    settings: Words = None,
+    modality: Annotated[str | None, Option(metavar="K", help="image, series or text; guessed from the source.")] = None,
+    method: Annotated[str | None, Option(metavar="M", help="See `labelfree list methods`; chosen if absent.")] = None,
+    encoder: Annotated[str | None, Option(metavar="E", help="See `labelfree list encoders`; chosen if absent.")] = None,
+    out: Annotated[str | None, Option(metavar="RUN", help="Folder for the run; a new one in runs/ if absent.")] = None,
+    epochs: Annotated[int | None, Option(metavar="N", help="Passes over the data.")] = None,
+    steps: Annotated[int | None, Option(metavar="N", help="Optimiser steps.")] = None,
+    time_limit: TimeLimit = None,
+    seed: Annotated[int | None, Option(help="Same seed, same encoder.")] = None,
+    init: Annotated[str | None, Option(metavar="RUN|FILE", help="Start from a run, or from library weights.")] = None,
+    resume: Annotated[str | None, Option(metavar="RUN", help="Continue an interrupted run exactly.")] = None,
+    config: Config = None,
+) -> Answer:
+    """Learn an encoder from data without labels."""
+    words = list(settings or ())
+    if resume is not None and source is not None and "=" in source:
+        words, source = [source, *words], None
+    options = {
+        "modality": modality,
+        "method": method,
+        "encoder": encoder,
+        "out": out,
+        "epochs": epochs,
+        "steps": steps,
+        "time_limit": time_limit,
+        "seed": seed,
+        "init": init,
+        "resume": resume,
+    }
+    values = _settings(words, config, options)
+    source = values.pop("source", None) if source is None else source
+    if source is None and values.get("resume") is None:
+        raise LabelfreeError("No source was given.", "Name a folder or a file: labelfree pretrain photos/")
+    from labelfree.training.pretrain import pretrain
+
+    run = pretrain(source, **values)
+    keys = ("state", "steps", "samples", "seconds", "samples_per_second", "health")
+    answer: Answer = {"run": str(run.path)} | {key: run.info[key] for key in keys}
+    answer["steps"] = run.info["step"]
+    if run.state == "stopped":
+        done = f"Stopped at step {run.info['step']:,} of {run.info['steps']:,}, saved."
+        _warn(done, f"Go on with: labelfree pretrain --resume {shlex.quote(str(run.path))}")
+        answer["exit_code"] = INTERRUPTED
+    return answer
+
+
+@_verb("runs/photos --train labelled/ --test held-out/ --label folder --budgets 1%,10%,100%")
+def evaluate(
+    run: RunPath,
+    train: Train,
+    test: Annotated[str, Option("--test", metavar="SOURCE", help="Labelled data that never chooses anything.")],
+    label: Label,
+    budgets: Annotated[str, Option(help="Shares of the training labels, or counts a class (5).")] = "1%,10%,100%",
+    protocols: Annotated[str, Option(help="knn, linear, finetune.")] = "knn,linear,finetune",
+    seeds: Annotated[int, Option(help="Repetitions with different labels.")] = 3,
+    group: Annotated[str | None, Option(metavar="NAME", help="Column whose values are never split.")] = None,
+    time_limit: TimeLimit = None,
+) -> Answer:
+    """Prove what a run was worth, with few labels.
+
+    The frozen and the fine-tuned encoder stand beside the same network from scratch, a random one and raw features.
+    """
+    from labelfree.run import Run
+
+    evaluation = Run(run).evaluate(
+        train,
+        test,
+        label,
+        budgets=_listed(budgets),
+        protocols=_listed(protocols),
+        seeds=seeds,
+        group=group,
+        time_limit=time_limit,
+    )
+    return _show_evaluation(evaluation)
+
+
+def _listed(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _show_evaluation(evaluation: Evaluation) -> Answer:
+    """Print the verdict and the table of results; the keys of the answer are documented in docs/json.md."""
+    answer = evaluation.to_json()
+    rows = [
+        (r["protocol"], r["budget"], r["method"], f"{r['score']:.3f}", f"{r['low']:.3f} … {r['high']:.3f}", r["seeds"])
+        for r in answer["results"]
+    ]
+    _table(["protocol", "labels", "method", answer["metric"], "95 % interval", "seeds"], rows)
+    print(answer["verdict"])
+    return answer
+
+
+@_verb("runs/photos --train labelled/ --label folder --out models/photos")
+def finetune(
+    run: RunPath,
+    train: Train,
+    label: Label,
+    out: Annotated[str, Option("--out", metavar="MODEL", help="Folder for the model.")],
+    settings: Words = None,
+    seed: Seed = 0,
+    time_limit: TimeLimit = None,
+    config: Config = None,
+) -> Answer:
+    """Train a classifier that starts from a run's encoder."""
+    from labelfree.run import Run
+
+    options = _settings(settings, config, {"seed": seed, "time_limit": time_limit})
+    model = Run(run).finetune(train, label, out, **options)
+    print(f"The model is in '{model.path}'.")
+    return {"model": str(model.path), "classes": list(model.classes)}
+
+
+@_verb("models/photos new-photos/ --out answers.csv")
+def predict(
+    model: Annotated[str, Argument(metavar="MODEL", help="The folder that `labelfree finetune` wrote.")],
+    source: Annotated[str, Argument(metavar="SOURCE", help="Data to classify.")],
+    out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
+) -> Answer:
+    """Classify new data with a fine-tuned model."""
+    from labelfree.tasks.predict import predict
+
+    count = predict(model, source, out)
+    print(f"{count:,} predictions are in '{out}'.")
+    return {"out": out, "count": count}
+
+
+@_verb("runs/photos photos/ --out features.parquet")
+def embed(
+    run: RunPath,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Data to embed.")],
+    out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet.")],
+) -> Answer:
+    """Write the features of every sample."""
+    from labelfree.tasks.embed import write_embeddings
+
+    count, dim = write_embeddings(run, source, out)
+    print(f"{count:,} vectors of {dim} numbers are in '{out}'.")
+    return {"out": out, "count": count, "dim": dim}
+
+
+@_verb("runs/photos")
+def report(run: RunPath) -> Answer:
+    """Write report.html of a run.
+
+    It holds results, training and health curves, a map of the features, nearest neighbours and all settings.
+    """
+    from labelfree.run import Run
+
+    path = Run(run).report()
+    print(f"The report is in '{path}'.")
+    return {"report": str(path)}
+
+
+class Listed(StrEnum):
+    """What can be listed."""
+
+    modalities = "modalities"
+    encoders = "encoders"
+    methods = "methods"
+
+
+@_verb("methods", "encoders --json")
+def list_(what: Annotated[Listed, Argument(help="modalities, encoders or methods.")]) -> Answer:
+    """Show the kinds of data, encoders or methods there are."""
+    from labelfree import catalogue
+
+    entries = getattr(catalogue, what.value)()
+    shown = [key for key in entries[0] if key != "about"]
+    _table(shown, [[", ".join(e[key]) if isinstance(e[key], list) else e[key] for key in shown] for e in entries])
+    return {what.value: entries}
+
+
+@_verb("", "--out digits-demo --json")
+def demo(
+    out: Annotated[
+        str | None, Option(metavar="FOLDER", help="Where to put it; a new labelfree-demo if absent.")
+    ] = None,
+) -> Answer:
+    """See it work on handwritten digits.
+
+    Pretrains without labels, evaluates beside baselines, writes report.html; a few minutes on two cores.
+    """
+    from labelfree.demo import demo
+
+    evaluation, path = demo(out)
+    answer = _show_evaluation(evaluation)
+    print(f"The report is in '{path / 'report.html'}'.")
+    return answer | {"run": str(path)}
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    if version:
+        import labelfree
+
+        print(f"labelfree {labelfree.__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code: 0, 2 for a mistake that the user can mend, 130 if interrupted.
+
+    What is neither is a bug in Labelfree, and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(app(words, prog_name="labelfree", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "labelfree")
+        failure = LabelfreeError(_sentence(error.format_message()), f"See `{command} --help`.")
+    except LabelfreeError as error:
+        failure = error
+    except Exception as error:
+        mendable = _machine_trouble(error)
+        if mendable is None:
+            raise
+        failure = mendable
+    _warn(failure.problem, failure.remedy)
+    if "--json" in words:
+        _print_json({"error": failure.problem, "remedy": failure.remedy})
+    return MISTAKE
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _machine_trouble(error: Exception) -> LabelfreeError | None:
+    """The sentence for a full disk, a file that may not be written, or too little memory; None for anything else."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" while writing '{error.filename}'" if error.filename else ""
+        return LabelfreeError(f"The disk is full{place}.", "Free space, or write elsewhere with --out.")
+    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) and error.filename:
+        return LabelfreeError(f"'{error.filename}' cannot be used: {error.strerror}.", "Name another place.")
+    starved = ("not enough memory", "can't allocate memory", "out of memory")
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in starved))
+    ):
+        return LabelfreeError("Memory ran out.", "Lower batch_size, or take a smaller encoder with --encoder.")
+    return None
+
+
+def _warn(problem: str, remedy: str) -> None:
+    print(f"{problem} {remedy}".strip(), file=sys.stderr, flush=True)

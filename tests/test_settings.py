@@ -1,0 +1,76 @@
+"""Settings: what users write is checked at once, shared out to its owner, and refused with the nearest name."""
+
+import pytest
+from pydantic import Field
+
+from labelfree.errors import LabelfreeError, nearest
+from labelfree.settings import Settings, parse_assignments, share_out
+
+
+class Engine(Settings):
+    batch_size: int = Field(64, ge=1, description="Samples a step.")
+    warmup: float = 0.1
+
+
+class Picture(Settings):
+    size: int = 32
+    crop: tuple[float, float] = (0.2, 1.0)
+    limit: int | None = 3
+
+
+class Model(Settings):
+    size: str = "tiny"
+    temperature: float = 0.5
+
+
+OWNERS = {"training": Engine, "image": Picture, "simclr": Model}
+
+
+def test_words_become_numbers_by_their_owner() -> None:
+    shares = share_out(parse_assignments(["batch-size=32", "temperature = .2"]), OWNERS)
+    assert Engine.read(shares["training"], "training").batch_size == 32
+    assert Model.read(shares["simclr"], "simclr").temperature == 0.2
+    assert shares["image"] == {}
+
+
+def test_words_become_tuples_and_none_where_the_field_is_one() -> None:
+    picture = Picture.read({"crop": "0.5, 1", "limit": "none"}, "image")
+    assert picture.crop == (0.5, 1.0)
+    assert picture.limit is None
+
+
+@pytest.mark.parametrize("word", ["batch_size", "=3", "fast"])
+def test_a_word_without_a_value_is_refused(word: str) -> None:
+    with pytest.raises(LabelfreeError, match="expected key=value"):
+        parse_assignments([word])
+
+
+def test_values_may_hold_an_equals_sign() -> None:
+    assert parse_assignments(["path=a=b"]) == {"path": "a=b"}
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(LabelfreeError, match=r"no setting 'batchsize'.*Did you mean 'batch_size'"):
+        share_out({"batchsize": 3}, OWNERS)
+
+
+def test_a_key_of_two_owners_must_name_its_owner() -> None:
+    with pytest.raises(LabelfreeError, match=r"image\.size or simclr\.size"):
+        share_out({"size": 3}, OWNERS)
+    assert share_out({"image.size": 3}, OWNERS)["image"] == {"size": 3}
+
+
+def test_all_faults_are_told_at_once_with_key_rule_and_value() -> None:
+    with pytest.raises(LabelfreeError) as caught:
+        Engine.read({"batch_size": 0, "warmup": "long", "batchsize": 1}, "training")
+    for part in ("batch_size", "greater than or equal to 1", "but 0 was given", "'long'", "no setting 'batchsize'"):
+        assert part in caught.value.problem
+
+
+def test_settings_cannot_change_after_they_are_read() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Engine().warmup = 0.3  # type: ignore[misc]
+
+
+def test_nearest_is_silent_when_nothing_is_near() -> None:
+    assert nearest("zzz", ["batch_size"]) == ""
