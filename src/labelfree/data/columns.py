@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,14 @@ import pyarrow.compute as pc
 
 from labelfree.errors import LabelfreeError, nearest
 
-TIME_NAMES = frozenset("time timestamp datetime date date_time timestep time_step step ts ds t seconds".split())
-LABEL_NAMES = frozenset("label labels class classes target targets y category outcome ground_truth".split())
-IDENTITY_NAMES = frozenset(
+_TIME = "time timestamp datetime date date_time timestep time_step step ts ds t seconds"
+_LABEL = "label labels class classes target targets y category outcome ground_truth"
+_IDENTITY = (
     "id series_id series recording recording_id record record_id subject subject_id person person_id patient "
     "patient_id participant user user_id device device_id sensor_id session session_id unit unit_id item_id "
-    "unique_id group".split()
+    "unique_id group"
 )
+TIME_NAMES, LABEL_NAMES, IDENTITY_NAMES = (frozenset(words.split()) for words in (_TIME, _LABEL, _IDENTITY))
 _FEW = 20  #: whole numbers with at most so many distinct values look like codes of classes
 
 
@@ -143,7 +145,7 @@ def looks_wide(table: pa.Table) -> bool:
     numeric = numeric_names(table)
     tails = [re.search(r"(\d+)$", name) for name in numeric]
     counted = [int(tail.group(1)) for tail in tails if tail]
-    running = sum(b - a == 1 for a, b in zip(counted, counted[1:], strict=False))
+    running = sum(b - a == 1 for a, b in pairwise(counted))
     return running >= 7 and running * 3 >= 2 * (len(numeric) - 1)
 
 
@@ -172,7 +174,7 @@ def choose_channels(
         return list(wanted), {}
     require(table, options.exclude, "exclude")
     free = [name for name in numeric if name not in taken and name not in options.exclude]
-    left = {name: "excluded" for name in options.exclude}
+    left = dict.fromkeys(options.exclude, "excluded")
     smooth = [name for name in free if not _whole(table, name)]
     for name in free:
         reason = ""

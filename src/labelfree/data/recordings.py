@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], options: ReadOptions, what: s
     if not count or not length or not width:
         raise LabelfreeError(f"{what} is empty: shape {arrays[name].shape}.", "Expected (series, steps[, channels]).")
     others = {key: a for key, a in arrays.items() if key != name and a.ndim == 1 and len(a) == count}
-    time = next((a for key, a in arrays.items() if col.plain(key) in col.TIME_NAMES and a.shape == (count, length)), None)
+    time = next(
+        (a for key, a in arrays.items() if col.plain(key) in col.TIME_NAMES and a.shape == (count, length)), None
+    )
     channels = _check_count(tuple(str(c) for c in range(width)) if width > 1 else ("value",), options, what)
     values = _clean(series.reshape(count * length, width))
     return Recordings(
@@ -264,9 +267,7 @@ def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
     )
 
 
-def _constant_inside(
-    table: pa.Table, taken: Sequence[str], order: np.ndarray, bounds: np.ndarray
-) -> dict[str, bool]:
+def _constant_inside(table: pa.Table, taken: Sequence[str], order: np.ndarray, bounds: np.ndarray) -> dict[str, bool]:
     found = {}
     for name in col.numeric_names(table):
         if name in taken:
@@ -336,7 +337,7 @@ def _is_data(names: Sequence[str]) -> bool:
         numbers = [float(name) for name in names]
     except ValueError:
         return False
-    return not all(b - a == 1 for a, b in zip(numbers, numbers[1:], strict=False))
+    return not all(b - a == 1 for a, b in pairwise(numbers))
 
 
 def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
@@ -413,5 +414,3 @@ def majority(values: np.ndarray, start: int, stop: int) -> Any:
         return values[min(start, len(values) - 1)]
     found, counts = np.unique(piece.astype(str) if piece.dtype == object else piece, return_counts=True)
     return found[counts.argmax()]
-
-

@@ -1,0 +1,524 @@
+"""Series: sensors, logs, traces — numbers over time, in one channel or many, of equal length or not, with gaps."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.columns import ReadOptions, looks_wide, numeric_names
+from labelfree.data.draw import Draw
+from labelfree.data.recordings import FILES, Recordings, majority, read_measurements, read_recordings
+from labelfree.data.sources import ARRAYS, TABLES, list_files, load_arrays
+from labelfree.errors import LabelfreeError
+from labelfree.modalities import _series_views as augment
+from labelfree.modalities._series_features import ChannelStatistics, raw_features, sparkline
+from labelfree.modalities._series_tokens import SeriesStem, patches, valid_tokens
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, hidden_count
+from labelfree.modalities.base import _no_column as no_column
+from labelfree.needs import Need
+from labelfree.settings import Settings
+
+if TYPE_CHECKING:
+    from labelfree.encoders.base import Encoder
+
+#: Crops of longer series are no longer than this many steps (Yue et al. 2022 cut training series there).
+LONGEST = 3000
+
+
+def _names(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class SeriesSettings(Settings):
+    """How series are read, cut, normalised and augmented."""
+
+    layout: Literal["auto", "long", "wide"] = "auto"
+    """table with a row a time step (long) or a row a series (wide)"""
+    columns: Names = ()
+    """columns that are channels, by commas; empty: all numeric ones that look like measurements"""
+    exclude: Names = ()
+    """columns that are not channels, such as the label, by commas"""
+    group: str = ""
+    """column that says whose series it is (person, device); a long table is also cut by it"""
+    time: str = ""
+    """column of times; empty: found by its type or name"""
+    gap: NonNegativeFloat = 10.0
+    """a step in time of more than so many median steps starts a new recording; 0 for never"""
+    window: NonNegativeInt | Literal["auto"] = "auto"
+    """steps of the windows that long recordings are cut into; 0 for whole recordings"""
+    stride: NonNegativeInt = 0
+    """steps from one window to the next; 0 for the window itself"""
+    patch: PositiveInt | Literal["auto"] = "auto"
+    """steps a token; auto: 1 for convolutions, about a fortieth of the length for the transformer"""
+    normalise: Literal["channel", "series", "none"] = "channel"
+    """by the mean and deviation of each channel in the training data, or of each series by itself"""
+    jitter: NonNegativeFloat = 0.1
+    """views: deviation of the noise added, in deviations of the channel"""
+    scaling: NonNegativeFloat = 0.2
+    """views: deviation of the factor of each channel"""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """views: least share of the series that a crop keeps (it is stretched to the old length); 1 for no crop"""
+    permutation: PositiveInt = 1
+    """views: most segments that are shuffled; 1 for none"""
+    masking: Share = 0.1
+    """views: share of steps that go missing"""
+    span: NonNegativeInt = 0
+    """masks: steps that are hidden together; 0 for eight, or a token"""
+
+
+class SeriesDataset(Dataset):
+    """Series, or windows of long recordings."""
+
+    def __init__(self, source: Recordings, window: int, stride: int) -> None:
+        self.source = source
+        self.channels = source.channels
+        self.window = window
+        self.spans, self.recording = cut_windows(source.spans, window, stride)
+        self._groups = _group_numbers(source, self.spans, self.recording)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return [self._sample(int(index)) for index in indices]
+
+    def _sample(self, index: int) -> Sample | Unreadable:
+        start, stop = self.spans[index]
+        data = self.source.values[start:stop]
+        if not len(data) or np.isnan(data).all():
+            return Unreadable(index, self.name(index), "every value is missing")
+        time = None if self.source.time is None else self.source.time[start:stop]
+        return Sample(data, index, int(self._groups[index]), time)
+
+    def name(self, index: int) -> str:
+        recording = int(self.recording[index])
+        names = self.source.names
+        name = names[recording] if len(names) else f"series {recording}"
+        start, stop = self.spans[index] - self.source.spans[recording, 0]
+        return f"{name}, steps {start}–{stop - 1}" if self.window else name
+
+    def columns(self) -> Sequence[str]:
+        return [*self.source.rows, *self.source.columns]
+
+    def column(self, name: str) -> np.ndarray:
+        if name in self.source.rows:
+            values = self.source.rows[name]
+            found = [majority(values, start, stop) for start, stop in self.spans]
+            return np.array(found, dtype=values.dtype)
+        if name in self.source.columns:
+            return self.source.columns[name][self.recording]
+        if name in self.channels:
+            raise LabelfreeError(
+                f"'{name}' is a channel, which the encoder sees, so it cannot be a label.",
+                f"Pretrain without it: exclude={name}.",
+            )
+        raise no_column(name, self.columns())
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint}-{len(self)}-{'-'.join(self.channels)}"
+
+    def describe(self) -> Description:
+        lengths = self.spans[:, 1] - self.spans[:, 0]
+        source = self.source
+        missing = self._missing()
+        facts = dict(source.facts)
+        if self.window:
+            short = len(source.spans) - len(np.unique(self.recording))
+            facts["cut"] = f"{len(source.spans):,} recordings into windows of {self.window} steps"
+            facts["cut"] += f", {short:,} shorter than half of one left out" if short else ""
+        low, high = int(lengths.min()), int(lengths.max())
+        facts["length"] = f"{low:,}" if low == high else f"{low:,} … {high:,} (median {int(np.median(lengths)):,})"
+        facts["channels"] = f"{len(self.channels)} ({', '.join(self.channels[:12])})"
+        if missing:
+            facts["missing"] = f"{missing:.1%} of the values"
+        if source.group:
+            facts["groups"] = f"{len(set(self._groups.tolist())):,} ({source.group})"
+        if source.unreadable:
+            facts["unreadable"] = f"{len(source.unreadable):,}"
+        numbers = {
+            "length": float(np.median(lengths)),
+            "max_length": float(high),
+            "channels": float(len(self.channels)),
+            "values": float(lengths.sum() * len(self.channels)),
+            "missing": missing,
+            "window": float(self.window),
+            "recordings": float(len(source.spans)),
+        }
+        return Description("series", len(self), facts, numbers, source.unreadable)
+
+    def _missing(self) -> float:
+        """Share of the values inside the series that are missing."""
+        spans = self.source.spans
+        absent = np.isnan(self.source.values).mean(axis=1)
+        inside = np.concatenate([absent[start:stop] for start, stop in spans])
+        return float(inside.mean()) if len(inside) else 1.0
+
+
+def cut_windows(spans: np.ndarray, window: int, stride: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Cut recordings into windows.
+
+    What is left at the end of a recording becomes a window of its own, shifted back to full length, if it is at least
+    half a window. A recording shorter than a window stays whole, if it is at least half of one.
+
+    Returns:
+        (N, 2) int64 first and last row (exclusive) of each window; (N,) the recording it is from.
+    """
+    if not window:
+        return spans, np.arange(len(spans))
+    stride = stride or window
+    starts: list[int] = []
+    owners: list[int] = []
+    for owner, (start, stop) in enumerate(spans.tolist()):
+        if (stop - start) * 2 < window:
+            continue
+        own = list(range(start, max(stop - window, start) + 1, stride))
+        left = stop - (own[-1] + window)
+        if left * 2 >= window:
+            own.append(stop - window)
+        starts += own
+        owners += [owner] * len(own)
+    firsts, recording = np.array(starts, dtype=np.int64), np.array(owners, dtype=np.int64)
+    return np.stack([firsts, np.minimum(firsts + window, spans[recording, 1])], axis=1), recording
+
+
+def choose_window(source: Recordings) -> tuple[int, str]:
+    """Steps of a window, and the reason."""
+    lengths = source.spans[:, 1] - source.spans[:, 0]
+    middle = float(np.median(lengths))
+    if source.whole:
+        return 0, "the source gives whole series"
+    if len(lengths) >= 32 and lengths.max() <= 1024 and lengths.max() <= 4 * middle:
+        return 0, f"{len(lengths):,} recordings of about {middle:,.0f} steps are samples as they are"
+    total = int(lengths.sum())
+    window = next((w for w in (256, 128, 64) if total // w >= 512), 32)
+    return window, f"cuts {total:,} steps into about {max(total // window, 1):,} windows"
+
+
+def _group_numbers(source: Recordings, spans: np.ndarray, recording: np.ndarray) -> np.ndarray:
+    """(N,) int64: the group's own number, or a hash of its name, so that it is the same in every source."""
+    if source.group in source.rows:
+        values = source.rows[source.group][spans[:, 0].clip(max=len(source.values) - 1)]
+    elif source.group in source.columns:
+        values = source.columns[source.group][recording]
+    else:
+        return np.full(len(spans), -1, dtype=np.int64)
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    return np.array([zlib.crc32(str(value).encode()) for value in values], dtype=np.int64)
+
+
+class Series(Modality):
+    """Multivariate series. A token is a patch of consecutive steps; a missing value is NaN everywhere."""
+
+    name = "series"
+    settings_class = SeriesSettings
+    offers = frozenset({Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS})
+
+    def __init__(self, settings: SeriesSettings | None = None) -> None:
+        super().__init__(settings)
+        self._channels: tuple[str, ...] = ()
+        self._mean = torch.zeros(0)
+        self._std = torch.ones(0)
+        self._length = 0
+        self._window = 0
+        self._fitted = False
+        self._patch = 1
+
+    # ---- reading
+
+    @classmethod
+    def recognise(cls, source: Any) -> tuple[float, str]:
+        if isinstance(source, str | Path):
+            return _recognise_path(Path(source).expanduser())
+        if isinstance(source, Mapping):
+            return _recognise_arrays({name: np.asarray(array) for name, array in source.items()})
+        if isinstance(source, list | tuple) and len(source):
+            first = np.asarray(source[0]) if not isinstance(source[0], str | bytes) else np.asarray("")
+            return (0.7, "a list of arrays") if first.ndim in (1, 2) and first.dtype.kind in "fiu" else (0.0, "")
+        if isinstance(source, pa.Table):
+            return _recognise_table(source)
+        if hasattr(source, "columns") and hasattr(source, "iloc"):
+            return _recognise_table(pa.Table.from_pandas(source, preserve_index=False))
+        if hasattr(source, "shape"):
+            return _recognise_arrays({"": np.asarray(source)})
+        return 0.0, ""
+
+    def open(self, source: Any) -> SeriesDataset:
+        own = self.settings
+        if isinstance(source, SeriesDataset):
+            return source
+        options = ReadOptions(
+            own.layout, own.columns, own.exclude, own.group, own.time, own.gap, self._channels if self._fitted else ()
+        )
+        found = read_recordings(source, options)
+        if self._fitted:
+            window = self._window
+        else:
+            window = choose_window(found)[0] if own.window == "auto" else own.window
+            self._channels, self._window = found.channels, window
+        if not len(cut_windows(found.spans, window, own.stride)[0]):
+            longest = int((found.spans[:, 1] - found.spans[:, 0]).max())
+            raise LabelfreeError(
+                f"No recording is long enough for a window of {window} steps: the longest has {longest}.",
+                "Set a smaller window.",
+            )
+        return SeriesDataset(found, window, own.stride)
+
+    def defaults(self, found: Description, budget: Budget) -> list[Choice]:
+        length = found.numbers.get("length", 0)
+        window = int(found.numbers.get("window", 0))
+        chosen = [
+            Choice("method", "ts2vec", "crops of a series agree on what they share: no invariance is assumed"),
+            Choice("encoder", "dilated", "each step sees the whole series; small and fast on any machine"),
+            Choice("batch_size", 8, "as published; more steps count for more than larger ones"),
+        ]
+        if budget.accelerator and found.count * length > 1e7:
+            chosen[-1] = Choice("batch_size", 64, "a GPU is idle at eight series a step")
+        words = "the source gives whole series" if not window else f"gives {found.count:,} windows"
+        return [*chosen, Choice("window", window, words)]
+
+    # ---- statistics
+
+    def fit(self, dataset: Dataset) -> None:
+        found = ChannelStatistics()
+        for start in range(0, len(dataset), 1024):
+            for item in dataset.read(range(start, min(start + 1024, len(dataset)))):
+                if isinstance(item, Sample):
+                    found.add(item.data)
+        mean, std = found.result()
+        if len(self._channels) != len(mean):
+            self._channels = tuple(str(c) for c in range(len(mean)))
+        self._learn(mean, std, min(int(np.median(found.lengths)), LONGEST))
+
+    def _learn(self, mean: Any, std: Any, length: int) -> None:
+        self._mean = torch.tensor(np.asarray(mean), dtype=torch.float32)
+        self._std = torch.tensor(np.asarray(std), dtype=torch.float32)
+        self._length, self._fitted = length, True
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "channels": list(self._channels),
+            "mean": self._mean.tolist(),
+            "std": self._std.tolist(),
+            "length": self._length,
+            "window": self._window,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._channels, self._window = tuple(state["channels"]), int(state["window"])
+        self._learn(state["mean"], state["std"], int(state["length"]))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the training data."""
+        return len(self._mean)
+
+    @property
+    def length(self) -> int:
+        """Median length of the training series, at most `LONGEST`."""
+        return self._length
+
+    # ---- batches and views
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        lengths = [len(sample.data) for sample in samples]
+        longest = max(lengths)
+        equal = min(lengths) == longest
+        timed = all(sample.time is not None for sample in samples)
+        return Batch(
+            data=torch.from_numpy(np.stack([_padded(sample.data, longest) for sample in samples])),
+            index=torch.tensor([sample.index for sample in samples]),
+            lengths=None if equal else torch.tensor(lengths),
+            time=torch.from_numpy(np.stack([_padded(s.time, longest) for s in samples])) if timed else None,  # type: ignore[arg-type]
+            group=torch.tensor([sample.group for sample in samples]),
+        )
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch.with_(data=self._normalise(batch.data))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if self.settings.normalise == "none":
+            return x
+        if self.settings.normalise == "channel":
+            return (x - self._mean.to(x.device)) / self._std.to(x.device)
+        mean = x.nanmean(dim=1, keepdim=True)
+        deviation = (x - mean).square().nanmean(dim=1, keepdim=True).sqrt()
+        return (x - mean) / torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
+
+    def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
+        own = self.settings
+        x, lengths = self._normalise(batch.data), augment.lengths_of(batch)
+        if policy == "contrast":
+            x = augment.crop(x, lengths, draw, own.crop) if own.crop < 1 else x
+            x = augment.permute(x, lengths, draw, own.permutation) if own.permutation > 1 else x
+            x = augment.scale(x, draw, own.scaling) if own.scaling else x
+            x = augment.jitter(x, draw, own.jitter) if own.jitter else x
+            x = augment.blank(x, draw, own.masking) if own.masking else x
+        elif policy == "light":
+            x = augment.scale(x, draw, own.scaling / 2) if own.scaling else x
+        return batch.with_(data=x, draw=draw, time=None)
+
+    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Tensor]:
+        """Random crops that overlap (Yue et al. 2022, §3.2): where they begin and end is drawn for the whole batch.
+
+        Each sample shifts both by its own offset. The first crop ends with the shared tokens, the second begins with
+        them. Lengths are counted in the training data's, so that batch-mates and processes change nothing.
+        """
+        patch = self.patch
+        usual = max(2, -(-(self._length or batch.data.shape[1]) // patch))
+        own = -(-augment.lengths_of(batch) // patch)
+        shared = Draw(torch.tensor([draw.batch]), draw.batch)
+
+        def pick(name: str, high: int) -> int:
+            return int(shared.integers(name, high))
+
+        count = 2 + pick("length", usual - 1)
+        left = pick("left", usual - count + 1)
+        right = left + count
+        first = pick("first", left + 1)
+        last = right + pick("last", usual - right + 1)
+        room = (own - last + first + 1).clamp_min(1)
+        offset = (draw.uniform("offset") * room).long() - first
+        one = self._crop(batch, draw.view(0), offset + first, right - first, usual)
+        two = self._crop(batch, draw.view(1), offset + left, last - left, usual)
+        tokens = torch.arange(count, device=batch.data.device).expand(len(batch), -1)
+        return one, two, torch.stack([tokens + left - first, tokens])
+
+    def _crop(self, batch: Batch, draw: Draw, start: Tensor, count: int, usual: int) -> Batch:
+        """`count` tokens from token `start` (B,) on."""
+        patch, lengths = self.patch, augment.lengths_of(batch)
+        first = start * patch
+        steps = first[:, None] + torch.arange(count * patch, device=first.device)
+        x = augment.take_steps(self._normalise(batch.data), steps)
+        full = batch.lengths is None and usual * patch <= batch.data.shape[1]
+        left = None if full else (lengths - first).clamp(0, count * patch)
+        return batch.with_(data=x, lengths=left, draw=draw, time=None)
+
+    def transformations(self) -> Mapping[str, Transformation]:
+        orders = torch.tensor(list(itertools.permutations(range(3))))
+
+        def order(batch: Batch, which: Tensor, draw: Draw) -> Batch:
+            view = self.view(batch, draw, "light")
+            rows = orders.to(which.device)[which]
+            return view.with_(data=augment.segments(view.data, augment.lengths_of(view), rows))
+
+        def reversal(batch: Batch, which: Tensor, draw: Draw) -> Batch:
+            view = self.view(batch, draw, "light")
+            return view.with_(data=augment.reverse(view.data, augment.lengths_of(view), which))
+
+        return {"order": Transformation(len(orders), order), "reversal": Transformation(2, reversal)}
+
+    # ---- tokens
+
+    @property
+    def patch(self) -> int:
+        """Steps a token."""
+        return self._patch if self.settings.patch == "auto" else int(self.settings.patch)
+
+    def suggest_patch(self, steps: int) -> int:
+        """An encoder says how many steps a token should have; what the user said goes first. Returns what holds."""
+        self._patch = steps
+        return self.patch
+
+    def transformer(self, size: str, causal: bool) -> Encoder:
+        from labelfree.encoders.transformer import SIZES
+        from labelfree.encoders.trunk import Trunk
+
+        steps = self.suggest_patch(2 ** max(0, min(5, round(np.log2(max(self._length, 1) / 40)))))
+        shape = SIZES[size]
+        stem = SeriesStem(self.channels, steps, shape.dim)
+        return Trunk(stem, shape.dim, shape.depth, shape.heads, causal=causal, dropout=0.1)
+
+    def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
+        """Spans of tokens; those without any value are hidden last, and padding never."""
+        patch = self.patch
+        known = ~patches(batch.data, patch).isnan().all(dim=2)
+        count = known.shape[1]
+        span = max(1, round((self.settings.span or 8) / patch))
+        block = (torch.arange(count, device=known.device) + draw.integers("shift", span)[:, None]) // span
+        score = draw.uniform("blocks", count // span + 2).gather(1, block)
+        score = score + 1e-4 * draw.uniform("tokens", count)
+        valid = valid_tokens(batch, patch)
+        score = score + 2.0 * ~known
+        if valid is None:
+            return score.argsort(dim=1).argsort(dim=1) < hidden_count(count, ratio)
+        own = valid.sum(dim=1, keepdim=True)
+        hidden = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long())
+        return (score + 2.0 * ~valid).argsort(dim=1).argsort(dim=1) < hidden
+
+    def targets(self, batch: Batch) -> Tensor:
+        return patches(batch.data, self.patch)
+
+    @property
+    def target_dim(self) -> int:
+        return self.patch * self.channels
+
+    def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        known = ~target.isnan()
+        error = (prediction - target.nan_to_num()).square() * known
+        return error.sum(dim=-1) / known.sum(dim=-1).clamp_min(1)
+
+    # ---- for people, and for baselines
+
+    def show(self, sample: Sample) -> str:
+        return sparkline(sample.data, self._channels)
+
+    def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        points = int(min(128, max(8, self._length or 64)))
+        return [raw_features(dataset, points) for dataset in (train, *others)]
+
+
+def _padded(data: np.ndarray, length: int) -> np.ndarray:
+    """Lengthen (T, ...) to `length` steps with NaN."""
+    if len(data) == length:
+        return data
+    return np.concatenate([data, np.full((length - len(data), *data.shape[1:]), np.nan, dtype=data.dtype)])
+
+
+def _recognise_path(path: Path) -> tuple[float, str]:
+    try:
+        if path.is_dir():
+            files = list_files(path, FILES)
+            return (
+                (0.5, f"{len(files):,} files of numbers") if files and _recognise_path(files[0])[0] >= 0.5 else (0, "")
+            )
+        if path.suffix.lower() in ARRAYS:
+            return _recognise_arrays(load_arrays(path))
+        if path.suffix.lower() in TABLES:
+            return _recognise_table(read_measurements(path))
+    except LabelfreeError:
+        return 0.0, ""
+    return 0.0, ""
+
+
+def _recognise_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and array.ndim in (2, 3):
+            return 0.8, f"numbers {array.shape}{f' under {name!r}' if name else ''}"
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.ndim in (2, 3):
+            return 0.5, f"whole numbers {array.shape}"
+    return (0.4, "one series") if any(a.dtype.kind == "f" and a.ndim == 1 for a in arrays.values()) else (0.0, "")
+
+
+def _recognise_table(table: pa.Table) -> tuple[float, str]:
+    numeric = numeric_names(table)
+    share = len(numeric) / max(len(table.column_names), 1)
+    if not numeric:
+        return 0.0, ""
+    if looks_wide(table):
+        return 0.9, f"a table with {len(numeric)} columns numbered through"
+    return 0.3 + 0.5 * share, f"a table with {len(numeric)} numeric columns of {len(table.column_names)}"
