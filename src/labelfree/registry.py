@@ -7,7 +7,6 @@ that a user's own code defines by subclassing the contracts.
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Mapping
 from functools import lru_cache
@@ -38,7 +37,7 @@ def _subclasses(base: type[T]) -> Mapping[str, type[T]]:
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
-        if not inspect.isabstract(cls) and "name" in vars(cls):
+        if "name" in vars(cls):  # a contract's own base, and helpers between, only declare it
             found[vars(cls)["name"]] = cls
     return dict(sorted(found.items()))
 
