@@ -11,7 +11,6 @@ import functools
 import inspect
 import json as jsonlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,11 +190,7 @@ def pretrain(
     keys = ("state", "steps", "samples", "seconds", "samples_per_second", "health")
     answer: Answer = {"run": str(run.path)} | {key: run.info[key] for key in keys}
     answer["steps"] = run.info["step"]
-    if run.state == "stopped":
-        done = f"Stopped at step {run.info['step']:,} of {run.info['steps']:,}, saved."
-        _warn(done, f"Go on with: labelfree pretrain --resume {shlex.quote(str(run.path))}")
-        answer["exit_code"] = INTERRUPTED
-    return answer
+    return answer | ({"exit_code": INTERRUPTED} if run.state == "stopped" else {})
 
 
 @_verb("runs/photos --train labelled/ --test held-out/ --label folder --budgets 1%,10%,100%")

@@ -1,0 +1,139 @@
+"""A scikit-learn transformer: `fit` learns an encoder without labels, `transform` gives its features."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from labelfree.errors import LabelfreeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Learns an encoder from X alone and turns samples into its features.
+
+    X may be pictures (N, H, W[, C]), series (N, T[, C]) with NaN where a value is missing, or N strings. A
+    two-dimensional X is series of one channel.
+
+    Args:
+        modality: "image", "series" or "text"; "auto" recognises it.
+        method: an objective or a recipe, as `labelfree list methods` names them; "auto" fits it to the data.
+        encoder: such as "timm:resnet18" or "transformer:tiny", or a torch module (a copy of it is trained).
+        epochs, steps, time_limit: how long to train, at most one of them; time_limit is seconds or "10m".
+        settings: further settings of the engine, the objective or the modality ({"batch_size": 64}).
+        out: keep the run in this folder, which must not exist yet; otherwise nothing is left on disk.
+        random_state: same number, same encoder.
+        verbose: show what is found, chosen and learnt.
+
+    Attributes:
+        encoder_: the trained encoder.
+        modality_: the kind of data, with the statistics of X.
+        info_: what `run.json` says: choices with their reasons, health, versions.
+        n_features_in_: X.shape[1], for arrays.
+
+    Examples:
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from labelfree import SelfSupervised
+        >>> model = make_pipeline(SelfSupervised(modality="series", epochs=5), LogisticRegression())
+    """
+
+    def __init__(
+        self,
+        modality: str = "auto",
+        method: str = "auto",
+        encoder: str | nn.Module = "auto",
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        time_limit: float | str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        out: str | Path | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.modality = modality
+        self.method = method
+        self.encoder = encoder
+        self.epochs = epochs
+        self.steps = steps
+        self.time_limit = time_limit
+        self.settings = settings
+        self.out = out
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn from X; y is ignored.
+
+        Raises:
+            ValueError: X cannot be learnt from.
+        """
+        source = self._check(X, reset=True)
+        with tempfile.TemporaryDirectory() as folder:
+            run = self._pretrain(source, self.out if self.out is not None else Path(folder) / "run")
+            self.encoder_, self.modality_, self.info_ = run.encoder, run.modality, run.info
+        self._n_features_out = self.encoder_.dim
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """(N, D) float32 features of each sample of X."""
+        from labelfree.tasks.embed import embed
+
+        check_is_fitted(self)
+        source = self._check(X, reset=False)
+        return embed(self.encoder_, self.modality_, self.modality_.open(source))
+
+    def _check(self, X: Any, reset: bool) -> Any:
+        """X as a source: a list of strings, or an array of the shape that was fitted."""
+        first = next(iter(X), None) if isinstance(X, list | tuple | np.ndarray) or hasattr(X, "str") else None
+        if isinstance(first, str):
+            return [str(text) for text in X]
+        array = validate_data(self, X, reset=reset, dtype="numeric", allow_nd=True, ensure_all_finite="allow-nan")
+        if reset:
+            self._shape = array.shape[1:]
+        elif array.shape[1:] != self._shape:
+            raise ValueError(f"X has samples of shape {array.shape[1:]}, but {type(self).__name__} was fitted with {self._shape}.")
+        return array
+
+    def _pretrain(self, source: Any, out: Path | str) -> Any:
+        from labelfree.training.pretrain import pretrain
+
+        two_dimensional = isinstance(source, np.ndarray) and source.ndim == 2
+        modality = "series" if self.modality == "auto" and two_dimensional else self.modality
+        seed = self.random_state
+        if not isinstance(seed, int):
+            seed = int(check_random_state(seed).randint(2**31 - 1))
+        try:
+            return pretrain(
+                source,
+                modality=None if modality == "auto" else modality,
+                method=self.method,
+                encoder=copy.deepcopy(self.encoder),
+                out=out,
+                epochs=self.epochs,
+                steps=self.steps,
+                time_limit=self.time_limit,
+                seed=seed,
+                **dict(self.settings or {}),
+            )
+        except LabelfreeError as error:
+            raise ValueError(str(error)) from error
