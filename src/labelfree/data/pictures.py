@@ -1,0 +1,261 @@
+"""Pictures: decoding files of any usual kind, and bringing them to the one compact form that a source is kept in."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+#: More frames of one band each than this are a film, not bands.
+MOST_BANDS = 64
+#: ITU-R BT.601 luma, as Pillow and torchvision use it.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+Encoded = bytes | memoryview | Path
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's first bytes, or its array, say: true size in pixels, channels, and its values' type."""
+
+    width: int
+    height: int
+    channels: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the pictures of a source are kept: (channels, height, width) of 8 or 16 bits.
+
+    Attributes:
+        low, high: the source's values that are kept as 0 and as the largest integer (8-bit sources: 0 and 255).
+    """
+
+    channels: int
+    height: int
+    width: int
+    bits: int = 8
+    low: float = 0.0
+    high: float = 255.0
+
+    @property
+    def top(self) -> int:
+        """The largest integer."""
+        return 2**self.bits - 1
+
+
+def looks_like_picture(start: bytes) -> bool:
+    """Whether the first bytes are those of a JPEG, PNG, WebP, TIFF or BMP file."""
+    return start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM")) or (
+        start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    )
+
+
+def _open(encoded: Encoded) -> Image.Image:
+    return Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
+
+
+def _bands(image: Image.Image) -> int:
+    """Frames of a TIFF that are the bands of one picture; 1 for other pictures."""
+    frames = getattr(image, "n_frames", 1)
+    single = image.format == "TIFF" and image.mode in ("L", "I;16", "I;16B", "I", "F")
+    return frames if single and 1 < frames <= MOST_BANDS else 1
+
+
+def header(encoded: Encoded) -> Header:
+    """Read only as far as the size. Raises OSError or ValueError for what is no picture."""
+    with _open(encoded) as image:
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) >= 5:
+            width, height = height, width
+        if _sixteen_bit_colour(encoded):
+            return Header(width, height, 3, "uint16")
+        channels = {"1": 1, "L": 1, "LA": 1, "La": 1, "F": 1}.get(image.mode, 1 if image.mode.startswith("I") else 3)
+        kind = {"F": "float32", "I": "int32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
+        return Header(width, height, channels * _bands(image), kind)
+
+
+def decode(encoded: Encoded, side: int = 0, alpha: bool = False) -> np.ndarray:
+    """(H, W, C) the picture, upright, in its own type.
+
+    Args:
+        encoded: the file's path, or its bytes.
+        side: JPEG files may be decoded smaller (faster), but not below this height or width; 0 for whole.
+        alpha: keep a transparency channel; else the picture is laid on white.
+
+    Raises:
+        OSError, ValueError, SyntaxError: truncated, or not a picture.
+    """
+    if _sixteen_bit_colour(encoded):
+        return _decode_sixteen_bit(encoded)
+    with _open(encoded) as image:
+        if side and image.format == "JPEG":
+            image.draft(None, (side, side))
+        bands = _bands(image)
+        if bands > 1:
+            return _stack(image, bands)
+        image.load()
+        return _array(ImageOps.exif_transpose(image), alpha)
+
+
+def _array(image: Image.Image, alpha: bool) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode in ("I", "F", "L"):
+        return np.asarray(image)[..., None]
+    if mode == "1":
+        return np.asarray(image.convert("L"))[..., None]
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        grey = mode in ("LA", "La")
+        image = image.convert("RGBA")
+        if alpha:
+            return np.asarray(image.convert("LA") if grey else image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("L" if grey else "RGB")
+        return np.atleast_3d(np.asarray(image))
+    return np.asarray(image if mode == "RGB" else image.convert("RGB"))
+
+
+def _stack(image: Image.Image, bands: int) -> np.ndarray:
+    planes = []
+    for band in range(bands):
+        image.seek(band)
+        planes.append(_array(image, alpha=False)[..., 0])
+    return np.stack(planes, axis=-1)
+
+
+def _sixteen_bit_colour(encoded: Encoded) -> bool:
+    """Whether this is a PNG of 16 bits and several channels, which Pillow would cut down to 8."""
+    if isinstance(encoded, Path):
+        if encoded.suffix.lower() != ".png":
+            return False
+        with encoded.open("rb") as file:
+            start = file.read(26)
+    else:
+        start = bytes(encoded[:26])
+    return len(start) == 26 and start.startswith(b"\x89PNG") and start[24] == 16 and start[25] in (2, 4, 6)
+
+
+def _decode_sixteen_bit(encoded: Encoded) -> np.ndarray:
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
+    content = encoded.read_bytes() if isinstance(encoded, Path) else bytes(encoded)
+    try:
+        picture = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from None
+    colours = 1 if len(picture) == 2 else 3
+    return np.broadcast_to(picture[:colours].permute(1, 2, 0).numpy(), (*picture.shape[1:], 3)).copy()
+
+
+def keep(picture: np.ndarray, form: Form) -> np.ndarray:
+    """(H, W[, C]) of any type → (form.channels, form.height, form.width) in the form's integers.
+
+    Raises:
+        ValueError: its channels cannot become the form's, or values are not numbers.
+    """
+    picture = with_channels(picture if picture.ndim == 3 else picture[..., None], form.channels)
+    small = picture.shape[:2] == (form.height, form.width)
+    if picture.dtype == np.uint8 and form.bits == 8:
+        kept = picture if small else _resize_bytes(picture, form)
+    else:
+        unit = _to_unit(picture, form)
+        kept = np.rint((unit if small else _resize(unit, form)).clip(0, 1) * form.top)
+    return np.ascontiguousarray(kept.transpose(2, 0, 1), dtype=np.uint8 if form.bits == 8 else np.uint16)
+
+
+def with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
+    """(H, W, C) → (H, W, channels): grey becomes colour by repetition, colour becomes grey by luma."""
+    found = picture.shape[2]
+    if found == channels:
+        return picture
+    if found == 1:
+        return np.repeat(picture, channels, axis=2)
+    if found == 3 and channels == 1:
+        return (picture.astype(np.float32) @ LUMA).astype(picture.dtype)[..., None]
+    if found == 4 and channels in (1, 3):
+        return with_channels(picture[..., :3], channels)
+    if found == 3 and channels == 4:
+        solid = np.full_like(picture[..., :1], np.iinfo(picture.dtype).max if picture.dtype.kind in "ui" else 1)
+        return np.concatenate([picture, solid], axis=2)
+    raise ValueError(f"has {found} channels where {channels} were expected")
+
+
+def _to_unit(picture: np.ndarray, form: Form) -> np.ndarray:
+    low, high = form.low, form.high
+    if picture.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    elif form.bits == 8 and picture.dtype.kind in "ui":
+        low, high = value_range(np.array([0, np.iinfo(picture.dtype).max]))
+    elif form.bits == 8:
+        low, high = value_range(picture)
+    unit = (picture.astype(np.float32) - low) / max(high - low, 1e-12)
+    if not np.isfinite(unit).all():
+        raise ValueError("holds values that are not numbers")
+    return unit
+
+
+def value_range(values: np.ndarray) -> tuple[float, float]:
+    """The values that stand for black and white: whole bits for unsigned integers, 0–1, 0–255, else the extremes."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    if low >= 0 and values.dtype.kind in "ui":
+        return 0.0, float(2 ** max(int(high).bit_length(), 1) - 1)
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    if low >= 0 and 128 <= high <= 255:
+        return 0.0, 255.0
+    return low, high
+
+
+def _resize_bytes(picture: np.ndarray, form: Form) -> np.ndarray:
+    if picture.shape[2] not in (1, 3):
+        return np.rint(_resize(picture.astype(np.float32), form).clip(0, 255))
+    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+    small = image.resize((form.width, form.height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.atleast_3d(np.asarray(small))
+
+
+def _resize(picture: np.ndarray, form: Form) -> np.ndarray:
+    size = (form.width, form.height)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in picture.transpose(2, 0, 1)]
+    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
+
+
+def as_array(item: Any) -> np.ndarray:
+    """A Pillow image, numpy array or torch tensor as (H, W, C); tensors come channels first.
+
+    Raises:
+        ValueError: something else.
+    """
+    if isinstance(item, Image.Image):
+        return _array(item, alpha=False)
+    if hasattr(item, "detach") and hasattr(item, "numpy"):
+        tensor = item.detach().cpu()
+        return (tensor if tensor.ndim == 2 else tensor.permute(1, 2, 0)).numpy()
+    if isinstance(item, np.ndarray) and item.ndim in (2, 3) and item.dtype.kind in "uifb":
+        if item.ndim == 3 and item.shape[0] in (1, 3, 4) and item.shape[2] not in (1, 3, 4):
+            return item.transpose(1, 2, 0)
+        return item
+    raise ValueError(f"is {type(item).__name__}, not a picture")
+
+
+def thumbnail(picture: np.ndarray, aspect: float, side: int) -> bytes:
+    """PNG of (C, H, W) 8- or 16-bit values with its true aspect ratio (width / height), at most `side` pixels."""
+    shown = picture[:3] if len(picture) >= 3 else picture[:1]
+    values = (shown >> 8).astype(np.uint8) if shown.dtype == np.uint16 else shown
+    image = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+    width, height = (side, round(side / aspect)) if aspect >= 1 else (round(side * aspect), side)
+    buffer = io.BytesIO()
+    image.resize((max(width, 1), max(height, 1)), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,199 @@
+"""Networks of timm, as encoders: their weights go back to timm unchanged."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models import VisionTransformer, is_model_in_modules
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch
+from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.transformer import SIZES
+from labelfree.errors import LabelfreeError, Refusal, nearest
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+
+#: Pictures up to this side get the small-image stem.
+SMALL = 64
+WORTH_LISTING = ["resnet10t", "resnet18", "resnet34", "resnet50", "regnety_004", "convnext_atto", "convnext_nano"]
+WORTH_LISTING += ["efficientnet_b0", "mobilenetv3_small_100", "vit_tiny_patch16_224", "vit_small_patch16_224"]
+
+
+def small_stem(network: Any, size: int) -> Any:
+    """Change a timm network, in place, so that pictures of at most 64 px are not shrunk before they are looked at.
+
+    ResNets: the first convolution becomes 3×3 (of stride 1 up to 48 px, else 2) and the max-pool goes, as is usual on
+    CIFAR; a deep stem keeps its convolutions, with that stride. Other families: the first convolution, where it strides
+    and overlaps, gets stride 1. Larger sizes: nothing changes.
+
+    To use a run's weights in timm: `small_stem(timm.create_model(name, num_classes=0, in_chans=C), size)` and then
+    `load_state_dict(encoder.library_state())`.
+    """
+    if size > SMALL:
+        return network
+    stride = 1 if size <= 48 else 2
+    first = getattr(network, "conv1", None)
+    if isinstance(first, nn.Conv2d) and isinstance(getattr(network, "maxpool", None), nn.Module):
+        network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, 1, bias=first.bias is not None)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    elif isinstance(first, nn.Sequential) and isinstance(getattr(network, "maxpool", None), nn.Module):
+        first[0].stride = (stride, stride)
+        network.maxpool = nn.Identity()
+    else:
+        stem: Any = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+        if stem is not None and stem.stride > (1, 1) and stem.kernel_size > stem.stride:
+            stem.stride = (1, 1)
+    return network
+
+
+class Timm(Encoder):
+    """`timm:NAME`: any network of timm's, for pictures.
+
+    Convolution nets give a token per place of their last map and the mean as pooled feature, in channels-last memory.
+    Vision transformers give a token per patch (class and register tokens left out) and the mean of these; they can hide
+    tokens and be causal.
+
+    Args:
+        network: a timm model without its classifier.
+        causal: tokens see only themselves and those before them.
+    """
+
+    name = "timm"
+    modalities = frozenset({"image"})
+
+    def __init__(self, network: Any, causal: bool = False) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.causal = causal
+        self.dim = int(network.num_features)
+        self.can = frozenset({Need.TOKENS})
+        self._plain_vit = isinstance(network, VisionTransformer)
+        if self._plain_vit:
+            self.can |= {Need.MASK} | ({Need.CAUSAL} if causal else set())
+            self.hides = ("drop", "replace")
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim))
+            nn.init.normal_(self.mask_token, std=0.02)
+        else:
+            self.network.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def build(cls, variant: str, modality: Modality, causal: bool = False) -> Encoder:
+        if not timm.is_model(variant):
+            raise LabelfreeError(
+                f"timm {timm.__version__} has no network '{variant}'.",
+                nearest(variant, timm.list_models()) or "`timm.list_models()` names them all.",
+            )
+        size, channels = modality.size, modality.channels  # type: ignore[attr-defined]
+        create = partial(timm.create_model, variant, pretrained=False, num_classes=0, in_chans=channels)
+        if is_model_in_modules(variant, ("vision_transformer",)):
+            return cls(create(img_size=size, patch_size=modality.patch), causal)  # type: ignore[attr-defined]
+        if causal:
+            raise Refusal(
+                f"'timm:{variant}' cannot be kept from seeing the future.", "Use transformer:tiny or timm:vit_…."
+            )
+        return cls(_create(create, size))
+
+    @classmethod
+    def transformer(cls, size: str, modality: Modality, causal: bool) -> Encoder:
+        """timm's Vision Transformer of one of our sizes, without class token."""
+        shape = SIZES[size]
+        network = VisionTransformer(
+            img_size=modality.size,  # type: ignore[attr-defined]
+            patch_size=modality.patch,  # type: ignore[attr-defined]
+            in_chans=modality.channels,  # type: ignore[attr-defined]
+            num_classes=0,
+            embed_dim=shape.dim,
+            depth=shape.depth,
+            num_heads=shape.heads,
+            class_token=False,
+            global_pool="avg",
+            fc_norm=False,
+        )
+        return cls(network, causal)
+
+    @classmethod
+    def variants(cls) -> list[str]:
+        return list(WORTH_LISTING)
+
+    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+        if self._plain_vit:
+            return self._transform(batch.data, mask, hide)
+        out = self.network.forward_features(batch.data.contiguous(memory_format=torch.channels_last))
+        if out.ndim == 4:
+            nchw = out if out.shape[1] == self.dim else out.permute(0, 3, 1, 2)
+            return Features(nchw.mean(dim=(2, 3)), nchw.flatten(2).transpose(1, 2))
+        tokens = out[:, getattr(self.network, "num_prefix_tokens", 0) :]
+        return Features(tokens.mean(dim=1), tokens)
+
+    def _transform(self, data: Tensor, mask: Tensor | None, hide: Hide) -> Features:
+        network = self.network
+        x = network.patch_embed(data)
+        if mask is not None and hide == "replace":
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        x = network._pos_embed(x)
+        prefix = network.num_prefix_tokens
+        if mask is not None and hide == "drop":
+            visible = mask.shape[1] - int(mask[0].sum())
+            order = mask.byte().argsort(dim=1, stable=True)[:, :visible]
+            kept = x[:, prefix:].gather(1, order[..., None].expand(-1, -1, x.shape[2]))
+            x = torch.cat([x[:, :prefix], kept], dim=1)
+        x = network.norm_pre(x)
+        for block in network.blocks:
+            x = block(x, is_causal=True) if self.causal else block(x)
+        tokens = network.norm(x)[:, prefix:]
+        return Features(network.fc_norm(tokens.mean(dim=1)), tokens)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        from timm.models import group_parameters
+
+        if not hasattr(self.network, "group_matcher"):
+            return [list(self.parameters())]
+        place = group_parameters(self.network, self.network.group_matcher(coarse=False), reverse=True)
+        groups: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            groups.setdefault(place[name], []).append(parameter)
+        if self._plain_vit:
+            groups[min(groups)].append(self.mask_token)
+        return [groups[key] for key in sorted(groups)]
+
+    def library_state(self) -> dict[str, Any]:
+        """timm's own names and shapes, for `timm.create_model(..., num_classes=0)`; see `small_stem` up to 64 px."""
+        return {name: value.contiguous() for name, value in self.network.state_dict().items()}
+
+    def load_library_state(self, state: dict[str, Any]) -> None:
+        own = self.network.state_dict()
+        classifier = getattr(self.network, "pretrained_cfg", {}).get("classifier") or "fc"
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        given = {k: v for k, v in state.items() if not k.startswith(tuple(f"{head}." for head in heads))}
+        missing, surplus = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        unlike = [
+            f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own
+            if name in given and own[name].shape != given[name].shape
+        ]
+        faults = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in surplus] + unlike
+        if faults:
+            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise LabelfreeError(
+                f"The weights do not fit the network: {'; '.join(faults[:3])}{more}.",
+                "Set the size, patch and channels that they were trained with (above 64 px ResNets have timm's stem).",
+            )
+        self.network.load_state_dict(given)
+
+
+def _create(create: Any, size: int) -> Any:
+    """A network that is no plain ViT, told the picture's size where it asks for it, with the small-image stem."""
+    small = size <= SMALL
+    tries: list[dict[str, Any]] = [{"img_size": size}, {"patch_size": 1 if size <= 32 else 2} if small else {}, {}]
+    for arguments in tries:
+        try:
+            network = create(**arguments)
+        except (TypeError, AssertionError):
+            continue
+        return small_stem(network, size) if hasattr(network, "conv1") or not arguments else network
+    raise LabelfreeError(f"timm cannot make this network for pictures of {size} px.", "Choose another size or network.")

@@ -1,0 +1,538 @@
+"""Pictures: photographs, scans, drawings, sensor tiles; any size, any number of channels, 8 or 16 bits."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from labelfree.data import sources
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.draw import Draw
+from labelfree.data.pictures import SUFFIXES, Form, Header, as_array, decode, header, keep, thumbnail, value_range
+from labelfree.errors import LabelfreeError
+from labelfree.modalities._image_sources import (
+    Arrays,
+    Source,
+    could_be_pictures,
+    first_of,
+    open_source,
+    picture_columns,
+)
+from labelfree.modalities._image_views import Policy, central_boxes, crop, random_boxes, recolour
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
+from labelfree.needs import Need
+from labelfree.settings import Settings
+
+if TYPE_CHECKING:
+    from labelfree.encoders.base import Encoder
+
+#: Augmentations that published recipes use (solo-learn, da Costa et al. 2022); where the two views of a recipe differ
+#: in solarising, each view here has the mean.
+AUGMENT = {
+    "A": Policy(jitter=0.8, grey=0.2, solarise=0.1),
+    "S": Policy(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5),
+    "W": Policy(jitter=0.8, saturation=0.4, grey=0.2, blur=0.5),
+    "V": Policy(crop=(0.2, 1.0), jitter=0.8, grey=0.2, solarise=0.1),
+    "none": Policy(crop=(1.0, 1.0), flip=0.0),
+}
+BLUR_SIGMA = (0.1, 2.0)
+#: Pictures whose headers are read before training, and whose pixels are, for statistics.
+LOOK_AT, MEASURE = 1000, 2048
+
+Fraction = Field(None, ge=0, le=1)
+
+
+class ImageSettings(Settings):
+    """How pictures are read and augmented. Unset strengths are those of `augment`."""
+
+    size: PositiveInt = 32
+    """height and width of the views, in pixels"""
+    patch: PositiveInt | Literal["auto"] = "auto"
+    """side of a token's square for transformers, in pixels; auto: 8 or more tokens across"""
+    channels: PositiveInt | Literal["auto"] = "auto"
+    """channels that pictures are brought to; auto: the source's (4 keeps transparency)"""
+    column: str = "auto"
+    """the column, or array, of a table that holds the pictures"""
+    store: PositiveInt | Literal["auto"] = "auto"
+    """side at which larger pictures are kept in memory; auto: the views' size and up to 64 more"""
+    augment: Literal["A", "S", "W", "V", "none"] = "A"
+    """random views: A (usual), S (strong colours, blur), W (weaker colours, blur), V (crops of a fifth or more)"""
+    crop_min: float | None = Field(None, gt=0, le=1)
+    """smallest share of a picture's area that a view shows"""
+    light_crop_min: float = Field(0.2, gt=0, le=1)
+    """the same for masked and pretext objectives, whose views are crops alone"""
+    flip: float | None = Fraction
+    """probability of a left-right flip"""
+    jitter: float | None = Fraction
+    """probability of a colour jitter"""
+    brightness: float | None = Field(None, ge=0)
+    """strength of brightness jitter"""
+    contrast: float | None = Field(None, ge=0)
+    """strength of contrast jitter"""
+    saturation: float | None = Field(None, ge=0)
+    """strength of saturation jitter (3 channels)"""
+    hue: float | None = Field(None, ge=0, le=0.5)
+    """strength of hue jitter, in turns (3 channels)"""
+    grey: float | None = Fraction
+    """probability of greying (3 channels)"""
+    blur: float | None = Fraction
+    """probability of a Gaussian blur"""
+    solarise: float | None = Fraction
+    """probability of inverting the bright half"""
+
+    def policy(self) -> Policy:
+        """The augmentation of a contrast view, with what was set by hand."""
+        base = AUGMENT[self.augment]
+        own = {name: getattr(self, name) for name in asdict(base) if name != "crop"}
+        crop_min = base.crop[0] if self.crop_min is None else self.crop_min
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(base, crop=(crop_min, 1.0), **own)
+
+
+class Pictures(Dataset):
+    """A source of pictures in compact form: (C, H, W) uint8 or uint16, all of one size.
+
+    Pictures of another size than `form` are resized to it; `meta["aspect"]` remembers the true width / height.
+    """
+
+    def __init__(self, source: Source, form: Form, found: Description) -> None:
+        self.source, self.form, self._found = source, form, found
+        self.shards = source.shards
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return [self._decoded(i, item) for i, item in zip(indices, self.source.fetch(indices), strict=True)]
+
+    def _decoded(self, index: int, item: Any) -> Sample | Unreadable:
+        try:
+            if isinstance(item, Exception):
+                raise item
+            side = max(self.form.height, self.form.width)
+            if isinstance(item, bytes | memoryview | Path):
+                picture = decode(item, side, alpha=self.form.channels in (2, 4))
+            else:
+                picture = as_array(item)
+            height, width = picture.shape[:2]
+            return Sample(keep(picture, self.form), index, meta={"aspect": width / height})
+        except Exception as error:  # damaged files make decoders raise nearly anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return Unreadable(index, self.name(index), reason)
+
+    def describe(self) -> Description:
+        return self._found
+
+    def fingerprint(self) -> str:
+        return sources.hash_of(self.source.fingerprint(), self.form)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def columns(self) -> Sequence[str]:
+        return self.source.columns()
+
+    def column(self, name: str) -> np.ndarray:
+        if name not in self.columns():
+            return super().column(name)
+        return self.source.column(name)
+
+
+def _header_of(item: Any) -> Header:
+    if isinstance(item, Exception):
+        raise item
+    if isinstance(item, bytes | memoryview | Path):
+        return header(item)
+    picture = as_array(item)
+    height, width = picture.shape[:2]
+    return Header(width, height, picture.shape[2] if picture.ndim == 3 else 1, str(picture.dtype))
+
+
+def look_through(source: Source) -> tuple[list[tuple[int, Header]], list[Unreadable]]:
+    """Headers of up to `LOOK_AT` pictures spread over the source, and those that have none."""
+    where = np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOK_AT)).astype(int)).tolist()
+    headers: list[tuple[int, Header]] = []
+    unreadable: list[Unreadable] = []
+    for start in range(0, len(where), 64):
+        chunk = where[start : start + 64]
+        for index, item in zip(chunk, source.fetch(chunk), strict=True):
+            try:
+                headers.append((index, _header_of(item)))
+            except Exception as error:  # damaged files make decoders raise nearly anything
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                unreadable.append(Unreadable(index, source.name(index), reason))
+    return headers, unreadable
+
+
+def find_form(source: Source, headers: list[tuple[int, Header]], channels: int | None, store: int) -> Form:
+    """The form that keeps what the source has, at sides of at most `store`.
+
+    Raises:
+        LabelfreeError: pictures differ in channels in a way that cannot be brought together.
+    """
+    counts = Counter(found.channels for _, found in headers)
+    if channels is None:
+        if len(counts) > 1 and not set(counts) <= {1, 3, 4}:
+            kinds = ", ".join(f"{count} with {c}" for c, count in counts.most_common())
+            raise LabelfreeError(
+                f"The pictures differ in their channels: {kinds}.", "Set channels, or separate the pictures."
+            )
+        channels = 3 if len(counts) > 1 else next(iter(counts))
+    sizes = {(found.height, found.width) for _, found in headers}
+    largest = max(max(size) for size in sizes)
+    height, width = next(iter(sizes)) if len(sizes) == 1 and largest <= store else (min(store, largest),) * 2
+    if all(found.dtype == "uint8" for _, found in headers):
+        return Form(channels, height, width)
+    low, high = _measured_range(source, [index for index, found in headers if found.dtype != "uint8"])
+    return Form(channels, height, width, bits=16, low=low, high=high)
+
+
+def _measured_range(source: Source, where: list[int]) -> tuple[float, float]:
+    if isinstance(source, Arrays):
+        return value_range(source.pictures[: 1 << 16])
+    some = where[:: max(1, len(where) // 64)]
+    pictures = [decode(i) if isinstance(i, bytes | memoryview | Path) else as_array(i) for i in source.fetch(some)]
+    values = np.concatenate([picture.ravel() for picture in pictures if picture.dtype != np.uint8])
+    return value_range(values)
+
+
+def _description(
+    source: Source, form: Form, headers: list[tuple[int, Header]], unreadable: list[Unreadable]
+) -> Description:
+    sides = sorted({(found.width, found.height) for _, found in headers}, key=lambda size: (size[0] * size[1], size))
+    span = "×".join(map(str, sides[0])) + (f" … {'×'.join(map(str, sides[-1]))}" if len(sides) > 1 else "")
+    channels = Counter(found.channels for _, found in headers)
+    facts = {
+        "found": source.words,
+        "sizes": span,
+        "channels": " and ".join(str(count) for count, _ in channels.most_common()),
+        "depth": f"{form.bits} bits",
+        "kept as": f"{form.channels}×{form.height}×{form.width}",
+    }
+    if unreadable:
+        facts["unreadable"] = f"{len(unreadable)} of {len(headers) + len(unreadable):,} looked at"
+    middle = np.median([(found.height, found.width) for _, found in headers], axis=0)
+    numbers = {"height": float(middle[0]), "width": float(middle[1]), **{k: float(v) for k, v in asdict(form).items()}}
+    numbers |= {"height": float(middle[0]), "width": float(middle[1])}
+    numbers |= {"kept_height": float(form.height), "kept_width": float(form.width)}
+    return Description("image", len(source), facts, numbers, unreadable)
+
+
+class Image(Modality):
+    """Pictures. A view is (B, C, size, size), normalised; `extra["crop"]` (B, 4) is the box it shows.
+
+    Boxes are x0, y0, x1, y1 as fractions of the picture; x0 > x1 where the view is flipped. Tokens are patches in
+    reading order.
+    """
+
+    name = "image"
+    settings_class = ImageSettings
+    offers: ClassVar[frozenset[Need]] = frozenset(
+        {Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS}
+    )
+
+    def __init__(self, settings: ImageSettings | None = None) -> None:
+        super().__init__(settings)
+        self._form: Form | None = None
+        self._mean: list[float] = []
+        self._std: list[float] = []
+        self._opened_channels: int | None = None
+
+    # ---- sizes that encoders ask for
+
+    @property
+    def size(self) -> int:
+        return self.settings.size
+
+    @property
+    def channels(self) -> int:
+        """Channels of a view: as set, as fitted, or as the source that was opened has."""
+        if self.settings.channels != "auto":
+            return self.settings.channels
+        if self._form is not None:
+            return self._form.channels
+        return self._opened_channels or 3
+
+    @property
+    def patch(self) -> int:
+        """Side of a token's square in pixels. Raises LabelfreeError where it does not divide the size."""
+        if self.settings.patch == "auto":
+            return next((p for p in (16, 14, 8, 7, 6, 5, 4, 3, 2) if self.size % p == 0 and self.size // p >= 8), 1)
+        if self.size % self.settings.patch:
+            raise LabelfreeError(
+                f"patch={self.settings.patch} does not divide size={self.size}.", "Choose a divisor, or patch=auto."
+            )
+        return self.settings.patch
+
+    # ---- reading
+
+    @classmethod
+    def recognise(cls, source: Any) -> tuple[float, str]:
+        if isinstance(source, str | Path):
+            return _recognise_path(Path(source).expanduser())
+        if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
+            return _recognise_array(tuple(source.shape), str(source.dtype).removeprefix("torch."))
+        if type(source).__module__.split(".")[0] == "datasets":
+            kinds = {type(kind).__name__ for kind in getattr(source, "features", {}).values()}
+            return (0.95, "a Hugging Face dataset with an image column") if "Image" in kinds else (0.0, "")
+        if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, dict):
+            return _recognise_items(source)
+        return 0.0, ""
+
+    def open(self, source: Any) -> Pictures:
+        opened = open_source(source, self.settings.column)
+        if len(opened) == 0:
+            raise LabelfreeError(f"The source is empty: {opened.words}.", "Give one with pictures in it.")
+        headers, unreadable = look_through(opened)
+        if not headers:
+            example = unreadable[0]
+            raise LabelfreeError(
+                f"None of the {len(unreadable)} pictures looked at can be read; '{example.name}': {example.reason}.",
+                "Check the source, or name another modality.",
+            )
+        form = self._form
+        if form is None:
+            store = self.size + min(self.size, 64) if self.settings.store == "auto" else self.settings.store
+            wanted = None if self.settings.channels == "auto" else self.settings.channels
+            form = find_form(opened, headers, wanted, store)
+            self._opened_channels = form.channels
+        return Pictures(opened, form, _description(opened, form, headers, unreadable))
+
+    def defaults(self, found: Description, budget: Budget) -> list[Choice]:
+        from labelfree.modalities._image_defaults import choose
+
+        return choose(found, budget)
+
+    # ---- statistics
+
+    def fit(self, dataset: Dataset) -> None:
+        count = len(dataset)
+        if count < 2:
+            raise LabelfreeError("Learning needs at least two pictures; one was found.", "Give more pictures.")
+        where = np.unique(np.linspace(0, count - 1, min(count, MEASURE)).astype(int)).tolist()
+        read = [dataset.read(where[i : i + 256]) for i in range(0, len(where), 256)]
+        samples = [item for items in read for item in items if isinstance(item, Sample)]
+        if len(samples) < 2:
+            raise LabelfreeError(
+                f"Only {len(samples)} of {len(where)} pictures tried can be read.", "Check the source."
+            )
+        numbers = dataset.describe().numbers
+        self._form = Form(
+            channels=len(samples[0].data),
+            height=int(numbers["kept_height"]),
+            width=int(numbers["kept_width"]),
+            bits=int(numbers["bits"]),
+            low=numbers["low"],
+            high=numbers["high"],
+        )
+        pixels = np.concatenate([sample.data.reshape(len(sample.data), -1)[:, ::3] for sample in samples], axis=1)
+        means = pixels.mean(axis=1, dtype=np.float64) / self._form.top
+        stds = pixels.std(axis=1, dtype=np.float64) / self._form.top
+        if not (stds > 1e-6).any():
+            raise LabelfreeError(
+                f"All pictures are of one constant value ({means[0] * self._form.top:.0f}): there is nothing to learn.",
+                "Check how they were written.",
+            )
+        if all(np.array_equal(samples[0].data, sample.data) for sample in samples[1:]):
+            raise LabelfreeError("All pictures are the same: there is nothing to learn.", "Give different pictures.")
+        self._mean = [float(mean) for mean in means]
+        self._std = [float(max(std, 1e-3)) for std in stds]
+
+    def state(self) -> dict[str, Any]:
+        form = None if self._form is None else asdict(self._form)
+        return {"form": form, "mean": self._mean, "std": self._std}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._form = None if state["form"] is None else Form(**state["form"])
+        self._mean, self._std = list(state["mean"]), list(state["std"])
+
+    # ---- batches and views
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        data = torch.from_numpy(np.stack([sample.data for sample in samples]))
+        shape = data.shape[3] / data.shape[2]
+        aspect = torch.tensor([sample.meta.get("aspect", shape) for sample in samples], dtype=torch.float32)
+        index = torch.tensor([sample.index for sample in samples])
+        group = torch.tensor([sample.group for sample in samples])
+        return Batch(data, index, group=group, extra={"aspect": aspect})
+
+    def _unit(self, pictures: Tensor, boxes: Tensor, size: int, sigma: Tensor | None = None) -> Tensor:
+        top = 255 if pictures.dtype == torch.uint8 else 65535
+        return crop(pictures, boxes, size, sigma).mul_(1 / top)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        mean, std = self._mean or [0.5] * x.shape[1], self._std or [0.25] * x.shape[1]
+        return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+
+    def prepare(self, batch: Batch) -> Batch:
+        boxes = central_boxes(batch.extra["aspect"])
+        x = self._unit(batch.data, boxes, self.size).clamp_(0, 1)
+        return batch.with_(data=self._normalised(x), extra={"crop": boxes})
+
+    def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
+        if policy == "none":
+            return self.prepare(batch).with_(draw=draw)
+        chosen = self.settings.policy()
+        if policy == "light":
+            chosen = Policy(crop=(self.settings.light_crop_min, 1.0), flip=chosen.flip)
+        x, boxes = self._random(batch, draw, chosen, self.size)
+        return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
+
+    def _random(self, batch: Batch, draw: Draw, policy: Policy, size: int) -> tuple[Tensor, Tensor]:
+        boxes = random_boxes(batch.extra["aspect"], draw, policy)
+        sigma = None
+        if policy.blur:
+            drawn = draw.uniform("blur/sigma", low=BLUR_SIGMA[0], high=BLUR_SIGMA[1])
+            sigma = torch.where(draw.bernoulli("blur", policy.blur), drawn, 0.01)
+        return recolour(self._unit(batch.data, boxes, size, sigma), draw, policy), boxes
+
+    def transformations(self) -> Mapping[str, Transformation]:
+        return {
+            "rotation": Transformation(4, self._rotated),
+            "jigsaw": Transformation(len(jigsaw_orders()), self._jigsaw),
+        }
+
+    def _rotated(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
+        """Quarter turns to the left (Gidaris et al. 2018)."""
+        view = self.view(batch, draw, "light")
+        turns = which[:, None, None, None]
+        x = torch.where(turns % 2 == 1, view.data.transpose(2, 3), view.data)
+        x = torch.where((turns == 1) | (turns == 2), x.flip(2), x)
+        return view.with_(data=torch.where(turns >= 2, x.flip(3), x))
+
+    def _jigsaw(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
+        """A view cut into 3×3 tiles that are put down in another order (Noroozi & Favaro 2016; as one picture)."""
+        tile = -(-self.size // 3)
+        policy = Policy(crop=(self.settings.light_crop_min, 1.0), flip=self.settings.policy().flip)
+        x, boxes = self._random(batch, draw, policy, 3 * tile)
+        count, channels = x.shape[:2]
+        tiles = x.view(count, channels, 3, tile, 3, tile).permute(0, 2, 4, 1, 3, 5).reshape(count, 9, -1)
+        order = torch.tensor(jigsaw_orders(), device=x.device)[which]
+        tiles = tiles.gather(1, order[..., None].expand_as(tiles)).view(count, 3, 3, channels, tile, tile)
+        x = tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, channels, 3 * tile, 3 * tile)[..., : self.size, : self.size]
+        return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
+
+    # ---- tokens
+
+    def transformer(self, size: str, causal: bool) -> Encoder:
+        from labelfree.encoders.timm import Timm
+
+        return Timm.transformer(size, self, causal)
+
+    def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
+        return token_mask(draw.uniform("mask", (self.size // self.patch) ** 2), ratio)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(B, N, patch·patch·C) pixels of each patch, normalised within the patch (MAE, He et al. 2022, §4.1)."""
+        count, channels, height, width = batch.data.shape
+        p = self.patch
+        x = batch.data.float().view(count, channels, height // p, p, width // p, p)
+        x = x.permute(0, 2, 4, 3, 5, 1).reshape(count, (height // p) * (width // p), p * p * channels)
+        variance, mean = torch.var_mean(x, dim=2, keepdim=True, correction=0)
+        return (x - mean) / (variance + 1e-6).sqrt()
+
+    @property
+    def target_dim(self) -> int:
+        return self.patch**2 * self.channels
+
+    def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction.float() - target).square().mean(dim=-1)
+
+    # ---- for people, and for baselines
+
+    def show(self, sample: Sample) -> str:
+        aspect = sample.meta.get("aspect", sample.data.shape[2] / sample.data.shape[1])
+        content = base64.b64encode(thumbnail(sample.data, aspect, 96)).decode()
+        return f'<img src="data:image/png;base64,{content}" alt="{html.escape(f"picture {sample.index}")}">'
+
+    def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """Pixels at no more than 32 × 32, standardised by the training pictures."""
+        side = min(self.size, 32)
+        plain = [self._pixels(dataset, side) for dataset in (train, *others)]
+        mean, std = plain[0].mean(axis=0), plain[0].std(axis=0)
+        for features in plain:
+            features -= mean
+            features /= np.maximum(std, 1e-3)
+        return plain
+
+    def _pixels(self, dataset: Dataset, side: int) -> np.ndarray:
+        from labelfree.data.loader import batches
+
+        parts = [
+            self._unit(batch.data, central_boxes(batch.extra["aspect"]), side).flatten(1).numpy()
+            for batch in batches(dataset, self, 256)
+        ]
+        return np.concatenate(parts)
+
+
+@lru_cache
+def jigsaw_orders(count: int = 30, tiles: int = 9) -> list[list[int]]:
+    """Permutations that differ in as many places as can be: each next one is farthest from all before it."""
+    every = np.array(list(permutations(range(tiles))), dtype=np.int8)
+    chosen = [0]
+    distance = np.full(len(every), tiles + 1)
+    while len(chosen) < count:
+        distance = np.minimum(distance, (every != every[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return every[chosen].tolist()
+
+
+# ---- guessing the kind of data
+
+
+def _recognise_path(path: Path) -> tuple[float, str]:
+    import pyarrow.parquet as pq
+
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        pictures = sum(p.suffix.lower() in SUFFIXES for p in files)
+        tables = [p for p in files if p.suffix.lower() == ".parquet"]
+        if not pictures and tables:
+            return _recognise_path(tables[0])
+        return (0.95 * pictures / len(files), f"{pictures:,} picture files") if pictures else (0.0, "")
+    if not path.is_file():
+        return 0.0, ""
+    if suffix in SUFFIXES:
+        return 0.95, "a picture file"
+    if suffix in sources.ARRAYS:
+        found = [_recognise_array(a.shape, str(a.dtype)) for a in sources.load_arrays(path).values()]
+        return max(found, default=(0.0, ""))
+    if suffix == ".parquet":
+        names = picture_columns(pq.read_schema(path))
+        return (0.9, f"pictures in column '{names[0]}'") if names else (0.0, "")
+    return 0.0, ""
+
+
+def _recognise_array(shape: tuple[int, ...], dtype: str) -> tuple[float, str]:
+    words = f"an array of {'×'.join(map(str, shape))} {dtype}"
+    if len(shape) not in (3, 4) or not could_be_pictures(shape, np.dtype(dtype).kind) or min(shape) < 1:
+        return 0.0, ""
+    if len(shape) == 4:
+        return 0.9, words
+    if dtype == "uint8":
+        return 0.85, words
+    return (0.55 if shape[1] == shape[2] and shape[1] >= 8 else 0.1), words
+
+
+def _recognise_items(source: Any) -> tuple[float, str]:
+    try:
+        picture = as_array(first_of(source[0]))
+    except Exception:  # whatever it is, its first item is no picture
+        return 0.0, ""
+    if picture.ndim == 2 or picture.shape[2] > 16 or min(picture.shape[:2]) < 4 or not math.prod(picture.shape):
+        return 0.3, f"{len(source):,} items of {picture.shape}"
+    return 0.85, f"{len(source):,} pictures in a {type(source).__name__}"
