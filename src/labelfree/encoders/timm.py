@@ -132,7 +132,7 @@ class Timm(Encoder):
 
     def _transform(self, data: Tensor, mask: Tensor | None, hide: Hide) -> Features:
         network = self.network
-        x = network.patch_embed(data)
+        x = local = network.patch_embed(data)
         if mask is not None and hide == "replace":
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = network._pos_embed(x)
@@ -146,7 +146,7 @@ class Timm(Encoder):
         for block in network.blocks:
             x = block(x, is_causal=True) if self.causal else block(x)
         tokens = network.norm(x)[:, prefix:]
-        return Features(network.fc_norm(tokens.mean(dim=1)), tokens)
+        return Features(network.fc_norm(tokens.mean(dim=1)), tokens, local=local)
 
     def layers(self) -> list[list[nn.Parameter]]:
         from timm.models import group_parameters

@@ -444,6 +444,9 @@ class Image(Modality):
         variance, mean = torch.var_mean(x, dim=2, keepdim=True, correction=0)
         return (x - mean) / (variance + 1e-6).sqrt()
 
+    def grid(self, count: int) -> tuple[int, ...]:
+        return (math.isqrt(count), math.isqrt(count))
+
     @property
     def target_dim(self) -> int:
         return self.patch**2 * self.channels
