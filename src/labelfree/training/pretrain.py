@@ -245,11 +245,11 @@ def _world(plan: Plan) -> int:
     return _outside_world() if _outside_world() > 1 else plan.training.devices
 
 
-@dataclass(frozen=True)
+@dataclass
 class Assignment:
-    """What each process needs to take part; it travels to processes that are started here."""
+    """What each process needs to take part; it travels to processes that are started here (Fabric walks through it)."""
 
-    plan: Plan
+    plan: dict[str, Any]
     state: Mapping[str, Any]
 
 
@@ -257,10 +257,10 @@ def _launch(
     job: Job | None, folder: Path, source: Any, network: nn.Module | None, state: Mapping[str, Any] | None, world: int
 ) -> Run:
     """Train in as many processes as were asked for, here or by torchrun or SLURM, and return the run."""
-    from labelfree.training.processes import make_fabric
+    from labelfree.training.processes import launch_here, make_fabric
 
     outside = _outside_world() > 1
-    assignment = None if job is None else Assignment(job.plan, state or {})
+    assignment = None if job is None else Assignment(job.plan.model_dump(mode="json"), state or {})
     fabric = make_fabric(None if job is None else job.plan.training, world, outside)
     if world == 1:
         assert job is not None
@@ -271,7 +271,7 @@ def _launch(
         assignment = fabric.broadcast(assignment)
         _work(fabric, assignment, folder, source, network, job)
     else:
-        fabric.launch(_work, assignment, folder, source, network, None)
+        launch_here(fabric, _work, assignment, folder, source, network, None)
     return Run(folder, network)
 
 
@@ -282,7 +282,7 @@ def _work(
     from labelfree.training.processes import wrap
 
     assert assignment is not None
-    plan = assignment.plan
+    plan = Plan.model_validate(assignment.plan)
     runtime.prepare_machine(int(plan.training.threads))
     if plan.training.deterministic:
         torch.use_deterministic_algorithms(True)

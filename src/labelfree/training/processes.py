@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from labelfree.errors import LabelfreeError
@@ -21,6 +23,10 @@ def make_fabric(settings: TrainSettings | None, world: int, outside: bool) -> An
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # which parameters a step uses is the objective's affair; DDP's advice to promise that all are used is not for users
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     accelerator = settings.accelerator if settings is not None else "auto"
     if world == 1:
         return Fabric(accelerator=accelerator, devices=1)
@@ -31,6 +37,20 @@ def make_fabric(settings: TrainSettings | None, world: int, outside: bool) -> An
     return Fabric(
         accelerator=accelerator, devices=world, strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
     )
+
+
+def launch_here(fabric: Any, work: Callable[..., Any], *args: Any) -> None:
+    """Run `work` in new processes of this machine; a LabelfreeError in one of them is raised here."""
+    from torch.multiprocessing.spawn import ProcessRaisedException
+
+    try:
+        fabric.launch(work, *args)
+    except ProcessRaisedException as error:
+        last = str(error).strip().splitlines()[-1]
+        name, _, words = last.partition(": ")
+        if name.endswith(("LabelfreeError", "Refusal")):
+            raise LabelfreeError(words) from None
+        raise
 
 
 def wrap(fabric: Any, training: Training) -> None:
