@@ -78,8 +78,9 @@ class Cached(Dataset):
         self._samples: list[Sample] | None = samples
         self.whole: Batch | None = None
         if _alike(samples):
-            parts = [modality.collate(samples[i : i + CHUNK]) for i in range(0, len(samples), CHUNK)]
-            self.whole = Batch.cat(parts)
+            # Pieces of unequal samples would be padded to different lengths, and could not be joined.
+            step = CHUNK if len({sample.data.shape for sample in samples}) == 1 else len(samples)
+            self.whole = Batch.cat([modality.collate(samples[i : i + step]) for i in range(0, len(samples), step)])
             self._samples = None
 
     def __len__(self) -> int:
@@ -106,6 +107,10 @@ class Cached(Dataset):
 
     def fingerprint(self) -> str:
         return self._dataset.fingerprint()
+
+    def origin(self) -> tuple[Dataset, np.ndarray]:
+        source, rows = self._dataset.origin()
+        return source, rows[self.kept]
 
     def name(self, index: int) -> str:
         return self._dataset.name(int(self.kept[index]))

@@ -59,6 +59,10 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """A hash that changes when the source's content does (names, sizes, times, shapes; not every byte)."""
 
+    def origin(self) -> tuple[Dataset, np.ndarray]:
+        """The dataset as it was opened, and (N,) which of its samples these are; itself unless it stands for a part."""
+        return self, np.arange(len(self))
+
     def name(self, index: int) -> str:
         """What a person calls a sample: its path inside the source, or its row."""
         return f"row {index}"
@@ -81,6 +85,11 @@ def _no_column(name: str, known: Sequence[str]) -> Refusal:
 
     has = f"it has {', '.join(known)}" if known else "it has no columns"
     return Refusal(f"There is no column '{name}' in the source: {has}.", nearest(name, known))
+
+
+#: Which tokens of two crops are the same: (2, B, L) int64 token numbers, or a slice of each where they are the same
+#: for all samples (which costs nothing to take).
+Shared = Tensor | tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,13 @@ class Modality(ABC):
     def open(self, source: Any) -> Dataset:
         """Open a source. Raises LabelfreeError where it is missing, empty or of another kind."""
 
-    def training_set(self, dataset: Dataset) -> Dataset:
-        """What pretraining draws samples from: packed token blocks, windows of long recordings; else the set itself."""
+    def training_set(self, dataset: Dataset, needs: frozenset[Need] = frozenset()) -> Dataset:
+        """What pretraining draws samples from: packed token blocks, windows of long recordings; else the set itself.
+
+        Args:
+            dataset: what `open` returned.
+            needs: the objective's; two views want whole documents, hidden tokens full blocks.
+        """
         return dataset
 
     @abstractmethod
@@ -183,8 +197,8 @@ class Modality(ABC):
         only what keeps the content) or "none" (as `prepare`). The result carries `draw`.
         """
 
-    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Tensor]:
-        """Two crops that overlap, and (2, B, L) int64: in each crop, the token numbers of the L shared tokens."""
+    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:
+        """Two crops that overlap, and where in each the L shared tokens are."""
         raise Refusal(f"{self.name} data does not offer {Need.ALIGNED_VIEWS}.")
 
     def transformations(self) -> Mapping[str, Transformation]:
@@ -198,6 +212,10 @@ class Modality(ABC):
         """The shared transformer of `size` (nano, tiny, small, base) with this modality's stem; timm's ViT for
         pictures.
         """
+
+    def token_count(self, batch: Batch) -> int:
+        """N, the tokens of a view: one a step of its data, unless the kind of data makes patches."""
+        return batch.data.shape[1]
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """(B, N) bool, true where a token of the view is to be hidden.

@@ -1,0 +1,372 @@
+"""Where text comes from: files, tables, lists; each as documents by their index."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.sources import TABLES, column_values, existing, hash_files, hash_of, list_files, read_table, sidecar
+from labelfree.errors import LabelfreeError, nearest
+from labelfree.modalities.base import Dataset, Description
+
+SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".log")
+#: What is read of a file to tell text from other things.
+HEAD = 4096
+
+Encode = Callable[[list[str]], list[np.ndarray]]
+Cut = Literal["auto", "file", "paragraph", "line"]
+
+
+class Documents(Dataset):
+    """Documents by their index; `read` gives them as ids, `texts` as they are.
+
+    Attributes:
+        encode: texts → ids; set by the modality.
+        words: what a person calls the source ("1,203 text files").
+    """
+
+    encode: Encode
+    words: str
+
+    @abstractmethod
+    def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
+        """The documents as they are."""
+
+    @abstractmethod
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: about how many characters each has; 0 where it is empty."""
+
+    @abstractmethod
+    def chosen(self, rows: np.ndarray) -> Documents:
+        """Only some documents, counted anew."""
+
+    def with_encode(self, encode: Encode) -> Documents:
+        """The same documents, encoded otherwise."""
+        other = copy.copy(self)
+        other.encode = encode
+        return other
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        texts = self.texts(indices)
+        ids = iter(self.encode([text for text in texts if isinstance(text, str)]))
+        return [
+            Sample(next(ids), int(index)) if isinstance(text, str) else text
+            for index, text in zip(indices, texts, strict=True)
+        ]
+
+    def known_unreadable(self) -> list[Unreadable]:
+        """Documents that a quick look shows to be no text."""
+        return []
+
+    def describe(self) -> Description:
+        sizes, bad = self.sizes(), self.known_unreadable()
+        empty = int((sizes == 0).sum())
+        typical = float(np.median(sizes)) if len(sizes) else 0.0
+        facts = {"source": self.words, "characters": f"{sizes.sum():,}", "typical length": f"{typical:,.0f} characters"}
+        if empty:
+            facts["empty"] = f"{empty:,}"
+        if bad:
+            facts["unreadable"] = f"{len(bad):,}"
+        numbers = {"documents": len(sizes), "characters": float(sizes.sum()), "length": typical, "empty": empty}
+        return Description("text", len(self), facts, numbers, bad)
+
+
+class Files(Documents):
+    """A document a file, read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], root: Path, encode: Encode) -> None:
+        self.paths, self.root, self.encode = list(paths), root, encode
+        self.words = f"{len(paths):,} text files"
+        self._beside: pa.Table | None = None
+        self._looked = False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
+        found: list[str | Unreadable] = []
+        for index in indices:
+            try:
+                found.append(decode(self.paths[index].read_bytes()))
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                found.append(Unreadable(int(index), self.name(index), reason))
+        return found
+
+    def sizes(self) -> np.ndarray:
+        return np.array([path.stat().st_size for path in self.paths], dtype=np.int64)
+
+    def chosen(self, rows: np.ndarray) -> Documents:
+        other = copy.copy(self)
+        other.paths = [self.paths[row] for row in rows]
+        return other
+
+    def known_unreadable(self) -> list[Unreadable]:
+        bad = []
+        for index, path in enumerate(self.paths):
+            reason = not_text(path)
+            if reason:
+                bad.append(Unreadable(index, self.name(index), reason))
+        return bad
+
+    def fingerprint(self) -> str:
+        return hash_files(self.paths, self.root)
+
+    @property
+    def beside(self) -> pa.Table | None:
+        """The table beside the files, in their order; only looked for when a label is asked for."""
+        if not self._looked:
+            self._beside = sidecar(self.root, [self.name(i) for i in range(len(self))]) if self.root.is_dir() else None
+            self._looked = True
+        return self._beside
+
+    def columns(self) -> Sequence[str]:
+        return ["folder", *(self.beside.column_names if self.beside is not None else ())]
+
+    def column(self, name: str) -> np.ndarray:
+        if name == "folder":
+            return np.array([path.parent.name for path in self.paths], dtype=object)
+        if self.beside is None or name not in self.beside.column_names:
+            return super().column(name)
+        return column_values(self.beside, name)
+
+
+class Rows(Documents):
+    """A document a row of a table that is held in memory as it is stored."""
+
+    def __init__(self, table: pa.Table, column: str, encode: Encode, words: str, stamp: str) -> None:
+        self.encode, self.words, self.text_column = encode, words, column
+        text = table.column(column)
+        if not pa.types.is_large_string(text.type):
+            text = text.cast(pa.large_string())
+        self._text: pa.ChunkedArray = text
+        self._others = table.drop_columns([column])
+        self._stamp = stamp
+        self._numbers = np.arange(len(table))
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
+        return [text or "" for text in self._text.take(pa.array(indices, pa.int64())).to_pylist()]
+
+    def sizes(self) -> np.ndarray:
+        length = pc.utf8_length(pc.utf8_trim_whitespace(self._text))
+        return pc.fill_null(length, 0).to_numpy().astype(np.int64)
+
+    def chosen(self, rows: np.ndarray) -> Documents:
+        other = copy.copy(self)
+        take = pa.array(rows, pa.int64())
+        other._text, other._others = self._text.take(take), self._others.take(take)
+        other._numbers = self._numbers[rows]
+        return other
+
+    def name(self, index: int) -> str:
+        return f"row {self._numbers[index]}"
+
+    def fingerprint(self) -> str:
+        return hash_of(self._stamp, self.text_column, len(self))
+
+    def columns(self) -> Sequence[str]:
+        return self._others.column_names
+
+    def column(self, name: str) -> np.ndarray:
+        if name not in self._others.column_names:
+            return super().column(name)
+        return column_values(self._others, name)
+
+
+def decode(content: bytes) -> str:
+    """Bytes as text: UTF-8, UTF-16 or UTF-32 with a byte-order mark, else Windows-1252.
+
+    Raises:
+        ValueError: they are no text.
+    """
+    for mark, name in ((b"\xff\xfe\0\0", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if content.startswith(mark):
+            return content.decode(name)
+    _refuse_binary(content[:HEAD])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _refuse_binary(head: bytes) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return
+    control = sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in head)
+    if b"\0" in head or control * 20 > len(head):
+        raise ValueError("binary where text is expected")
+
+
+def not_text(path: Path) -> str:
+    """Why a file is no text, by a look at its beginning; nothing if it is."""
+    try:
+        with path.open("rb") as file:
+            _refuse_binary(file.read(HEAD))
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Files with a suffix of text below `folder`; where there are none, those without any suffix."""
+    found = list_files(folder, SUFFIXES)
+    if found:
+        return found
+    return [path for path in list_files(folder, _odd_suffixes(folder)) if not not_text(path)]
+
+
+def _odd_suffixes(folder: Path) -> set[str]:
+    """No suffix, and numbers (as the messages of a mail archive are named)."""
+    suffixes = {path.suffix.lower() for path in folder.rglob("*")}
+    return {suffix for suffix in suffixes if suffix == "" or suffix[1:].isdigit()}
+
+
+def split(text: str, cut: Cut) -> list[str]:
+    """A text as its paragraphs (blank lines between) or lines; empty ones are left out."""
+    parts = text.splitlines() if cut == "line" else text.replace("\r\n", "\n").split("\n\n")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def text_column(table: pa.Table, wanted: str | None, what: str) -> str:
+    """The column of text: `wanted`, else the string column whose texts are longest on average.
+
+    Raises:
+        LabelfreeError: there is none.
+    """
+    strings = [
+        field.name
+        for field in table.schema
+        if pa.types.is_string(field.type)
+        or pa.types.is_large_string(field.type)
+        or (pa.types.is_dictionary(field.type) and pa.types.is_string(field.type.value_type))
+    ]
+    if wanted:
+        if wanted not in table.column_names:
+            has = ", ".join(table.column_names[:20])
+            raise LabelfreeError(f"{what} has no column '{wanted}': it has {has}.", nearest(wanted, table.column_names))
+        if wanted not in strings:
+            raise LabelfreeError(f"Column '{wanted}' of {what} holds {table.schema.field(wanted).type}, not text.")
+        return wanted
+    if not strings:
+        kinds = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+        raise LabelfreeError(f"{what} has no column of text: it has {kinds or 'no columns'}.", "Name another source.")
+    return max(strings, key=lambda name: mean_length(table, name))
+
+
+def mean_length(table: pa.Table, name: str) -> float:
+    """Mean number of characters of a string column's first rows."""
+    values = [str(value) for value in table.column(name).slice(0, 1000).to_pylist() if value is not None]
+    return float(np.mean([len(value) for value in values])) if values else 0.0
+
+
+def open_documents(source: Any, column: str | None, cut: Cut, encode: Encode) -> Documents:
+    """Open any source of text.
+
+    Raises:
+        LabelfreeError: nothing there, no text in it, or all of it empty.
+    """
+    if isinstance(source, Documents):
+        return source.with_encode(encode)
+    if isinstance(source, str | Path):
+        documents = _from_path(existing(source), column, cut, encode)
+    else:
+        table, words = _in_memory(source)
+        name = text_column(table, column, words)
+        documents = Rows(table, name, encode, f"{len(table):,} texts of {words}", _stamp(table.column(name)))
+    if not len(documents) or not documents.sizes().any():
+        what = f"'{source}'" if isinstance(source, str | Path) else "The source"
+        raise LabelfreeError(f"{what} holds no text: {len(documents)} documents, all empty.", "Name another source.")
+    return documents
+
+
+def _from_path(path: Path, column: str | None, cut: Cut, encode: Encode) -> Documents:
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return _from_tables([path], path.parent, column, encode)
+    if path.is_file():
+        reason = not_text(path)
+        if reason:
+            raise LabelfreeError(f"'{path}' cannot be read: {reason}.", "Name a text file, a table or a folder.")
+        return _cut_files([path], path.parent, cut, encode) if cut != "file" else Files([path], path.parent, encode)
+    files, tables = text_files(path), list_files(path, TABLES)
+    if files:
+        return _cut_files(files, path, cut, encode) if cut in ("paragraph", "line") else Files(files, path, encode)
+    if tables:
+        return _from_tables(tables, path, column, encode)
+    kinds = Counter(p.suffix.lower() or "no suffix" for p in path.rglob("*") if p.is_file())
+    found = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common(3)) or "no files"
+    raise LabelfreeError(
+        f"'{path}' holds no text: files ending in {', '.join((*SUFFIXES, *TABLES))} were expected, found: {found}.",
+        "Name a folder of texts, or another modality.",
+    )
+
+
+def _from_tables(paths: Sequence[Path], root: Path, column: str | None, encode: Encode) -> Documents:
+    tables = [read_table(path) for path in paths]
+    name = text_column(tables[0], column, f"'{paths[0].name}'")
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise LabelfreeError(
+            f"The {len(paths)} tables below '{root}' do not fit together: {error}.", "Name one of them."
+        ) from None
+    where = f"'{paths[0].name}'" if len(paths) == 1 else f"{len(paths):,} tables"
+    return Rows(table, name, encode, f"{len(table):,} texts, column '{name}' of {where}", hash_files(paths, root))
+
+
+def _cut_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> Documents:
+    """Paragraphs or lines of files as rows, the file's folder beside them."""
+    texts: list[str] = []
+    folders: list[str] = []
+    files = Files(paths, root, encode)
+    for number, text in enumerate(files.texts(range(len(files)))):
+        if isinstance(text, str):
+            kind: Cut = ("paragraph" if "\n\n" in text.strip() else "line") if cut == "auto" else cut
+            parts = split(text, kind)
+            texts += parts
+            folders += [paths[number].parent.name] * len(parts)
+    table = pa.table({"text": pa.array(texts, pa.large_string()), "folder": folders})
+    words = f"{len(texts):,} {'lines or paragraphs' if cut == 'auto' else cut + 's'} of {len(paths):,} text file(s)"
+    return Rows(table, "text", encode, words, hash_of(files.fingerprint(), cut))
+
+
+def _in_memory(source: Any) -> tuple[pa.Table, str]:
+    """A table of what is no path, and the words for it."""
+    if isinstance(source, pa.Table):
+        return source, "a table"
+    if hasattr(source, "iloc"):
+        frame = source.to_frame("text") if not hasattr(source, "columns") else source
+        return pa.Table.from_pandas(frame, preserve_index=False), "a data frame"
+    if hasattr(source, "with_format") and hasattr(source, "features"):
+        if not hasattr(source, "__len__"):
+            raise LabelfreeError("A streamed Hugging Face dataset cannot be read anywhere.", "Load it whole.")
+        return source.with_format("arrow")[:], "a Hugging Face dataset"
+    if isinstance(source, dict):
+        raise LabelfreeError(f"A dictionary with {', '.join(map(str, source))} is no source of text.", "Give one part.")
+    texts = list(source)
+    odd = next((text for text in texts if not isinstance(text, str)), None)
+    if odd is not None:
+        raise LabelfreeError(f"A list of texts was expected, but it holds {type(odd).__name__}.", "Give strings.")
+    return pa.table({"text": pa.array([str(text) for text in texts], pa.large_string())}), "a list"
+
+
+def _stamp(text: pa.ChunkedArray) -> str:
+    """A hash of texts in memory: all lengths, and ten thousand of the texts."""
+    rows = np.unique(np.linspace(0, max(len(text) - 1, 0), 10_000).astype(np.int64))
+    lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy().astype(np.int64)
+    some = text.take(pa.array(rows)).to_pylist() if len(text) else []
+    return hash_of(lengths, "\0".join(value or "" for value in some))

@@ -1,0 +1,315 @@
+"""Text: documents as word pieces."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from labelfree.data.batch import Batch, Sample
+from labelfree.data.draw import Draw
+from labelfree.data.sources import TABLES, list_files, read_table
+from labelfree.errors import LabelfreeError
+from labelfree.modalities import _text_views as views
+from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, open_documents, text_column
+from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, some_texts, valid_tokens
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Modality,
+    Transformation,
+    hidden_count,
+)
+from labelfree.needs import Need
+from labelfree.settings import Settings
+
+if TYPE_CHECKING:
+    from labelfree.encoders.base import Encoder
+
+
+class TextSettings(Settings):
+    """Settings of text."""
+
+    column: str | None = None
+    """column of a table that holds the text; by default the one with the longest texts"""
+    document: Cut = "auto"
+    """what a document is in text files: file, paragraph or line; auto: each file of a folder, paragraphs of one file"""
+    vocabulary: PositiveInt = 8192
+    """tokens to learn at most, where no tokenizer is given; a small source has fewer"""
+    lowercase: bool = True
+    """learn a vocabulary without capitals"""
+    tokenizer: str | None = None
+    """a tokenizer.json, or a folder with one, to use instead of learning a vocabulary"""
+    length: int = Field(128, ge=8)
+    """tokens that attend to one another; pretraining cuts text into blocks of so many"""
+    max_length: int = Field(512, ge=8)
+    """tokens of a document that are read in evaluation and use; the rest is left out"""
+    augment: Literal["crop", "delete", "dropout"] = "crop"
+    """two views of a document: random spans with a tenth of the tokens left out, only the latter, or only dropout"""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """dropout of the transformer"""
+
+
+class Text(Modality):
+    """Text. A token is a word piece; the first of every view is the class token."""
+
+    name = "text"
+    settings_class = TextSettings
+    offers = frozenset({Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS})
+
+    def __init__(self, settings: TextSettings | None = None) -> None:
+        super().__init__(settings)
+        self._vocabulary: Vocabulary | None = None
+        self._ordinary: Tensor | None = None
+
+    # ---- reading
+
+    @classmethod
+    def recognise(cls, source: Any) -> tuple[float, str]:
+        if isinstance(source, Documents):
+            return 1.0, source.words
+        if isinstance(source, str | Path):
+            return _recognise_path(Path(source).expanduser())
+        if isinstance(source, pa.Table):
+            return _recognise_table(source)
+        if hasattr(source, "columns") and hasattr(source, "iloc"):
+            return _recognise_table(pa.Table.from_pandas(source.head(1000), preserve_index=False))
+        if hasattr(source, "with_format") and hasattr(source, "features") and hasattr(source, "__len__"):
+            return _recognise_table(source.select(range(min(len(source), 1000))).with_format("arrow")[:])
+        if isinstance(source, list | tuple) and source and all(isinstance(item, str) for item in source[:100]):
+            return 1.0, f"a list of {len(source):,} strings"
+        if isinstance(source, np.ndarray) and source.ndim == 1 and source.size and isinstance(source[0], str):
+            return 1.0, f"an array of {len(source):,} strings"
+        return 0.0, ""
+
+    def open(self, source: Any) -> Documents:
+        return open_documents(source, self.settings.column, self.settings.document, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return self.vocabulary.encode(texts, self.settings.max_length - 1)
+
+    def training_set(self, dataset: Dataset, needs: frozenset[Need] = frozenset()) -> Dataset:
+        """Documents for objectives on views of them; else all text packed into blocks of `length` tokens."""
+        if not isinstance(dataset, Documents):
+            return dataset
+        if Need.VIEWS in needs:
+            full = dataset.sizes() > 0
+            return dataset if full.all() else dataset.chosen(np.flatnonzero(full))
+        return Blocks(dataset, self.vocabulary, self.settings.length - 1)
+
+    def defaults(self, found: Description, budget: Budget) -> list[Choice]:
+        return [
+            Choice("method", "bert", "masked tokens learn most from little text"),
+            Choice("encoder", "transformer:nano", "small enough to see the text many times"),
+            Choice("batch_size", 64, "many small steps"),
+        ]
+
+    # ---- statistics
+
+    def fit(self, dataset: Dataset) -> None:
+        if self.settings.tokenizer is not None:
+            self._vocabulary = Vocabulary.read(self.settings.tokenizer)
+        elif isinstance(dataset, Documents):
+            self._vocabulary = Vocabulary.learn(some_texts(dataset), self.settings.vocabulary, self.settings.lowercase)
+        else:
+            raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
+
+    def state(self) -> dict[str, Any]:
+        return {"tokenizer": self.vocabulary.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._vocabulary = Vocabulary.from_state(state["tokenizer"])
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Text ↔ ids."""
+        if self._vocabulary is None:
+            raise LabelfreeError("The text modality has no vocabulary yet.", "Call fit on the training source first.")
+        return self._vocabulary
+
+    # ---- batches and views
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        lengths = np.array([len(sample.data) for sample in samples])
+        data = np.full((len(samples), lengths.max()), self.vocabulary.pad, dtype=np.int64)
+        for row, sample in enumerate(samples):
+            data[row, : len(sample.data)] = sample.data
+        return Batch(
+            torch.from_numpy(data),
+            torch.tensor([sample.index for sample in samples]),
+            None if (lengths == lengths[0]).all() else torch.from_numpy(lengths),
+            group=torch.tensor([sample.group for sample in samples]),
+        )
+
+    def prepare(self, batch: Batch) -> Batch:
+        return self._begin(batch)
+
+    def _begin(self, batch: Batch) -> Batch:
+        lengths = None if batch.lengths is None else batch.lengths + 1
+        return batch.with_(data=views.begin(batch.data, self.vocabulary.cls), lengths=lengths)
+
+    def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
+        augment, pad = self.settings.augment, self.vocabulary.pad
+        if policy == "contrast" and augment == "crop":
+            batch = views.random_span(batch, draw, self.settings.length - 1, pad)
+        if policy == "contrast" and augment in ("crop", "delete"):
+            batch = views.delete(batch, draw, 0.1, pad)
+        return self._begin(batch).with_(draw=draw)
+
+    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Tensor]:
+        one, two, offset, shared = views.overlapping(batch, draw, self.vocabulary.pad)
+        tokens = 1 + torch.arange(shared, device=batch.data.device).expand(len(batch), -1)
+        first, second = (self._begin(crop).with_(draw=draw.view(i)) for i, crop in enumerate((one, two)))
+        return first, second, torch.stack([tokens + offset, tokens])
+
+    def transformations(self) -> Mapping[str, Transformation]:
+        """Does the second half follow the first (Devlin et al. 2019, §3.1)? Are the halves in their order (Lan et al.
+        2020, ALBERT, §3.1)?
+        """
+        return {
+            "next-sentence": Transformation(2, self._next_sentence),
+            "order": Transformation(2, self._order),
+        }
+
+    def _next_sentence(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
+        a, b, first, second = self._halves(batch)
+        other, length = views.partners(b, second, draw)
+        swap = which.bool()
+        return self._pair(
+            batch, (a, torch.where(swap[:, None], other, b)), (first, torch.where(swap, length, second)), draw
+        )
+
+    def _order(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
+        a, b, first, second = self._halves(batch)
+        width = max(a.shape[1], b.shape[1])
+        pad = self.vocabulary.pad
+        a, b = (F.pad(part, (0, width - part.shape[1]), value=pad) for part in (a, b))
+        swap = which.bool()
+        parts = torch.where(swap[:, None], b, a), torch.where(swap[:, None], a, b)
+        return self._pair(batch, parts, (torch.where(swap, second, first), torch.where(swap, first, second)), draw)
+
+    def _halves(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first, second = views.halves(batch)
+        width, pad = batch.data.shape[1], self.vocabulary.pad
+        a = views.spans(batch.data, torch.zeros_like(first), first, (width + 1) // 2, pad)
+        b = views.spans(batch.data, first, second, max(1, width // 2), pad)
+        return a, b, first, second
+
+    def _pair(self, batch: Batch, parts: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor], draw: Draw) -> Batch:
+        data, total = views.join(parts, lengths, self.vocabulary.sep, self.vocabulary.pad)
+        known = batch.lengths is not None
+        return self._begin(batch.with_(data=data, lengths=total if known else None)).with_(draw=draw)
+
+    # ---- tokens
+
+    def transformer(self, size: str, causal: bool) -> Encoder:
+        from labelfree.encoders.transformer import SIZES
+        from labelfree.encoders.trunk import Trunk
+
+        shape, own = SIZES[size], self.settings
+        stem = TextStem(self.vocabulary.size, shape.dim)
+        return Trunk(stem, shape.dim, shape.depth, shape.heads, causal, own.dropout, window=own.length)
+
+    def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
+        """Words are hidden, special tokens only where there are too few words, padding never."""
+        ids, words = batch.data, self.vocabulary
+        score = draw.uniform("mask", ids.shape[1])
+        score = score + ((ids == words.cls) | (ids == words.sep)).float()
+        valid = valid_tokens(batch)
+        count = hidden_count(ids.shape[1], ratio)
+        if valid is None:
+            return score.argsort(dim=1).argsort(dim=1) < count
+        assert batch.lengths is not None
+        own = (batch.lengths * ratio).round().clamp_min(1).minimum(batch.lengths - 1).clamp(max=count)
+        return (score + 4.0 * ~valid).argsort(dim=1).argsort(dim=1) < own[:, None]
+
+    def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
+        """Of the hidden tokens 80 % look hidden, 10 % are other words, 10 % are left (Devlin et al. 2019, §3.1)."""
+        fate = draw.uniform("fate", mask.shape[1])
+        unseen, other = mask & (fate < 0.8), mask & (fate >= 0.9)
+        data = torch.where(other, self._random_words(batch.data, draw), batch.data)
+        return batch.with_(data=data.masked_fill(unseen, self.vocabulary.mask)), unseen
+
+    def _random_words(self, like: Tensor, draw: Draw) -> Tensor:
+        if self._ordinary is None or self._ordinary.device != like.device:
+            words = self.vocabulary
+            special = {words.pad, words.unk, words.cls, words.sep, words.mask}
+            self._ordinary = torch.tensor([i for i in range(words.size) if i not in special], device=like.device)
+        return self._ordinary[draw.integers("word", len(self._ordinary), like.shape[1])]
+
+    def targets(self, batch: Batch) -> Tensor:
+        return batch.data
+
+    @property
+    def target_dim(self) -> int:
+        return self.vocabulary.size
+
+    def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        losses = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), reduction="none")
+        return losses.view(target.shape)
+
+    # ---- for people, and for baselines
+
+    def show(self, sample: Sample) -> str:
+        text = self.vocabulary.decode(sample.data[:120])
+        short = text if len(text) <= 280 else text[:280].rsplit(" ", 1)[0] + " …"
+        return f'<span class="text">{html.escape(short) or "(empty)"}</span>'
+
+    def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """TF-IDF of words and pairs of words, of whole documents."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        texts = [_texts(dataset) for dataset in (train, *others)]
+        rare = 2 if len(texts[0]) >= 1000 else 1
+        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=rare, dtype=np.float32)
+        try:
+            return [tfidf.fit_transform(texts[0]), *(tfidf.transform(other) for other in texts[1:])]
+        except ValueError:  # no words at all: letters and signs instead
+            tfidf = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, dtype=np.float32)
+            return [tfidf.fit_transform(texts[0]), *(tfidf.transform(other) for other in texts[1:])]
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    """Whole texts of a dataset, "" where unreadable, wherever it was taken from."""
+    documents, rows = dataset.origin()
+    assert isinstance(documents, Documents)
+    found = documents.texts(rows.tolist())
+    return [text if isinstance(text, str) else "" for text in found]
+
+
+def _recognise_path(path: Path) -> tuple[float, str]:
+    try:
+        if path.is_dir():
+            files, tables = list_files(path, SUFFIXES), list_files(path, TABLES)
+            total = sum(1 for p in path.rglob("*") if p.is_file())
+            if files and len(files) * 2 > total:
+                return 0.9, f"{len(files):,} text files"
+            return _recognise_path(tables[0]) if tables and len(tables) * 2 > total else (0.0, "")
+        if path.suffix.lower() in TABLES:
+            return _recognise_table(read_table(path))
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            return 0.9, "a text file"
+    except LabelfreeError:
+        return 0.0, ""
+    return 0.0, ""
+
+
+def _recognise_table(table: pa.Table) -> tuple[float, str]:
+    """Sure where a column holds sentences; a column of short names may be a label beside numbers or pictures."""
+    try:
+        name = text_column(table, None, "the table")
+    except LabelfreeError:
+        return 0.0, ""
+    typical = mean_length(table, name)
+    sure = 0.9 if typical >= 40 else 0.6 if typical >= 15 else 0.1
+    return sure, f"column '{name}' of texts of {typical:,.0f} characters"
