@@ -23,7 +23,16 @@ from labelfree.errors import LabelfreeError
 from labelfree.modalities import _series_views as augment
 from labelfree.modalities._series_features import ChannelStatistics, raw_features, sparkline
 from labelfree.modalities._series_tokens import SeriesStem, patches, valid_tokens
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, hidden_count
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Modality,
+    Shared,
+    Transformation,
+    hidden_count,
+)
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -372,7 +381,7 @@ class Series(Modality):
             x = augment.scale(x, draw, own.scaling / 2) if own.scaling else x
         return batch.with_(data=x, draw=draw, time=None)
 
-    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Tensor]:
+    def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:
         """Random crops that overlap (Yue et al. 2022, §3.2): where they begin and end is drawn for the whole batch.
 
         Each sample shifts both by its own offset. The first crop ends with the shared tokens, the second begins with
@@ -395,8 +404,7 @@ class Series(Modality):
         offset = (draw.uniform("offset") * room).long() - first
         one = self._crop(batch, draw.view(0), offset + first, right - first, usual)
         two = self._crop(batch, draw.view(1), offset + left, last - left, usual)
-        tokens = torch.arange(count, device=batch.data.device).expand(len(batch), -1)
-        return one, two, torch.stack([tokens + left - first, tokens])
+        return one, two, (slice(left - first, right - first), slice(0, count))
 
     def _crop(self, batch: Batch, draw: Draw, start: Tensor, count: int, usual: int) -> Batch:
         """`count` tokens from token `start` (B,) on."""
@@ -428,6 +436,9 @@ class Series(Modality):
     def patch(self) -> int:
         """Steps a token."""
         return self._patch if self.settings.patch == "auto" else int(self.settings.patch)
+
+    def token_count(self, batch: Batch) -> int:
+        return -(-batch.data.shape[1] // self.patch)
 
     def suggest_patch(self, steps: int) -> int:
         """An encoder says how many steps a token should have; what the user said goes first. Returns what holds."""

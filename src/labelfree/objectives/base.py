@@ -79,6 +79,11 @@ class Objective(nn.Module, ABC):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         """The loss of a raw batch."""
 
+    @property
+    def product(self) -> Encoder:
+        """The encoder that the user keeps: the one that learns, unless the method averages it over the steps."""
+        return self.encoder
+
     def forward(self, batch: Batch, draw: Draw) -> Step:
         """`loss`, under the name that wrappers (DDP, FSDP, compile) call."""
         return self.loss(batch, draw)
