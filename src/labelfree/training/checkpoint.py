@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
@@ -132,3 +133,9 @@ def _join(optimizer: Optimizer, content: Mapping[str, Any], tensors: Mapping[str
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                # Files hold plain rows; fused optimisers pair weights and moments by their place in memory, so the
+                # moments of channels-last weights must be channels-last again.
+                entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

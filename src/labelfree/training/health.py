@@ -53,7 +53,7 @@ class Watch:
         if len(self._recent) < PATIENCE:
             return []
         found = {}
-        if all(past["feature_std"] < 0.05 or past["effective_rank"] < 1.5 for past in self._recent):
+        if all(past["feature_std"] < 0.01 or past["effective_rank"] < 1.5 for past in self._recent):
             found["collapse"] = (
                 f"The features have collapsed: effective rank {line['effective_rank']:.1f}, standard deviation "
                 f"{line['feature_std']:.3f} (1 is even). Lower learning_rate, or take larger batches."
