@@ -43,6 +43,7 @@ Label = Annotated[
     str, Option("--label", metavar="NAME", help="Where the label is: a column, or `folder` for a folder's name.")
 ]
 Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings; see docs/settings.md.")]
+Force = Annotated[bool, Option("--force", help="Replace the file if it exists.")]
 Seed = Annotated[int, Option("--seed", help="Same seed, same result.")]
 TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="How long it may take: 90s, 10m, 2h.")]
 
@@ -279,11 +280,14 @@ def embed(
     run: RunPath,
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to embed.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet.")],
+    force: Force = False,
 ) -> Answer:
     """Write the features of every sample."""
+    from labelfree.run import Run
     from labelfree.tasks.embed import write_embeddings
 
-    count, dim = write_embeddings(run, source, out)
+    pretrained = Run(run)
+    count, dim = write_embeddings(pretrained, source, out, force), pretrained.encoder.dim
     print(f"{count:,} vectors of {dim} numbers are in '{out}'.")
     return {"out": out, "count": count, "dim": dim}
 

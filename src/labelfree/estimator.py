@@ -111,7 +111,9 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if reset:
             self._shape = array.shape[1:]
         elif array.shape[1:] != self._shape:
-            raise ValueError(f"X has samples of shape {array.shape[1:]}, but {type(self).__name__} was fitted with {self._shape}.")
+            raise ValueError(
+                f"X has samples of shape {array.shape[1:]}, but {type(self).__name__} was fitted with {self._shape}."
+            )
         return array
 
     def _pretrain(self, source: Any, out: Path | str) -> Any:

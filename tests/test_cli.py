@@ -1,0 +1,243 @@
+"""The command line: what scripts and people may rely on."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labelfree.cli import app, main
+
+VERBS = ("pretrain", "evaluate", "finetune", "predict", "embed", "report", "list", "demo")
+QUICK = ["--steps", "3", "--encoder", "timm:test_resnet", "batch_size=8", "threads=1", "projector=16,8", "augment=none"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    """The JSON object of a command that must succeed, and must print nothing else on standard output."""
+    code, out, err = call(capsys, *words, "--json")
+    assert code == 0, err
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two kinds of pictures, bright above or bright below, with their kind beside them."""
+    kind = np.arange(48) % 2
+    generator = np.random.default_rng(0)
+    found = generator.uniform(0, 120, (48, 12, 12))
+    found[kind == 0, :6] += 120
+    found[kind == 1, 6:] += 120
+    path = tmp_path_factory.mktemp("cli") / "pictures.npz"
+    np.savez(path, pictures=found.astype(np.uint8), kind=np.array(["above", "below"])[kind])
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path) -> Path:
+    out = pictures.with_name("run")
+    assert main(["pretrain", str(pictures), "--out", str(out), "--method", "simclr", *QUICK]) == 0
+    return out
+
+
+def test_help_answers_within_half_a_second() -> None:
+    """In processor time, since other work may be on the machine."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    subprocess.run([sys.executable, "-m", "labelfree", "--help"], check=True, capture_output=True)
+    assert spent() - before < 0.5
+
+
+def test_neither_help_nor_import_loads_torch() -> None:
+    code = "import sys, labelfree, labelfree.cli; dir(labelfree); labelfree.cli.main(['pretrain', '--help']); "
+    code += "assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, verb, "--help")
+    assert code == 0
+    assert re.search(rf"Examples:\n    labelfree {verb}", out)
+    assert "--json" in out
+
+
+def test_all_verbs_are_known() -> None:
+    assert {command.name for command in app.registered_commands} == set(VERBS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import labelfree
+
+    assert call(capsys, "--version")[:2] == (0, f"labelfree {labelfree.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrian"], "Did you mean 'pretrain'?"),
+        (["pretrain", "x", "--epoch", "3"], "--epochs"),
+        (["pretrain", "x", "--epochs", "many"], "'--epochs': Input should be a valid integer"),
+        (["evaluate", "x"], "Missing option '--train'"),
+        (["list", "method"], "methods"),
+        (["pretrain"], "No source was given."),
+        (["pretrain", "x", "steps=3"], "Write --steps 3."),
+        (["pretrain", "x", "fast"], "expected key=value"),
+    ],
+)
+def test_a_slip_gets_one_line_and_code_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_with_json_a_mistake_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "pretrain", "nowhere", "--json")
+    assert code == 2
+    found = json.loads(out)
+    assert set(found) == {"error", "remedy"}
+    assert found["error"] in err
+
+
+def test_list_answers_with_stable_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    methods = answer(capsys, "list", "methods")["methods"]
+    assert all({"name", "objective", "needs", "modalities"} <= set(method) for method in methods)
+    mae = next(method for method in methods if method["name"] == "mae")
+    assert (mae["objective"], mae["modalities"]) == ("masked", ["image"])
+    assert "mask" in mae["needs"]
+    modalities = answer(capsys, "list", "modalities")["modalities"]
+    assert {"image", "series", "text"} <= {modality["name"] for modality in modalities}
+    encoders = answer(capsys, "list", "encoders")["encoders"]
+    assert {"timm", "transformer"} <= {encoder["name"] for encoder in encoders}
+
+
+def test_list_shows_a_table_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "list", "methods")
+    assert code == 0
+    assert "simclr" in out
+    assert "{" not in out
+
+
+def test_pretrain_answers_with_stable_keys(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "pretrain", pictures, "--out", tmp_path / "run", "--method", "simclr", *QUICK)
+    assert set(found) == {"run", "state", "steps", "samples", "seconds", "samples_per_second", "health"}
+    assert {"loss", "effective_rank", "feature_std"} <= set(found["health"])
+    assert (found["state"], found["steps"], found["samples"]) == ("finished", 3, 24)
+    assert Path(found["run"]) == tmp_path / "run"
+
+
+def test_options_and_settings_may_come_from_a_file(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        f"source: {pictures}\nout: {tmp_path / 'run'}\nmethod: vicreg\nencoder: timm:test_resnet\nsteps: 9\n"
+        "batch-size: 8\nthreads: 1\nimage: {size: 8, augment: none}\nexpander: [16]\nlearning_rate: 1e-3\n"
+    )
+    assert answer(capsys, "pretrain", "--config", config, "--steps", 2)["steps"] == 2
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["modality"]["size"] == 8
+    assert settings["training"]["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "just words"])
+def test_a_file_that_holds_no_settings_is_refused(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text(content)
+    code, _, err = call(capsys, "pretrain", "x", "--config", config)
+    assert code == 2
+    assert str(config) in err
+
+
+def test_resuming_a_finished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "pretrain", "--resume", run)["state"] == "finished"
+
+
+def test_embed_writes_a_row_a_sample(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyarrow import parquet
+
+    out = tmp_path / "features.parquet"
+    found = answer(capsys, "embed", run, pictures, "--out", out)
+    assert found == {"out": str(out), "count": 48, "dim": parquet.read_table(out)["feature"].type.list_size}
+    code, _, err = call(capsys, "embed", run, pictures, "--out", out)
+    assert code == 2
+    assert "exists already" in err
+    assert call(capsys, "embed", run, pictures, "--out", out, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device", "/data/x"), "disk is full"),
+        (MemoryError(), "Lower batch_size"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "Lower batch_size"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Lower batch_size"),
+        (PermissionError(13, "Permission denied", "/root/x"), "'/root/x' cannot be used: Permission denied."),
+    ],
+)
+def test_trouble_with_the_machine_is_one_sentence(
+    error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", fail)
+    code, _, err = call(capsys, "pretrain", "x")
+    assert code == 2
+    assert expected in err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["pretrain", "x"])
+
+
+def test_an_interrupt_leaves_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", interrupted)
+    assert call(capsys, "pretrain", "x")[0] == 130
+
+
+def test_what_child_processes_print_does_not_disturb_the_json(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def noisy(*_: object, **__: object) -> list[dict[str, str]]:
+        print("from Python")
+        subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
+        return [{"name": "x"}]
+
+    monkeypatch.setattr("labelfree.catalogue.methods", noisy)
+    main(["list", "methods", "--json"])
+    captured = capfd.readouterr()
+    assert json.loads(captured.out) == {"methods": [{"name": "x"}]}
+    assert "from Python" in captured.err
+    assert "from a child" in captured.err
