@@ -4,26 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
 from labelfree.encoders.base import Features, Hide
 from labelfree.encoders.transformer import Transformer
 from labelfree.errors import LabelfreeError
 from labelfree.needs import Need
 
-Drop = Callable[[str, Tensor], Tensor]
+#: tokens (M, n, ...), their validity (M, n) or None, and which sample of the batch each row is of → tokens (M, n, D)
+Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout that belongs to the samples: one choice of channels for all tokens of a sample.
+
+    Padding changes nothing, and a mean over tokens does not average it away (Gal & Ghahramani 2016).
+
+    Attributes:
+        draw: the randomness of the B samples.
+        rate: probability that a channel is dropped.
+        rows: (M,) the sample that each row of the tokens belongs to; None where they are the samples.
+        name: of the place in the network.
+    """
+
+    draw: Draw
+    rate: float
+    rows: Tensor | None = None
+    name: str = ""
+
+    def at(self, name: str | int) -> Dropout:
+        return replace(self, name=f"{self.name}/{name}")
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        ones = torch.ones(len(self.draw), x.shape[-1], device=x.device)
+        factor = self.draw.dropout(f"{self.name}/{name}", ones, self.rate).to(x.dtype)
+        return x * (factor if self.rows is None else factor[self.rows])[:, None]
 
 
 class DrawnBlock(Block):
     """timm's pre-norm block, its two branches dropped out by randomness that belongs to the samples."""
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, drop: Drop | None = None
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, drop: Dropout | None = None
     ) -> Tensor:
         if drop is None:
             return super().forward(x, attn_mask, is_causal)
@@ -42,9 +74,8 @@ class Trunk(Transformer):
             `batch.lengths is None`, not from values, whether there is padding.
         dim, depth, heads: width D, blocks and attention heads (see `labelfree.encoders.transformer.SIZES`).
         causal: each token sees only itself and those before it.
-        dropout: of every residual branch and of the input; one choice of channels for all tokens of a sample (Gal &
-            Ghahramani 2016), so that padding changes nothing and a mean over tokens does not average it away. It needs
-            `batch.draw`; without one (or in evaluation) nothing is dropped.
+        dropout: of every residual branch and of the input. It needs `batch.draw`; without one, or in evaluation,
+            nothing is dropped.
         window: tokens that attend to one another; 0 for all.
     """
 
@@ -76,49 +107,34 @@ class Trunk(Transformer):
         if mask is not None and hide == "replace":
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = self.norm_in(x)
-        drop = self._dropout(batch)
+        run = partial(self._blocks, self._dropout(batch))
         if mask is not None and hide == "drop":
             if valid is not None:
                 raise LabelfreeError(
                     "Hidden tokens cannot be dropped from samples of unequal length.", "Let them be replaced."
                 )
-            x = self._blocks(gather_tokens(x + positions(x), visible(mask)), None, drop)
+            x = run(gather_tokens(x + positions(x), visible(mask)), None, None)
         else:
-            x = self._in_windows(x, valid, drop)
+            x = by_windows(lambda x, *of: run(x + positions(x), *of), x, valid, self.window)
         return Features(pooled=mean_of(x, valid), tokens=x, valid=valid, local=local)
 
-    def _in_windows(self, x: Tensor, valid: Tensor | None, drop: Drop | None) -> Tensor:
-        """Run the blocks on each window of the tokens (B, N, D)."""
-        count, size = x.shape[1], self.window
-        if not size or count <= size:
-            return self._blocks(x + positions(x), valid, drop)
-        parts = x.split(size, dim=1)
-        valids = [None] * len(parts) if valid is None else valid.split(size, dim=1)
-        return torch.cat([self._blocks(p + positions(p), v, drop) for p, v in zip(parts, valids, strict=True)], dim=1)
-
-    def _blocks(self, x: Tensor, valid: Tensor | None, drop: Drop | None) -> Tensor:
+    def _blocks(self, drop: Dropout | None, x: Tensor, valid: Tensor | None, rows: Tensor | None) -> Tensor:
         attend = None if valid is None else _attendable(valid, self.causal)
-        causal = self.causal and attend is None
         if drop is not None:
+            drop = replace(drop, rows=rows)
             x = drop("input", x)
         for number, block in enumerate(self.blocks):
-            x = block(x, attend, causal, None if drop is None else _named(drop, number))
+            x = block(x, attend, self.causal and attend is None, None if drop is None else drop.at(number))
         return self.norm(x)
 
-    def _dropout(self, batch: Batch) -> Drop | None:
-        draw = batch.draw
-        if not self.training or self.dropout == 0 or draw is None:
+    def _dropout(self, batch: Batch) -> Dropout | None:
+        if not self.training or self.dropout == 0 or batch.draw is None:
             return None
-        ones = torch.ones(len(batch), self.dim, device=batch.index.device)
-        return lambda name, x: x * draw.dropout("trunk/" + name, ones, self.dropout)[:, None].to(x.dtype)
+        return Dropout(batch.draw, self.dropout, name="trunk")
 
     def layers(self) -> list[list[nn.Parameter]]:
         first = [*self.stem.parameters(), self.mask_token, *self.norm_in.parameters()]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm.parameters())]
-
-
-def _named(drop: Drop, number: int) -> Drop:
-    return lambda name, x: drop(f"{number}/{name}", x)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -126,6 +142,30 @@ def _initialise(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def by_windows(run: Run, x: Tensor, valid: Tensor | None, size: int) -> Tensor:
+    """Run on each window of `size` tokens as on a sample of its own, and put the tokens (B, N, D) together again.
+
+    Windows of nothing but padding are left out, except in training on a GPU, where counting them would stop the host.
+    """
+    samples, count = x.shape[:2]
+    if not size or count <= size:
+        return run(x, valid, None)
+    windows = -(-count // size)
+    extra = windows * size - count
+    if extra or valid is not None:
+        valid = torch.ones(samples, count, dtype=torch.bool, device=x.device) if valid is None else valid
+        valid = F.pad(valid, (0, extra)).reshape(samples * windows, size)
+    x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, extra)).reshape(samples * windows, size, *x.shape[2:])
+    rows = torch.arange(samples, device=x.device).repeat_interleave(windows)
+    if valid is None or (x.is_cuda and torch.is_grad_enabled()):
+        out = run(x, valid, rows)
+    else:
+        kept = valid.any(dim=1).nonzero().squeeze(1)
+        some = run(x[kept], valid[kept], rows[kept])
+        out = some.new_zeros(len(x), *some.shape[1:]).index_copy(0, kept, some)
+    return out.reshape(samples, windows * size, -1)[:, :count]
 
 
 def _attendable(valid: Tensor, causal: bool) -> Tensor:
