@@ -74,15 +74,13 @@ def header(encoded: Encoded) -> Header:
         width, height = image.size
         if image.getexif().get(0x0112, 1) >= 5:
             width, height = height, width
-        if _sixteen_bit_colour(encoded):
-            return Header(width, height, 3, "uint16")
         channels = {"1": 1, "L": 1, "LA": 1, "La": 1, "F": 1}.get(image.mode, 1 if image.mode.startswith("I") else 3)
         kind = {"F": "float32", "I": "int32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
         return Header(width, height, channels * _bands(image), kind)
 
 
 def decode(encoded: Encoded, side: int = 0, alpha: bool = False) -> np.ndarray:
-    """(H, W, C) the picture, upright, in its own type.
+    """(H, W, C) the picture, upright, in its own type (Pillow reads several channels of 16 bits at 8).
 
     Args:
         encoded: the file's path, or its bytes.
@@ -92,8 +90,6 @@ def decode(encoded: Encoded, side: int = 0, alpha: bool = False) -> np.ndarray:
     Raises:
         OSError, ValueError, SyntaxError: truncated, or not a picture.
     """
-    if _sixteen_bit_colour(encoded):
-        return _decode_sixteen_bit(encoded)
     with _open(encoded) as image:
         if side and image.format == "JPEG":
             image.draft(None, (side, side))
@@ -129,31 +125,6 @@ def _stack(image: Image.Image, bands: int) -> np.ndarray:
         image.seek(band)
         planes.append(_array(image, alpha=False)[..., 0])
     return np.stack(planes, axis=-1)
-
-
-def _sixteen_bit_colour(encoded: Encoded) -> bool:
-    """Whether this is a PNG of 16 bits and several channels, which Pillow would cut down to 8."""
-    if isinstance(encoded, Path):
-        if encoded.suffix.lower() != ".png":
-            return False
-        with encoded.open("rb") as file:
-            start = file.read(26)
-    else:
-        start = bytes(encoded[:26])
-    return len(start) == 26 and start.startswith(b"\x89PNG") and start[24] == 16 and start[25] in (2, 4, 6)
-
-
-def _decode_sixteen_bit(encoded: Encoded) -> np.ndarray:
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-
-    content = encoded.read_bytes() if isinstance(encoded, Path) else bytes(encoded)
-    try:
-        picture = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from None
-    colours = 1 if len(picture) == 2 else 3
-    return np.broadcast_to(picture[:colours].permute(1, 2, 0).numpy(), (*picture.shape[1:], 3)).copy()
 
 
 def keep(picture: np.ndarray, form: Form) -> np.ndarray:

@@ -42,7 +42,8 @@ def small_stem(network: Any, size: int) -> Any:
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
     elif isinstance(first, nn.Sequential) and isinstance(getattr(network, "maxpool", None), nn.Module):
-        first[0].stride = (stride, stride)
+        entry: Any = first[0]
+        entry.stride = (stride, stride)
         network.maxpool = nn.Identity()
     else:
         stem: Any = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)

@@ -7,8 +7,10 @@ import tempfile
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +162,11 @@ class Table(Source):
         self.words = f"{len(self):,} pictures in column '{self._column}' of {paths[0].suffix[1:]}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "column": self._column}
+        return {"paths": self.paths, "column": self._column, "spool": self._spool}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["paths"], state["column"])  # type: ignore[misc]
+        self._spool = state["spool"]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -274,19 +277,31 @@ def _map_arrow(path: Path) -> pa.Table:
 
 
 class _Spool:
-    """Encoded pictures in one temporary file, each to be read alone; the file goes when the last user goes."""
+    """Encoded pictures in one temporary file, each to be read alone.
+
+    The file has no name, so that it goes with its last process, however that ends; a copy in another process has a
+    duplicate of the open file.
+    """
 
     def __init__(self) -> None:
-        self._file, name = tempfile.mkstemp(prefix="labelfree-", suffix=".pictures")
+        self._file, name = tempfile.mkstemp(prefix="labelfree-")
         os.unlink(name)
-        self._sizes: list[int] = []
-        self._ends: np.ndarray | None = None
+        self._ends = array("q", [0])
+        weakref.finalize(self, os.close, self._file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": DupFd(self._file), "ends": self._ends}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._file, self._ends = state["file"].detach(), state["ends"]
         weakref.finalize(self, os.close, self._file)
 
     def add(self, items: Sequence[Any]) -> None:
+        """Append pictures; missing ones take no bytes."""
         contents = [item.read_bytes() if isinstance(item, Path) else item for item in items]
         contents = [b"" if isinstance(content, Exception) else content for content in contents]
-        self._sizes += [len(content) for content in contents]
+        for content in contents:
+            self._ends.append(self._ends[-1] + len(content))
         whole = memoryview(b"".join(contents))
         try:
             while whole:
@@ -298,13 +313,10 @@ class _Spool:
             ) from None
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        if self._ends is None:
-            self._ends = np.cumsum(self._sizes, dtype=np.int64)
         found: list[Any] = []
         for index in indices:
-            size = self._sizes[index]
-            content = os.pread(self._file, size, int(self._ends[index]) - size)
-            found.append(content or ValueError("is missing"))
+            start, end = self._ends[index : index + 2]
+            found.append(os.pread(self._file, end - start, start) or ValueError("is missing"))
         return found
 
 
@@ -442,10 +454,20 @@ def _of_row(row: dict[str, Any] | None) -> Any:
     return row["bytes"] if row.get("bytes") else Path(row["path"])
 
 
+#: Sources that are open, by path, column and time of change: opening one again costs nothing.
+_open_paths: weakref.WeakValueDictionary[tuple[str, str, int], Source] = weakref.WeakValueDictionary()
+
+
 def open_source(source: Any, column: str = "auto") -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
     if isinstance(source, str | Path):
-        return _open_path(sources.existing(source), column)
+        path = sources.existing(source)
+        key = (str(path.resolve()), column, path.stat().st_mtime_ns)
+        opened = _open_paths.get(key) if path.is_file() else None
+        if opened is None:
+            opened = _open_path(path, column)
+            _open_paths[key] = opened
+        return opened
     if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
         array = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
         return from_arrays({"the array": array}, "auto", "the array")

@@ -49,6 +49,8 @@ AUGMENT = {
     "none": Policy(crop=(1.0, 1.0), flip=0.0),
 }
 BLUR_SIGMA = (0.1, 2.0)
+#: Orders of tiles in the jigsaw task (Carlucci et al. 2019 use 30).
+ORDERS = 30
 #: Pictures whose headers are read before training, and whose pixels are, for statistics.
 LOOK_AT, MEASURE = 1000, 2048
 
@@ -402,7 +404,7 @@ class Image(Modality):
     def transformations(self) -> Mapping[str, Transformation]:
         return {
             "rotation": Transformation(4, self._rotated),
-            "jigsaw": Transformation(len(jigsaw_orders()), self._jigsaw),
+            "jigsaw": Transformation(ORDERS, self._jigsaw),
         }
 
     def _rotated(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
@@ -482,7 +484,7 @@ class Image(Modality):
 
 
 @lru_cache
-def jigsaw_orders(count: int = 30, tiles: int = 9) -> list[list[int]]:
+def jigsaw_orders(count: int = ORDERS, tiles: int = 9) -> list[list[int]]:
     """Permutations that differ in as many places as can be: each next one is farthest from all before it."""
     every = np.array(list(permutations(range(tiles))), dtype=np.int8)
     chosen = [0]
