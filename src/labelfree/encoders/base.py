@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +24,7 @@ class Features:
         pooled: (B, D) one vector a sample.
         tokens: (B, N, D) one vector a token; where hidden tokens were dropped, only the visible ones, in order.
         valid: (B, N) bool, false where a token is padding; None where all are valid.
-        local: (B, N, D) the tokens before any context was mixed in (what predictive coding predicts), if there are.
+        local: (B, N, `local_dim`) the tokens before any context was mixed in (what predictive coding predicts), if any.
     """
 
     pooled: Tensor
@@ -43,6 +44,8 @@ class Encoder(nn.Module, ABC):
     hides: tuple[Hide, ...] = ()
     #: Width D of the features.
     dim: int
+    #: Name under which this network is built again, where the one it was asked for may not last (a folder that moves).
+    spec: str = ""
     #: The modalities it serves; empty for all.
     modalities: ClassVar[frozenset[str]] = frozenset()
 
@@ -60,6 +63,11 @@ class Encoder(nn.Module, ABC):
         """Names worth listing."""
         return []
 
+    @classmethod
+    def options(cls, variant: str) -> Mapping[str, Any]:
+        """Settings of the modality that the variant brings with it (its own tokenizer); recipes and users go first."""
+        return {}
+
     @abstractmethod
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
         """Features of a view.
@@ -69,6 +77,11 @@ class Encoder(nn.Module, ABC):
             mask: (B, N) bool, true where a token is hidden.
             hide: hidden tokens are replaced by a learnt vector, or dropped before the first block (equal counts).
         """
+
+    @property
+    def local_dim(self) -> int:
+        """Width of `Features.local`."""
+        return self.dim
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from input to output, for layer-wise learning-rate decay; one group by default."""

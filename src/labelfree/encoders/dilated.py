@@ -134,6 +134,10 @@ class Dilated(Encoder):
             x = batch.draw.dropout("representation", x, self.dropout)
         return Features(pooled=_greatest(x, valid), tokens=x, valid=valid, local=local)
 
+    @property
+    def local_dim(self) -> int:
+        return self.project.out_features
+
     def layers(self) -> list[list[nn.Parameter]]:
         return [list(self.project.parameters()), *(list(block.parameters()) for block in self.blocks)]
 

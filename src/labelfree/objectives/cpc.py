@@ -48,8 +48,9 @@ class CPC(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: CPCSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        dim = encoder.dim
-        self.predictors = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(self.settings.steps))
+        self.predictors = nn.ModuleList(
+            nn.Linear(encoder.dim, encoder.local_dim, bias=False) for _ in range(self.settings.steps)
+        )
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         features = self.encoder(self.modality.view(batch, draw, "none"))
