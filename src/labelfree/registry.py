@@ -108,6 +108,13 @@ def needs_causal(objective: type[Objective]) -> bool:
     return Need.CAUSAL in objective.needs
 
 
+def encoder_options(spec: str) -> Mapping[str, Any]:
+    """Settings of the modality that the encoder which `spec` names brings with it."""
+    name, _, variant = spec.partition(":")
+    cls = encoders().get(name)
+    return cls.options(variant) if cls is not None else {}
+
+
 def missing(
     objective: type[Objective], modality: Modality | type[Modality], encoder: Encoder | None = None
 ) -> list[str]:

@@ -131,7 +131,7 @@ def make_plan(
         settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
     )
     layers = _layers(objective, recipe)
-    options = {**layers["options"], **shares[kind.name]}
+    options = {**registry.encoder_options(encoder), **layers["options"], **shares[kind.name]}
     for key in kind.settings_class.model_fields:
         if key in offered and options.get(key, "auto") == "auto":
             options[key] = offered[key].value
