@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -117,6 +118,7 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return array
 
     def _pretrain(self, source: Any, out: Path | str) -> Any:
+        from labelfree.training.logs import silence
         from labelfree.training.pretrain import pretrain
 
         two_dimensional = isinstance(source, np.ndarray) and source.ndim == 2
@@ -125,17 +127,18 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not isinstance(seed, int):
             seed = int(check_random_state(seed).randint(2**31 - 1))
         try:
-            return pretrain(
-                source,
-                modality=None if modality == "auto" else modality,
-                method=self.method,
-                encoder=copy.deepcopy(self.encoder),
-                out=out,
-                epochs=self.epochs,
-                steps=self.steps,
-                time_limit=self.time_limit,
-                seed=seed,
-                **dict(self.settings or {}),
-            )
+            with nullcontext() if self.verbose else silence():
+                return pretrain(
+                    source,
+                    modality=None if modality == "auto" else modality,
+                    method=self.method,
+                    encoder=copy.deepcopy(self.encoder),
+                    out=out,
+                    epochs=self.epochs,
+                    steps=self.steps,
+                    time_limit=self.time_limit,
+                    seed=seed,
+                    **dict(self.settings or {}),
+                )
         except LabelfreeError as error:
             raise ValueError(str(error)) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ console = Console(stderr=True, highlight=False)
 def say(words: str, style: str | None = None) -> None:
     """Print for the person, on standard error, so that standard output stays clean for scripts."""
     console.print(words, style=style, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said meanwhile, and no bar is drawn."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def duration(seconds: float) -> str:
