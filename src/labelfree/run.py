@@ -47,45 +47,72 @@ def read_json(path: Path) -> Any:
         raise LabelfreeError(f"'{path}' is damaged: {error}.", "Restore it from a copy, or train again.") from None
 
 
-def save_encoder(folder: Path, encoder: Encoder, modality: Modality, spec: str, causal: bool) -> None:
-    """Write the deliverable: weights as safetensors, and how to build them again as JSON."""
-    from labelfree.training.checkpoint import write_tensors
-
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = write_tensors(folder / "model.safetensors", encoder.state_dict())
-    config = {
+def encoder_config(encoder: Encoder, modality: Modality, spec: str, causal: bool, sha256: str) -> dict[str, Any]:
+    """How to build an encoder and its modality again, as JSON-ready values; `sha256` is that of the weights' file."""
+    return {
         "format": 1,
-        "sha256": digest,
-        "encoder": {"spec": spec, "causal": causal, "dim": encoder.dim},
+        "sha256": sha256,
+        "encoder": {
+            "spec": encoder.spec or spec,
+            "causal": causal,
+            "dim": encoder.dim,
+            "shape": getattr(encoder, "shape", None),
+        },
         "modality": {
             "name": modality.name,
             "settings": modality.settings.model_dump(mode="json"),
             "state": modality.state(),
         },
     }
-    write_json(folder / "config.json", config)
+
+
+def build_from_config(config: Mapping[str, Any], encoder: torch.nn.Module | None = None) -> tuple[Modality, Encoder]:
+    """The modality (with its statistics) and the encoder, freshly initialised, that `encoder_config` described.
+
+    Args:
+        config: what `encoder_config` gave.
+        encoder: the user's own module, where it was one (its code is never in a file).
+    """
+    from labelfree import registry
+    from labelfree.encoders.base import Encoder
+    from labelfree.encoders.custom import Custom
+
+    kind = registry.find("modality", registry.modalities(), config["modality"]["name"])
+    modality = kind(kind.settings_class.read(config["modality"]["settings"], kind.name))
+    modality.load_state(config["modality"]["state"])
+    made = config["encoder"]
+    if made["shape"] is not None and encoder is not None and not isinstance(encoder, Encoder):
+        return modality, Custom(encoder, made["dim"], made["shape"])
+    spec = encoder if encoder is not None else made["spec"]
+    return modality, registry.build_encoder(spec, modality, made["causal"])
+
+
+def save_encoder(folder: Path, encoder: Encoder, modality: Modality, spec: str, causal: bool) -> None:
+    """Write the deliverable: weights as safetensors, and how to build them again as JSON.
+
+    All processes must call it (weights may lie in shards); the first one writes.
+    """
+    from labelfree import distributed
+    from labelfree.training.checkpoint import write_tensors
+
+    weights = distributed.whole_state(encoder)
+    if distributed.rank() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = write_tensors(folder / "model.safetensors", weights)
+    write_json(folder / "config.json", encoder_config(encoder, modality, spec, causal, digest))
 
 
 def load_encoder(folder: Path, encoder: torch.nn.Module | None = None) -> tuple[Modality, Encoder]:
-    """The modality (with its statistics) and the encoder (evaluation mode, CPU) that `save_encoder` wrote.
-
-    Args:
-        folder: an `encoder` folder.
-        encoder: the user's own module, where the run was trained with one (its code is never in the file).
+    """The modality and the encoder (evaluation mode, CPU) that `save_encoder` wrote; `encoder` as `build_from_config`.
 
     Raises:
         LabelfreeError: missing, altered, or of another make.
     """
-    from labelfree import registry
     from labelfree.training.checkpoint import read_tensors
 
     config = read_json(folder / "config.json")
-    kind = registry.find("modality", registry.modalities(), config["modality"]["name"])
-    modality = kind(kind.settings_class.read(config["modality"]["settings"], kind.name))
-    modality.load_state(config["modality"]["state"])
-    built = registry.build_encoder(
-        encoder if encoder is not None else config["encoder"]["spec"], modality, config["encoder"]["causal"]
-    )
+    modality, built = build_from_config(config, encoder)
     built.load_state_dict(read_tensors(folder / "model.safetensors", config["sha256"]))
     return modality, built.eval()
 
@@ -178,5 +205,5 @@ def load(path: str | Path, encoder: torch.nn.Module | None = None) -> Any:
     if (folder / "model.json").exists():
         from labelfree.tasks.finetune import Model
 
-        return Model.load(folder)
+        return Model.load(folder, encoder)
     return Run(folder, encoder)

@@ -1,0 +1,317 @@
+"""A classifier on an encoder, and how all of its layers are trained: for fine-tuning and for training from scratch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch, Sample
+from labelfree.data.cache import Cached, cached
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder
+from labelfree.modalities.base import Dataset, Modality
+from labelfree.settings import Settings
+from labelfree.tasks.embed import apply, embed
+from labelfree.tasks.labels import Subset, folds
+from labelfree.tasks.logistic import Scaler, fit_logistic
+from labelfree.training import runtime
+from labelfree.training.optim import cosine
+from labelfree.training.settings import Auto, Fraction
+
+
+class FinetuneSettings(Settings):
+    """How all layers of an encoder and a new last layer are trained on labels."""
+
+    epochs: PositiveInt = 30
+    """passes over the labelled samples; between 120 and `most_steps` steps in any case"""
+    most_steps: PositiveInt = 3000
+    """most steps"""
+    batch_size: PositiveInt | Auto = "auto"
+    """samples a step; auto: 32, and 128 from 4,000 labels on"""
+    learning_rate: PositiveFloat | Auto = "auto"
+    """AdamW's peak learning rate of the last layer; auto: chosen of two on a validation part"""
+    weight_decay: float = Field(0.05, ge=0)
+    """weight decay"""
+    layer_decay: PositiveFloat = 0.75
+    """each layer of a pretrained encoder learns at this multiple of the rate of the layer after it"""
+    augment: str = "light"
+    """views that are learnt from: light, contrast or none"""
+    warmup: Fraction = 0.1
+    """share of the training in which the learning rate rises"""
+
+    def batch(self, labels: int) -> int:
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        return 128 if labels >= 4000 else 32
+
+    def steps(self, labels: int) -> int:
+        """Steps for so many labels."""
+        return min(max(120, math.ceil(self.epochs * labels / self.batch(labels))), self.most_steps)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The search: learning rates that are tried. The same for pretrained networks and for those from scratch."""
+        return (1e-3, 2e-4) if self.learning_rate == "auto" else (float(self.learning_rate),)
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear layer on its pooled features."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, view: Batch) -> Tensor:
+        """(B, C) logits of a view."""
+        return self.head(self.encoder(view).pooled.float())
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled samples to learn from.
+
+    Attributes:
+        dataset: an opened source, cached or not.
+        rows: (n,) places in it.
+        y: (n,) int64 classes of those.
+        classes: how many classes there are.
+        groups: (n,) groups that a validation part keeps whole, or None.
+        balance: whether each class counts the same in the loss, however many samples it has.
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    y: np.ndarray
+    classes: int
+    groups: np.ndarray | None = None
+    balance: bool = False
+
+    def only(self, which: np.ndarray) -> Examples:
+        """Those that `which` (bool or places) points at."""
+        groups = None if self.groups is None else self.groups[which]
+        return replace(self, rows=self.rows[which], y=self.y[which], groups=groups)
+
+    def class_weights(self) -> Tensor:
+        """(C,) weight of each class in the loss; their mean over samples is 1."""
+        counts = np.bincount(self.y, minlength=self.classes)
+        weights = len(self.y) / (self.classes * counts.clip(1)) if self.balance else np.ones(self.classes)
+        return torch.as_tensor(weights, dtype=torch.float32)
+
+    def in_memory(self, modality: Modality) -> Examples:
+        """The same, read once where they fit."""
+        if isinstance(self.dataset, Cached):
+            return self
+        held = cached(Subset(self.dataset, self.rows), modality)
+        if not isinstance(held, Cached):
+            return self
+        return replace(self.only(held.kept), dataset=held, rows=np.arange(len(held)))
+
+    def batch(self, modality: Modality, chosen: np.ndarray) -> tuple[Batch, Tensor]:
+        """Raw batch of the examples `chosen`, and their classes (those that can be read)."""
+        if isinstance(self.dataset, Cached):
+            return self.dataset.batch(self.rows[chosen]), torch.as_tensor(self.y[chosen])
+        items = self.dataset.read(self.rows[chosen].tolist())
+        kept = [i for i, item in enumerate(items) if isinstance(item, Sample)]
+        raw = modality.collate([item for item in items if isinstance(item, Sample)])
+        return raw, torch.as_tensor(self.y[chosen[kept]])
+
+
+def parameter_groups(
+    model: Classifier, rate: float, settings: FinetuneSettings, pretrained: bool
+) -> list[dict[str, Any]]:
+    """Groups for AdamW: later layers of a pretrained encoder learn faster (Howard & Ruder 2018).
+
+    Vectors (biases, normalisation) do not decay.
+    """
+    layers = [*model.encoder.layers(), list(model.head.parameters())]
+    seen = {id(p) for layer in layers for p in layer}
+    layers[0] = [*layers[0], *(p for p in model.encoder.parameters() if id(p) not in seen)]
+    decay = settings.layer_decay if pretrained else 1.0
+    groups = []
+    for depth, layer in enumerate(layers):
+        scaled = rate * decay ** (len(layers) - 1 - depth)
+        for params, weight_decay in (
+            ([p for p in layer if p.ndim > 1], settings.weight_decay),
+            ([p for p in layer if p.ndim <= 1], 0.0),
+        ):
+            if params:
+                groups.append({"params": params, "lr": scaled, "peak": scaled, "weight_decay": weight_decay})
+    return groups
+
+
+def _orders(count: int, size: int, steps: int, seed: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """For each step: which examples, and a number for each that never comes again (for its augmentation)."""
+    rng = np.random.default_rng(seed)
+    pool = np.empty(0, dtype=np.int64)
+    for step in range(steps):
+        while len(pool) < size:
+            pool = np.concatenate([pool, rng.permutation(count)])
+        yield pool[:size], torch.arange(step * size, (step + 1) * size)
+        pool = pool[size:]
+
+
+def train_classifier(
+    model: Classifier,
+    modality: Modality,
+    examples: Examples,
+    settings: FinetuneSettings,
+    *,
+    rate: float,
+    steps: int,
+    seed: int = 0,
+    pretrained: bool = True,
+) -> Classifier:
+    """Train all layers of `model`, in place, for `steps` steps with a cosine schedule; returns it in evaluation mode.
+
+    Args:
+        model: on the CPU or the device.
+        modality: makes the random views.
+        examples: what to learn from; best held in memory.
+        settings: all but the rate and the steps.
+        rate: peak learning rate of the last layer.
+        steps: optimiser steps.
+        seed: of order and augmentation.
+        pretrained: whether earlier layers learn more slowly.
+    """
+    where = runtime.device()
+    precision = runtime.best_precision(where)
+    model.to(where).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, rate, settings, pretrained), fused=True)
+    weights = examples.class_weights().to(where)
+    size = min(settings.batch(len(examples.y)), max(16, len(examples.y)))
+    warmup = round(settings.warmup * steps)
+    for step, (chosen, number) in enumerate(_orders(len(examples.y), size, steps, seed)):
+        raw, y = examples.batch(modality, chosen)
+        raw, y = raw.to(where), y.to(where)
+        draw = Draw.start(seed, 0, step, number[: len(y)].to(where))
+        with runtime.autocast(where, precision):
+            logits = model(modality.view(raw, draw, settings.augment))
+        loss = F.cross_entropy(logits.float(), y, weight=weights)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * cosine(step, steps, warmup)
+        optimizer.step()
+    return model.eval()
+
+
+def class_probabilities(model: Classifier, modality: Modality, dataset: Dataset, **options: Any) -> np.ndarray:
+    """(N, C) float32 probabilities of every sample, NaN rows where one cannot be read; options as `embed.apply` has."""
+
+    def probabilities(view: Batch) -> Tensor:
+        return model(view).softmax(dim=1)
+
+    return apply(model, probabilities, model.head.out_features, modality, dataset, **options)
+
+
+def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty: float = 1e-3) -> Classifier:
+    """A copy of the encoder with a last layer that logistic regression has fitted to its frozen features.
+
+    Starting there keeps fine-tuning from distorting what was learnt (Kumar et al. 2022, "LP-FT").
+    """
+    model = Classifier(copy.deepcopy(encoder), examples.classes)
+    features = embed(encoder, modality, examples.dataset, indices=examples.rows)
+    readable = ~np.isnan(features[:, 0])
+    x, y = features[readable], examples.y[readable]
+    scaler = Scaler.fit(x)
+    weights = examples.class_weights().numpy()[y][:, None]
+    found = fit_logistic(scaler(x), y, examples.classes, np.array([penalty]), weights)
+    kernel = found[:-1, 0] * np.asarray(scaler.factor)[:, None]
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(kernel.T.copy()))
+        model.head.bias.copy_(torch.from_numpy(found[-1, 0] - scaler.mean @ kernel))
+    return model
+
+
+def accuracy(y: np.ndarray, guess: np.ndarray) -> float:
+    """Share of right guesses."""
+    return float((y == guess).mean())
+
+
+def balanced_accuracy(y: np.ndarray, guess: np.ndarray) -> float:
+    """Mean over the classes of the share of right guesses."""
+    return float(np.mean([(guess[y == c] == c).mean() for c in np.unique(y)]))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for the learning rate found: the rate, and its score on the validation part (None without one)."""
+
+    rate: float
+    score: float | None
+    metric: str
+
+
+def search_rate(
+    make: Callable[[Examples], Classifier],
+    modality: Modality,
+    examples: Examples,
+    settings: FinetuneSettings,
+    steps: int,
+    seed: int = 0,
+    pretrained: bool = True,
+) -> Search:
+    """Try each learning rate on four fifths of the examples, for half of `steps`, and keep the best on the last fifth.
+
+    Args:
+        make: the network to start from, for these examples.
+        modality, examples, settings, steps, seed, pretrained: as `train_classifier`.
+    """
+    score = balanced_accuracy if examples.balance else accuracy
+    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups)
+    fit, held = examples.only(fold != 0), examples.only(fold == 0)
+    if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
+        return Search(settings.rates[0], None, score.__name__)
+    found = []
+    for rate in settings.rates:
+        model = train_classifier(
+            make(fit), modality, fit, settings, rate=rate, steps=math.ceil(steps / 2), seed=seed, pretrained=pretrained
+        )
+        guess = class_probabilities(model, modality, held.dataset, indices=held.rows)
+        readable = ~np.isnan(guess[:, 0])
+        found.append(
+            Search(
+                rate, score(held.y[readable], guess[readable].argmax(axis=1)) if readable.any() else 0, score.__name__
+            )
+        )
+    return max(found, key=lambda search: search.score or 0.0)
+
+
+def train_searched(
+    make: Callable[[Examples], Classifier],
+    modality: Modality,
+    examples: Examples,
+    settings: FinetuneSettings,
+    steps: int,
+    seed: int = 0,
+    pretrained: bool = True,
+) -> tuple[Classifier, Search]:
+    """Search the learning rate on a validation part, then train on all examples; arguments as `search_rate`."""
+    found = search_rate(make, modality, examples, settings, steps, seed, pretrained)
+    model = train_classifier(
+        make(examples), modality, examples, settings, rate=found.rate, steps=steps, seed=seed, pretrained=pretrained
+    )
+    return model, found
+
+
+def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, settings: FinetuneSettings) -> float:
+    """Measured time of one training step, on a copy."""
+    trial = copy.deepcopy(model)
+    train_classifier(trial, modality, examples, settings, rate=1e-5, steps=1)
+    began = time.perf_counter()
+    train_classifier(trial, modality, examples, settings, rate=1e-5, steps=3)
+    return (time.perf_counter() - began) / 3

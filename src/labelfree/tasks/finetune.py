@@ -1,0 +1,192 @@
+"""Fine-tuning: a classifier that starts from a run's encoder, as a folder that can be moved and loaded."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from torch import nn
+
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Modality
+from labelfree.run import build_from_config, encoder_config, read_json, write_json
+from labelfree.tasks.classifier import (
+    Classifier,
+    Examples,
+    FinetuneSettings,
+    Search,
+    class_probabilities,
+    seconds_a_step,
+    train_searched,
+    with_probe,
+)
+from labelfree.tasks.embed import writable
+from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
+from labelfree.training import runtime
+from labelfree.training.checkpoint import read_tensors, write_tensors
+from labelfree.training.logs import duration, say
+
+if TYPE_CHECKING:
+    from labelfree.run import Run
+
+
+class Model:
+    """A fine-tuned classifier.
+
+    Attributes:
+        path: its folder, or None where it has not been saved.
+        classes: names of the classes, in the order of the probabilities.
+        info: what it was trained on and how, and its score on the validation part ("validation").
+    """
+
+    def __init__(
+        self, network: Classifier, modality: Modality, classes: tuple[str, ...], info: dict[str, Any], path: Path | None
+    ) -> None:
+        self.network, self.modality, self.classes, self.info, self.path = network.eval(), modality, classes, info, path
+
+    def open(self, source: Any) -> Dataset:
+        """Open a source as the model's kind of data."""
+        return self.modality.open(source)
+
+    def probabilities(self, source: Any, batch_size: int = 256) -> np.ndarray:
+        """(N, C) float32 probability of each class for every sample, NaN rows where one cannot be read."""
+        return class_probabilities(self.network, self.modality, self.open(source), batch_size=batch_size)
+
+    def predict(self, source: Any, batch_size: int = 256) -> np.ndarray:
+        """(N,) names of the most probable classes, None where a sample cannot be read."""
+        return self.names(self.probabilities(source, batch_size))
+
+    def names(self, probabilities: np.ndarray) -> np.ndarray:
+        """(N, C) → (N,) names of the most probable classes, None for NaN rows."""
+        best = np.array(self.classes, dtype=object)[np.nan_to_num(probabilities).argmax(axis=1)]
+        best[np.isnan(probabilities).any(axis=1)] = None
+        return best
+
+    def save(self, folder: Path, spec: str, causal: bool) -> None:
+        """Write model.safetensors and model.json; `spec` and `causal` say how to build the encoder again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = write_tensors(folder / "model.safetensors", self.network.state_dict())
+        config = encoder_config(self.network.encoder, self.modality, spec, causal, digest)
+        write_json(folder / "model.json", {**config, "classes": list(self.classes), "info": self.info})
+        self.path = folder
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: nn.Module | None = None) -> Self:
+        """Open a folder that `finetune` wrote.
+
+        Args:
+            path: the folder.
+            encoder: the user's own network, if the run was trained with one.
+
+        Raises:
+            LabelfreeError: missing, cut or altered.
+        """
+        folder = Path(path)
+        if not (folder / "model.json").exists():
+            raise LabelfreeError(f"There is no model at '{path}'.", "Name the folder that `labelfree finetune` wrote.")
+        config = read_json(folder / "model.json")
+        modality, built = build_from_config(config, encoder)
+        network = Classifier(built, len(config["classes"]))
+        network.load_state_dict(read_tensors(folder / "model.safetensors", config["sha256"]))
+        return cls(network, modality, tuple(config["classes"]), config["info"], folder)
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.path)!r}, {len(self.classes)} classes)"
+
+
+def finetune(
+    run: Run,
+    train: Any,
+    label: str,
+    out: str | Path,
+    *,
+    budget: str | float | int | None = None,
+    group: str | None = None,
+    seed: int = 0,
+    time_limit: float | str | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Model:
+    """Train a classifier, all layers of it, that starts from a run's encoder.
+
+    The learning rate is chosen on a fifth of the training samples (whole groups, if there are any); the model is then
+    trained on all of them.
+
+    Args:
+        run: the pretraining to start from.
+        train: labelled source.
+        label: its label column.
+        out: folder for the model; must not exist unless `force`.
+        budget: use only so many labels ("10%", "5/class", 200).
+        group: column whose values the validation part keeps whole.
+        seed: of every random number.
+        time_limit: seconds or "10m"; lowers the number of steps.
+        force: replace the folder.
+        **settings: of `FinetuneSettings`.
+
+    Raises:
+        LabelfreeError: anything that the user can mend.
+    """
+    from labelfree.training.pretrain import parse_duration
+
+    began = time.perf_counter()
+    folder = writable(out, force)
+    chosen = FinetuneSettings.read(settings, "finetune")
+    limit = None if time_limit is None else parse_duration(time_limit)
+    examples, labels = _examples(run, train, label, group, budget, seed)
+    steps = chosen.steps(len(examples.y))
+    if limit is not None:
+        # two searches of half the steps, and the training itself
+        cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
+        left = limit - (time.perf_counter() - began)
+        steps = max(1, min(steps, int(0.9 * left / cost / (1 + len(chosen.rates) / 2))))
+    network, found = train_searched(
+        lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed
+    )
+    info = {
+        "label": label,
+        "labels": len(examples.y),
+        "run": str(run.path),
+        "fingerprint": examples.dataset.fingerprint(),
+        "settings": chosen.model_dump(mode="json"),
+        "learning_rate": found.rate,
+        "steps": steps,
+        "seed": seed,
+        "validation": {"metric": found.metric, "score": found.score},
+        "seconds": round(time.perf_counter() - began, 1),
+        "versions": runtime.versions(),
+    }
+    model = Model(network.cpu(), run.modality, labels.classes, info, None)
+    if force and folder.is_dir():
+        shutil.rmtree(folder)
+    spec = read_json(run.path / "encoder" / "config.json")["encoder"]
+    model.save(folder, spec["spec"], spec["causal"])
+    _say(model, found, labels)
+    return model
+
+
+def _examples(
+    run: Run, train: Any, label: str, group: str | None, budget: str | float | int | None, seed: int
+) -> tuple[Examples, Labels]:
+    dataset = run.open(train)
+    labels = read_labels(dataset, label, group)
+    check_enough(labels, label, 2)
+    rows = np.flatnonzero(labels.y >= 0)
+    if budget is not None:
+        quotas = LabelBudget.parse(budget).quotas(labels.counts)
+        groups = None if labels.groups is None else labels.groups[rows]
+        rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), groups)]
+    y, groups = labels.y[rows], None if labels.groups is None else labels.groups[rows]
+    examples = Examples(dataset, rows, y, len(labels.classes), groups, balance=is_uneven(labels.counts))
+    return examples.in_memory(run.modality), labels
+
+
+def _say(model: Model, found: Search, labels: Labels) -> None:
+    for note in labels.notes:
+        say(note)
+    score = "" if found.score is None else f": {found.metric.replace('_', ' ')} {found.score:.3f} on a validation part"
+    took = duration(model.info["seconds"])
+    say(f"Fine-tuned on {model.info['labels']:,} labels in {took}{score}. '{model.path}'", "bold green")

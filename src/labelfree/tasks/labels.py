@@ -1,0 +1,237 @@
+"""Labels: read from a source, checked, a few of them chosen, split into parts. Nothing here touches a network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Description
+
+#: More different numbers than this, in more than a tenth of the rows, are a quantity and not classes.
+MOST_NUMBERS = 50
+
+
+#: Classes are uneven where the largest has more than so many times the samples of the smallest.
+UNEVEN = 3.0
+
+
+class Subset(Dataset):
+    """Some samples of a dataset, counted anew from 0."""
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray) -> None:
+        self._dataset, self._rows = dataset, np.asarray(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        items = self._dataset.read([int(self._rows[i]) for i in indices])
+        return [replace(item, index=int(i)) for i, item in zip(indices, items, strict=True)]
+
+    def describe(self) -> Description:
+        return replace(self._dataset.describe(), count=len(self))
+
+    def fingerprint(self) -> str:
+        return self._dataset.fingerprint()
+
+    def origin(self) -> tuple[Dataset, np.ndarray]:
+        source, rows = self._dataset.origin()
+        return source, rows[self._rows]
+
+    def name(self, index: int) -> str:
+        return self._dataset.name(int(self._rows[index]))
+
+    def columns(self) -> Sequence[str]:
+        return self._dataset.columns()
+
+    def column(self, name: str) -> np.ndarray:
+        return self._dataset.column(name)[self._rows]
+
+
+def _word(value: object) -> str | None:
+    """A label as text; None where there is none. 3 and 3.0 are one class."""
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
+        return None
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    if isinstance(value, bytes):
+        value = value.decode()
+    return str(value).strip() or None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a source.
+
+    Attributes:
+        classes: their names, sorted (by number where all are numbers).
+        y: (N,) int64 number of the class, -1 for a sample without a label.
+        groups: (N,) int64 number of the group (patient, device, document), or None.
+        notes: sentences that a person ought to read.
+    """
+
+    classes: tuple[str, ...]
+    y: np.ndarray
+    groups: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(C,) labelled samples of each class."""
+        return np.bincount(self.y[self.y >= 0], minlength=len(self.classes))
+
+
+def read_labels(dataset: Dataset, label: str, group: str | None = None, classes: Sequence[str] = ()) -> Labels:
+    """The label column of a source, and its group column.
+
+    Args:
+        dataset: an opened source.
+        label: name of the column.
+        group: name of the column whose equal values must stay on one side of every split.
+        classes: the classes of the training source, when this is the test source: others are left out, with a note.
+
+    Raises:
+        LabelfreeError: no such column, no labels, numbers instead of classes, one class only.
+    """
+    raw = np.asarray(dataset.column(label))
+    words = [_word(value) for value in raw.tolist()]
+    known = tuple(classes) or _sorted({word for word in words if word is not None})
+    _check_classes(raw, known, label)
+    number = {name: i for i, name in enumerate(known)}
+    y = np.array([-1 if word is None else number.get(word, -1) for word in words], dtype=np.int64)
+    notes = []
+    if missing := sum(word is None for word in words):
+        notes.append(f"{missing:,} of {len(words):,} samples have no value in '{label}' and are left out.")
+    if strange := Counter(word for word in words if word is not None and word not in number):
+        names = ", ".join(f"'{name}'" for name, _ in strange.most_common(3))
+        notes.append(f"{strange.total():,} test samples are of classes without training labels ({names}); left out.")
+    if (y < 0).all():
+        raise LabelfreeError(f"No sample has a usable label in '{label}'.", "Name the column that holds the classes.")
+    return Labels(known, y, None if group is None else _numbers(dataset.column(group)), notes)
+
+
+def _sorted(words: set[str]) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(words, key=float))
+    except ValueError:
+        return tuple(sorted(words))
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """Equal values as equal numbers."""
+    return np.unique(np.asarray([str(value) for value in values]), return_inverse=True)[1].astype(np.int64)
+
+
+def _check_classes(raw: np.ndarray, classes: Sequence[str], label: str) -> None:
+    if raw.dtype.kind == "f" and len(classes) > max(MOST_NUMBERS, len(raw) / 10):
+        raise LabelfreeError(
+            f"Column '{label}' holds {len(classes):,} different numbers in {len(raw):,} rows: expected classes.",
+            "Name a column of classes, or cut the numbers into ranges first.",
+        )
+    if len(classes) < 2:
+        found = f"only '{classes[0]}'" if classes else "no value"
+        raise LabelfreeError(f"Column '{label}' has {found}: at least 2 classes are needed.", "Name another column.")
+
+
+def is_uneven(counts: np.ndarray) -> bool:
+    """Whether classes differ so much in size that each should count the same, in losses and in scores."""
+    return bool(counts.max() > UNEVEN * max(1, counts.min()))
+
+
+def check_enough(labels: Labels, label: str, least: int) -> None:
+    """Raises LabelfreeError naming the classes with fewer than `least` labelled samples."""
+    poor = [(name, int(count)) for name, count in zip(labels.classes, labels.counts, strict=True) if count < least]
+    if poor:
+        named = ", ".join(f"'{name}' has {count}" for name, count in poor[:3]) + (" …" if len(poor) > 3 else "")
+        raise LabelfreeError(
+            f"Each class of '{label}' needs at least {least} labelled samples: {named}.",
+            "Label more of them, or empty the label of these samples so that they are left out.",
+        )
+
+
+@dataclass(frozen=True)
+class LabelBudget:
+    """How many labels may be used: a share of them ("10%"), so many of each class ("5/class"), or a number ("200").
+
+    Attributes:
+        name: as it is reported.
+        share, per_class, count: one of them is set.
+    """
+
+    name: str
+    share: float | None = None
+    per_class: int | None = None
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, word: str | float | int) -> LabelBudget:
+        """Read "10%", "5/class", "200", 0.1 (a share) or 200.
+
+        Raises:
+            LabelfreeError: none of these, or nothing left of it.
+        """
+        text = str(word).strip().lower().replace(" ", "")
+        try:
+            if text.endswith("%"):
+                budget = cls(f"{float(text[:-1]):g}%", share=float(text[:-1]) / 100)
+            elif text.endswith("/class"):
+                budget = cls(f"{int(text[:-6])}/class", per_class=int(text[:-6]))
+            elif "." in text:
+                budget = cls(f"{100 * float(text):g}%", share=float(text))
+            else:
+                budget = cls(str(int(text)), count=int(text))
+        except ValueError:
+            budget = cls(text, share=0.0)
+        if not (0 < (budget.share or 0) <= 1 or (budget.per_class or 0) > 0 or (budget.count or 0) > 0):
+            raise LabelfreeError(
+                f"'{word}' is not a label budget: expected a share, a number per class or a number.",
+                'Write for instance "10%", "5/class" or "200".',
+            )
+        return budget
+
+    def quotas(self, counts: np.ndarray) -> np.ndarray:
+        """(C,) labels to take of each class, out of `counts`: 2 at least where it is a share or a number."""
+        if self.per_class is not None:
+            return np.minimum(self.per_class, counts)
+        share = self.share if self.share is not None else self.count / counts.sum()
+        return np.minimum(np.maximum(np.round(share * counts).astype(int), 2), counts)
+
+
+def choose(y: np.ndarray, quotas: np.ndarray, rng: np.random.Generator, groups: np.ndarray | None = None) -> np.ndarray:
+    """Places of `quotas` (C,) samples of each class, sorted. The same generator state gives nested choices.
+
+    With groups, whole groups are opened in random order until the quotas can be met, since labels of a few patients are
+    worth less than the same number spread over all of them.
+    """
+    order = rng.permutation(len(y))
+    if groups is not None:
+        rank = {group: i for i, group in enumerate(rng.permutation(np.unique(groups)).tolist())}
+        order = order[np.argsort([rank[group] for group in groups[order].tolist()], kind="stable")]
+    taken = [order[y[order] == c][:quota] for c, quota in enumerate(quotas)]
+    return np.sort(np.concatenate(taken))
+
+
+def folds(y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None) -> np.ndarray:
+    """(N,) the fold, 0 … count-1, of each sample: classes spread evenly, groups kept whole."""
+    if groups is None:
+        order = rng.permutation(len(y))
+        order = order[np.argsort(y[order], kind="stable")]
+        fold = np.empty(len(y), dtype=np.int64)
+        fold[order] = np.arange(len(y)) % count
+        return fold
+    names, place = np.unique(groups, return_inverse=True)
+    table = np.zeros((len(names), int(y.max()) + 1))
+    np.add.at(table, (place, y), 1)
+    share = table / table.sum(axis=0).clip(1)
+    filled, chosen = np.zeros((count, table.shape[1])), np.empty(len(names), dtype=np.int64)
+    order = rng.permutation(len(names))
+    for group in order[np.argsort(-share[order].sum(axis=1), kind="stable")]:
+        # the fold that has least of what this group brings, then the emptiest
+        chosen[group] = np.lexsort((filled.sum(axis=1), filled @ share[group]))[0]
+        filled[chosen[group]] += share[group]
+    return chosen[place]

@@ -1,0 +1,177 @@
+"""Multinomial logistic regression for many penalties and folds at once: each iteration is one matrix product.
+
+Features may be dense arrays or scipy sparse matrices. With fewer samples than features the problem is rotated into the
+samples' span, where it is the same problem with fewer unknowns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Brings features to one scale, so that one grid of penalties fits all: rows have a mean square norm of 1.
+
+    Dense features are centred and divided by their standard deviations; sparse ones are only multiplied by a number.
+    """
+
+    mean: np.ndarray | float
+    factor: np.ndarray | float
+
+    @classmethod
+    def fit(cls, x: Any) -> Scaler:
+        """Statistics of (N, D) training features."""
+        if not isinstance(x, np.ndarray):
+            return cls(0.0, float(1 / np.sqrt(max(x.multiply(x).sum() / x.shape[0], 1e-30))))
+        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        alive = std > 1e-6 * (np.abs(mean) + std.max() + 1e-30)
+        factor = np.where(alive, 1 / np.where(alive, std, 1.0), 0.0) / np.sqrt(max(1, alive.sum()))
+        return cls(mean.astype(np.float32), factor.astype(np.float32))
+
+    def __call__(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return (x.astype(np.float32) - self.mean) * self.factor
+        return (x * self.factor).astype(np.float32).tocsr()
+
+
+def span(x: Any, others: list[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Coordinates of x (n, D) and of others in an orthonormal basis of x's rows, which keeps inner products with x."""
+    gram = x @ x.T
+    gram = np.asarray(gram.todense() if not isinstance(gram, np.ndarray) else gram, dtype=np.float64)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > max(values[-1], 1e-30) * 1e-7
+    root = np.sqrt(values[kept])
+    back = vectors[:, kept] / root
+    rotated = [np.asarray(_dense(other @ x.T) @ back, dtype=np.float32) for other in others]
+    return (vectors[:, kept] * root).astype(np.float32), rotated
+
+
+def _dense(x: Any) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.toarray()
+
+
+def fit_logistic(
+    x: Any, y: np.ndarray, classes: int, penalties: np.ndarray, weights: np.ndarray, iterations: int = 100
+) -> np.ndarray:
+    """Solve P problems min mean_w CE(x W + b, y) + λ/2 ‖W‖², one for each penalty λ and column of sample weights.
+
+    Args:
+        x: (N, D) scaled features.
+        y: (N,) classes.
+        classes: C.
+        penalties: (P,) λ of each problem; the bias is not penalised.
+        weights: (N, P) weight of each sample in each problem; zero leaves it out.
+        iterations: most iterations.
+
+    Returns:
+        (D + 1, P, C): weights, and in the last row biases.
+    """
+    times, transposed = _products(x)
+    target = torch.as_tensor(y)[:, None, None].expand(-1, len(penalties), 1)
+    share = torch.as_tensor(weights / weights.sum(axis=0), dtype=torch.float32)[:, :, None]
+    penalty = torch.as_tensor(penalties, dtype=torch.float32)[None, :, None]
+    shape = (x.shape[1] + 1, len(penalties), classes)
+
+    def objective(w: Tensor) -> tuple[Tensor, Tensor]:
+        logits = times(w[:-1].reshape(shape[0] - 1, -1)).view(-1, *shape[1:]) + w[-1]
+        logits = logits - logits.amax(dim=2, keepdim=True)
+        odds = logits.exp()
+        total = odds.sum(dim=2, keepdim=True)
+        loss = (share * (total.log() - logits.gather(2, target))).sum(dim=(0, 2))
+        loss = loss + (penalty * w[:-1].square()).sum(dim=(0, 2)) / 2
+        slope = share * odds / total
+        slope.scatter_add_(2, target, -share)
+        gradient = transposed(slope.reshape(len(slope), -1)).view(-1, *shape[1:]) + penalty * w[:-1]
+        return loss, torch.cat([gradient, slope.sum(dim=0, keepdim=True)])
+
+    return minimise(objective, torch.zeros(shape), iterations).numpy()
+
+
+def _products(x: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Multiplication by x and by its transpose."""
+    if isinstance(x, np.ndarray):
+        dense = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        return lambda w: dense @ w, lambda g: dense.T @ g
+    rows, columns = x.tocsr(), x.T.tocsr()
+    return lambda w: torch.from_numpy(rows @ w.numpy()), lambda g: torch.from_numpy(columns @ g.numpy())
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(K, P, C), (K, P, C) → (P,) inner product of each problem."""
+    return torch.einsum("kpc,kpc->p", a, b)
+
+
+def minimise(objective: Objective, w: Tensor, iterations: int, memory: int = 8, tolerance: float = 1e-5) -> Tensor:
+    """L-BFGS (Nocedal & Wright, algorithm 7.5) on P independent convex problems at once, each with its own step sizes.
+
+    Args:
+        objective: (K, P, C) → losses (P,) and gradients (K, P, C).
+        w: where to start.
+        iterations: most iterations.
+        memory: pairs that are remembered.
+        tolerance: a problem is done when a step lowers its loss by less than this share.
+    """
+    loss, gradient = objective(w)
+    active = torch.ones_like(loss, dtype=torch.bool)
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _ in range(iterations):
+        direction = _direction(gradient, pairs)
+        slope = _dot(direction, gradient)
+        if not pairs:
+            direction = direction / gradient.norm(dim=(0, 2)).clamp_min(1e-12)[:, None].clamp(max=1e12)
+            slope = _dot(direction, gradient)
+        step = _line_search(objective, w, direction, loss, slope, active)
+        if step is None:
+            break
+        moved, new_loss, new_gradient = step
+        s, change = moved - w, new_gradient - gradient
+        curvature = _dot(s, change)
+        pairs = [*pairs, (s, change, torch.where(curvature > 1e-12, 1 / curvature.clamp_min(1e-12), 0.0))][-memory:]
+        active = active & (loss - new_loss > tolerance * loss.abs().clamp_min(1e-3))
+        w, loss, gradient = moved, new_loss, new_gradient
+        if not active.any():
+            break
+    return w
+
+
+def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The two-loop recursion; a pair without positive curvature has weight 0 and changes nothing."""
+    q = gradient
+    alphas = []
+    for s, y, rho in reversed(pairs):
+        alpha = rho * _dot(s, q)
+        q = q - alpha[:, None] * y
+        alphas.append(alpha)
+    if pairs:
+        s, y, rho = pairs[-1]
+        scale = torch.where(rho > 0, _dot(s, y) / _dot(y, y).clamp_min(1e-20), 1.0)
+        q = q * scale[:, None]
+    for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+        q = q + (alpha - rho * _dot(y, q))[:, None] * s
+    return -q
+
+
+def _line_search(
+    objective: Objective, w: Tensor, direction: Tensor, loss: Tensor, slope: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Halve the step of each problem until it lowers the loss enough (Armijo); None where no active problem can."""
+    size = torch.where(active & (slope < 0), 1.0, 0.0)
+    for _ in range(20):
+        moved = w + size[:, None] * direction
+        new_loss, gradient = objective(moved)
+        poor = (new_loss > loss + 1e-4 * size * slope) & (size > 0)
+        if not poor.any():
+            return (moved, new_loss, gradient) if (size > 0).any() else None
+        size = torch.where(poor, torch.where(size > 1e-5, size / 2, 0.0), size)
+    size = torch.where(poor, 0.0, size)
+    moved = w + size[:, None] * direction
+    return (moved, *objective(moved)) if (size > 0).any() else None

@@ -1,0 +1,75 @@
+"""Predictions of a fine-tuned model as a table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelfree.errors import LabelfreeError
+from labelfree.tasks.classifier import class_probabilities
+from labelfree.tasks.embed import writable
+from labelfree.tasks.finetune import Model
+
+FORMATS = (".csv", ".parquet", ".jsonl")
+
+
+def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> int:
+    """Write `name`, `prediction` and `confidence` of every sample; both empty where one cannot be read.
+
+    Args:
+        model: a fine-tuned model, or its folder.
+        source: what to classify.
+        out: .csv, .parquet or .jsonl file.
+        force: replace the file.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        LabelfreeError: another kind of file, or one that exists.
+    """
+    import pyarrow as pa
+
+    path = Path(out)
+    if path.suffix.lower() not in FORMATS:
+        raise LabelfreeError(f"'{out}' is not a kind of table that can be written.", f"Use {', '.join(FORMATS)}.")
+    path = writable(path, force)
+    model = model if isinstance(model, Model) else Model.load(model)
+    dataset = model.open(source)
+    probabilities = class_probabilities(model.network, model.modality, dataset)
+    confidence = np.nan_to_num(probabilities).max(axis=1)
+    names = model.names(probabilities).tolist()
+    table = pa.table(
+        {
+            "name": [dataset.name(row) for row in range(len(dataset))],
+            "prediction": pa.array(names, pa.string()),
+            "confidence": pa.array(
+                [None if name is None else c for name, c in zip(names, confidence.tolist(), strict=True)], pa.float32()
+            ),
+        }
+    )
+    _write(table, path)
+    return len(dataset)
+
+
+def _write(table: Any, path: Path) -> None:
+    """Beside and rename, so that a reader never sees half a file."""
+    from pyarrow import csv, parquet
+
+    beside = path.with_name(path.name + ".part")
+    try:
+        if path.suffix.lower() == ".parquet":
+            parquet.write_table(table, beside)
+        elif path.suffix.lower() == ".csv":
+            csv.write_csv(table, beside)
+        else:
+            import json
+
+            beside.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise LabelfreeError(f"'{path}' could not be written: {error.strerror or error}.", "Free space.") from None
