@@ -24,10 +24,15 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014): int64 in, well-mixed int64 out. Masks make the shifts logical."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _FIRST
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _SECOND
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    """SplitMix64's finaliser (Steele et al. 2014): int64 in, well-mixed int64 out. Masks make the shifts logical.
+
+    Two new tensors only, written in place: on large ones memory traffic is what this costs.
+    """
+    y = (x >> 30).bitwise_and_(0x3FFFFFFFF).bitwise_xor_(x).mul_(_FIRST)
+    shifted = (y >> 27).bitwise_and_(0x1FFFFFFFFF)
+    y.bitwise_xor_(shifted).mul_(_SECOND)
+    torch.bitwise_right_shift(y, 31, out=shifted)
+    return y.bitwise_xor_(shifted.bitwise_and_(0x1FFFFFFFF))
 
 
 def hash_int(*numbers: int) -> int:
@@ -105,8 +110,12 @@ class Draw:
         return radius * torch.cos(2 * math.pi * self.uniform(name + "/angle", *shape))
 
     def bernoulli(self, name: str, p: float, *shape: int) -> Tensor:
-        """(B, *shape) bool, true with probability `p`."""
-        return self.uniform(name, *shape) < p
+        """(B, *shape) bool, true with probability `p`, to 1/65,536: each hash gives four of them."""
+        if p >= 1:
+            return torch.ones(len(self), *shape, dtype=torch.bool, device=self.key.device)
+        count = math.prod(shape)
+        quarters = self.bits(name, -(-count // 4)).view(torch.int16)[:, :count]
+        return (quarters < round(p * 65536) - 32768).view(-1, *shape)
 
     def integers(self, name: str, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64 in [0, high)."""
@@ -120,4 +129,4 @@ class Draw:
         """Inverted dropout of `x` (B, ...) that depends only on the sample, the view and `name`."""
         if p == 0:
             return x
-        return x * self.bernoulli(name, 1 - p, *x.shape[1:]).to(x.dtype) / (1 - p)
+        return x * self.bernoulli(name, 1 - p, *x.shape[1:]).to(x.dtype).div_(1 - p)
