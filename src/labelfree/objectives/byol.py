@@ -26,7 +26,7 @@ class BYOLSettings(ViewSettings):
     """widths of the projection head's layers"""
     predictor: tuple[PositiveInt, ...] = (4096,)
     """widths of the predictor's hidden layers"""
-    momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
     """share of itself that the teacher keeps each step, at the start; it rises to 1 along a cosine"""
 
 
@@ -60,6 +60,6 @@ class BYOL(Objective):
         return Step(loss, first, {"alignment": alignment(first, second)})
 
     def after_step(self, progress: float) -> None:
-        momentum = rising_momentum(self.settings.momentum, progress)
+        momentum = rising_momentum(self.settings.teacher_momentum, progress)
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_projector, self.projector, momentum)

@@ -27,7 +27,7 @@ from labelfree.settings import Settings
 class CPCSettings(Settings):
     """Settings of CPC."""
 
-    steps: PositiveInt = 12
+    horizon: PositiveInt = 12
     """how many tokens ahead are predicted: all distances from 1 to this"""
     negatives: PositiveInt = 128
     """moments, drawn from all samples of the batch, among which the true future has to be found"""
@@ -49,7 +49,7 @@ class CPC(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: CPCSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.predictors = nn.ModuleList(
-            nn.Linear(encoder.dim, encoder.local_dim, bias=False) for _ in range(self.settings.steps)
+            nn.Linear(encoder.dim, encoder.local_dim, bias=False) for _ in range(self.settings.horizon)
         )
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
