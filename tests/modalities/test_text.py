@@ -1,0 +1,414 @@
+"""Text: reading, vocabulary, packing, views, masks, pretext tasks."""
+
+import json
+import pickle
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.cache import Cached
+from labelfree.data.draw import Draw
+from labelfree.errors import LabelfreeError
+from labelfree.modalities._text_tokens import Blocks, Vocabulary
+from labelfree.modalities.base import hidden_count
+from labelfree.modalities.text import Text, TextSettings
+from labelfree.needs import Need
+from labelfree.training.plan import recognise
+
+WORDS = [
+    "river",
+    "garden",
+    "window",
+    "horse",
+    "letter",
+    "engine",
+    "winter",
+    "apple",
+    "stone",
+    "music",
+    "paper",
+    "light",
+]
+
+
+def corpus(count: int = 60) -> list[str]:
+    generator = np.random.default_rng(0)
+    return [
+        " ".join(generator.choice(WORDS, generator.integers(4, 30))).capitalize() + f", number {n}."
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Text:
+    text = Text(TextSettings(length=16, max_length=24, vocabulary=400))
+    text.fit(text.open(corpus()))
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, text in enumerate(corpus(6)):
+        place = tmp_path / "mail" / ("sport" if number % 2 else "space")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.txt").write_text(text)
+    return tmp_path / "mail"
+
+
+def raw(text: Text, count: int = 8):
+    documents = text.open(corpus())
+    return text.collate(documents.read(range(count)))
+
+
+def draw(count: int, view: int = 0) -> Draw:
+    return Draw.start(0, 0, 0, torch.arange(count)).view(view)
+
+
+# ---- reading
+
+
+def test_every_kind_of_source_gives_the_same_documents(tmp_path):
+    texts = corpus(20)
+    table = pa.table({"label": ["a", "b"] * 10, "body": texts, "stars": list(range(20))})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    pa.csv.write_csv(table, tmp_path / "t.csv")
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    (tmp_path / "lines.txt").write_text("\n".join(texts))
+    frame = table.to_pandas()
+    paths = [tmp_path / name for name in ("t.parquet", "t.csv", "t.jsonl", "lines.txt")]
+    for source in [texts, table, frame, frame["body"], np.array(texts), *paths]:
+        name, _ = recognise(source) if not isinstance(source, pd.Series) else ("text", "")
+        documents = Text().open(source)
+        assert name == "text"
+        assert documents.texts(range(20)) == texts
+        assert documents.describe().count == 20
+    documents = Text().open(tmp_path / "t.parquet")
+    assert list(documents.columns()) == ["label", "stars"]
+    assert documents.column("label")[:3].tolist() == ["a", "b", "a"]
+    with pytest.raises(LabelfreeError, match=r"no column 'lable'.*Did you mean 'label'"):
+        documents.column("lable")
+
+
+def test_a_folder_of_files(folder):
+    (folder.parent / "empty").mkdir()
+    documents = Text().open(folder)
+    assert documents.name(0) == "space/0.txt"
+    assert documents.column("folder").tolist() == ["space"] * 3 + ["sport"] * 3
+    (folder / "labels.csv").write_text("file,stars\nspace/0.txt,5\nsport/1.txt,3\nspace/2.txt,5\nsport/3.txt,1\n")
+    documents = Text().open(folder)
+    assert set(documents.columns()) == {"folder", "file", "stars"}
+    assert documents.column("stars")[0] == 5
+    with pytest.raises(LabelfreeError, match=r"holds no text.*no files"):
+        Text().open(folder.parent / "empty")
+    with pytest.raises(LabelfreeError, match="There is nothing at"):
+        Text().open(folder / "nowhere")
+
+
+def test_files_cut_into_lines_and_paragraphs(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\r\n\r\nfour\n")
+    assert Text(TextSettings(document="line")).open(tmp_path).texts(range(4)) == ["one", "two", "three", "four"]
+    assert Text().open(tmp_path / "a.txt").texts(range(3)) == ["one\ntwo", "three", "four"]
+    assert len(Text(TextSettings(document="file")).open(tmp_path / "a.txt")) == 1
+
+
+def test_files_that_are_no_text_are_quarantined(folder):
+    (folder / "space" / "picture.txt").write_bytes(b"\x89PNG\r\n\0\0\0\1\2\3")
+    (folder / "space" / "latin.txt").write_bytes("Stra\xdfe und Stra\xdfen".encode("cp1252"))
+    (folder / "space" / "wide.txt").write_text("gr\xfcn", encoding="utf-16")
+    (folder / "space" / "empty.txt").write_text("")
+    documents = Text().open(folder)
+    (bad,) = documents.describe().unreadable
+    assert bad == Unreadable(bad.index, "space/picture.txt", "binary where text is expected")
+    texts = {documents.name(i): text for i, text in enumerate(documents.texts(range(len(documents))))}
+    assert texts["space/picture.txt"] == bad
+    assert texts["space/latin.txt"] == "Stra\xdfe und Stra\xdfen"
+    assert texts["space/wide.txt"] == "gr\xfcn"
+    assert documents.describe().facts["empty"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "holds no text"),
+        (["", "  "], "holds no text: 2 documents, all empty"),
+        (["a", 3], "it holds int"),
+        (pa.table({"x": [1, 2]}), "no column of text"),
+        ({"train": ["a"]}, "dictionary with train"),
+    ],
+)
+def test_bad_sources_are_refused_in_words(source, message):
+    with pytest.raises(LabelfreeError, match=message):
+        Text().open(source)
+
+
+def test_a_named_column(tmp_path):
+    table = pa.table({"title": ["short"] * 3, "body": ["much longer texts"] * 3, "n": [1, 2, 3]})
+    assert Text(TextSettings(column="title")).open(table).texts([0]) == ["short"]
+    with pytest.raises(LabelfreeError, match="Did you mean 'title'"):
+        Text(TextSettings(column="titel")).open(table)
+    with pytest.raises(LabelfreeError, match="holds int64, not text"):
+        Text(TextSettings(column="n")).open(table)
+
+
+def test_fingerprints_follow_the_content(folder):
+    before = Text().open(folder).fingerprint()
+    assert Text().open(folder).fingerprint() == before
+    (folder / "space" / "new.txt").write_text("more")
+    assert Text().open(folder).fingerprint() != before
+    assert Text().open(corpus()).fingerprint() != Text().open(corpus()[::-1]).fingerprint()
+
+
+# ---- vocabulary
+
+
+def test_a_vocabulary_is_a_function_of_the_data_and_travels_as_json(fitted):
+    again = Text(fitted.settings)
+    again.fit(again.open(corpus()))
+    assert again.state() == fitted.state()
+    other = Text(fitted.settings)
+    other.load_state(json.loads(json.dumps(fitted.state())))
+    text = "The River, a garden\n and  a [MASK] – naïve 你好"
+    (ids,) = other.vocabulary.encode([text])
+    np.testing.assert_array_equal(ids, fitted.vocabulary.encode([text])[0])
+    assert other.vocabulary.decode(ids) == "the river, a garden\n and a [mask] – naïve 你好"
+    words = fitted.vocabulary
+    assert ids[-1] == words.sep
+    assert not {words.mask, words.unk, words.pad, words.cls} & set(ids.tolist())
+    assert fitted.target_dim == words.size <= 400
+
+
+def test_a_given_tokenizer_is_used_and_gets_what_it_lacks(tmp_path, fitted):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    given = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<pad>", "<unk>", *WORDS])}, "<unk>"))
+    given.pre_tokenizer = pre_tokenizers.Whitespace()
+    given.enable_padding(length=50)
+    given.enable_truncation(2)
+    given.save(str(tmp_path / "tokenizer.json"))
+    text = Text(TextSettings(tokenizer=str(tmp_path)))
+    text.fit(text.open(corpus()))
+    words = text.vocabulary
+    assert (words.pad, words.unk, words.size) == (0, 1, 2 + len(WORDS) + 3)
+    assert words.encode(["river garden what"])[0].tolist() == [2, 3, 1, words.sep]
+    with pytest.raises(LabelfreeError, match="There is no tokenizer"):
+        Vocabulary.read(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(LabelfreeError, match="is not a tokenizer"):
+        Vocabulary.read(tmp_path / "bad.json")
+
+
+def test_before_fit_there_is_no_vocabulary():
+    with pytest.raises(LabelfreeError, match="no vocabulary yet"):
+        Text().open(corpus()).read([0])
+
+
+# ---- packing and batches
+
+
+@pytest.mark.parametrize("length", [8, 16, 64, 10_000])
+def test_packing_loses_no_token_and_invents_none(length):
+    text = Text(TextSettings(length=length, vocabulary=400))
+    documents = text.open([*corpus(), "", " "])
+    text.fit(documents)
+    blocks = text.training_set(documents, frozenset({Need.MASK}))
+    assert isinstance(blocks, Blocks)
+    stream = np.concatenate(text.vocabulary.encode(corpus()))
+    read = [item.data for item in blocks.read(range(len(blocks)))]
+    assert {len(ids) for ids in read} == {blocks.length}
+    end = len(stream) - blocks.length
+    np.testing.assert_array_equal(np.concatenate(read[:-1]), stream[: blocks.length * (len(read) - 1)])
+    np.testing.assert_array_equal(read[-1], stream[end:])
+    assert blocks.length == min(length - 1, len(stream) // 2)
+    assert text.collate(blocks.read([0, 1])).lengths is None
+
+
+def test_packing_on_disk_is_the_same(fitted, monkeypatch):
+    documents = fitted.open(corpus())
+    here = Blocks(documents, fitted.vocabulary, 15)
+    monkeypatch.setattr("labelfree.modalities._text_tokens.IN_MEMORY", 0)
+    there = Blocks(documents, fitted.vocabulary, 15)
+    for a, b in zip(here.read(range(len(here))), there.read(range(len(there))), strict=True):
+        np.testing.assert_array_equal(a.data, b.data)
+    assert here.fingerprint() == there.fingerprint()
+
+
+def test_packing_reports_what_it_could_not_read(folder, fitted):
+    (folder / "space" / "bad.txt").write_bytes(b"\0\1\2")
+    blocks = fitted.training_set(fitted.open(folder))
+    assert [item.name for item in blocks.describe().unreadable] == ["space/bad.txt"]
+    for path in folder.rglob("*.txt"):
+        path.write_bytes(b"\0")
+    with pytest.raises(LabelfreeError, match="None of the 7 documents can be read"):
+        fitted.training_set(fitted.open(folder))
+
+
+def test_views_are_learnt_from_documents_that_are_not_empty(fitted):
+    documents = fitted.open(["", *corpus(5), " "])
+    chosen = fitted.training_set(documents, frozenset({Need.VIEWS}))
+    assert chosen.texts(range(len(chosen))) == corpus(5)
+    assert chosen.name(0) == "row 1"
+
+
+def test_documents_are_cut_at_max_length_and_padded(fitted):
+    batch = raw(fitted)
+    assert batch.data.shape[1] == fitted.settings.max_length - 1
+    view = fitted.prepare(batch)
+    assert (view.data[:, 0] == fitted.vocabulary.cls).all()
+    torch.testing.assert_close(view.lengths, batch.lengths + 1)
+    for ids, length in zip(view.data, view.lengths, strict=True):
+        assert ids[length - 1] == fitted.vocabulary.sep
+        assert (ids[length:] == fitted.vocabulary.pad).all()
+
+
+def test_datasets_travel_to_workers_and_caches(fitted):
+    documents = fitted.open(corpus())
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(documents)).read([3])[0].data, documents.read([3])[0].data)
+    held = Cached(fitted.open([text for text in corpus() if len(text) > 100]), fitted)
+    assert held.origin()[0].texts([0]) == [next(text for text in corpus() if len(text) > 100)]
+    held.batch(np.arange(5))
+
+
+# ---- views
+
+
+@pytest.mark.parametrize("augment", ["crop", "delete", "dropout"])
+def test_two_views_of_a_sample_depend_on_it_alone(augment):
+    text = Text(TextSettings(length=16, max_length=24, vocabulary=400, augment=augment))
+    text.fit(text.open(corpus()))
+    batch = raw(text)
+    view = text.view(batch, draw(8))
+    again = text.view(batch[2:4], draw(8)[2:4])
+    width = again.data.shape[1]
+    torch.testing.assert_close(view.data[2:4, :width], again.data)
+    torch.testing.assert_close(view.lengths[2:4], again.lengths)
+    other = text.view(batch, draw(8, 1))
+    assert torch.equal(view.data, other.data) == (augment == "dropout")
+    assert not torch.equal(view.draw.key, other.draw.key)
+    for ids, length, source in zip(view.data, view.lengths, batch.data, strict=True):
+        assert set(ids[1:length].tolist()) <= set(source.tolist())
+        assert (ids[length:] == text.vocabulary.pad).all()
+        assert 2 <= length <= (16 if augment == "crop" else 24)
+
+
+def test_light_views_keep_every_token(fitted):
+    batch = raw(fitted)
+    torch.testing.assert_close(fitted.view(batch, draw(8), "light").data, fitted.prepare(batch).data)
+
+
+def test_overlapping_views_share_the_tokens_they_say(fitted):
+    batch = fitted.collate(fitted.training_set(fitted.open(corpus())).read(range(8)))
+    lengths = set()
+    for step in range(20):
+        drawn = Draw.start(0, 0, step, batch.index)
+        one, two, tokens = fitted.overlapping_views(batch, drawn)
+        assert tokens.shape[:2] == (2, 8)
+        torch.testing.assert_close(one.data.gather(1, tokens[0]), two.data.gather(1, tokens[1]))
+        assert tokens.min() >= 1
+        lengths.add(tokens.shape[2])
+    assert len(lengths) > 3
+
+
+def test_next_sentence_joins_halves_of_the_same_or_of_another_sample(fitted):
+    batch = fitted.collate(fitted.training_set(fitted.open(corpus())).read(range(8)))
+    which = torch.tensor([0, 1] * 4)
+    view = fitted.transformations()["next-sentence"].apply(batch, which, draw(8))
+    half = (batch.data.shape[1] + 1) // 2
+    sep = fitted.vocabulary.sep
+    seconds = {tuple(row.tolist()) for row in batch.data[:, half:]}
+    for ids, source, changed in zip(view.data, batch.data, which, strict=True):
+        assert ids[0] == fitted.vocabulary.cls
+        assert torch.equal(ids[1 : half + 1], source[:half])
+        assert ids[half + 1] == sep
+        assert torch.equal(ids[half + 2 :], source[half:]) != bool(changed)
+        assert tuple(ids[half + 2 :].tolist()) in seconds
+
+
+def test_order_swaps_the_halves_whatever_their_lengths(fitted):
+    batch = raw(fitted)
+    view = fitted.transformations()["order"].apply(batch, torch.tensor([0, 1] * 4), draw(8))
+    for row in range(8):
+        length = int(batch.lengths[row])
+        half = (length + 1) // 2
+        parts = [batch.data[row, :half].tolist(), batch.data[row, half:length].tolist()]
+        a, b = parts if row % 2 == 0 else parts[::-1]
+        words = fitted.vocabulary
+        assert view.data[row, : view.lengths[row]].tolist() == [words.cls, *a, words.sep, *b]
+
+
+# ---- masks and targets
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.5])
+def test_masks_hide_words_and_the_promised_number(fitted, ratio):
+    packed = fitted.view(fitted.collate(fitted.training_set(fitted.open(corpus())).read(range(8))), draw(8), "light")
+    mask = fitted.sample_mask(packed, draw(8), ratio)
+    assert (mask.sum(dim=1) == hidden_count(mask.shape[1], ratio)).all()
+    assert not mask[:, 0].any()
+    padded = fitted.prepare(raw(fitted))
+    mask = fitted.sample_mask(padded, draw(8), ratio)
+    special = (padded.data == fitted.vocabulary.pad) | (padded.data == fitted.vocabulary.cls)
+    assert not (mask & special).any()
+    assert (mask.sum(dim=1) >= 1).all()
+    assert (mask.sum(dim=1) <= hidden_count(mask.shape[1], ratio)).all()
+    shorter = fitted.sample_mask(padded[:2], draw(8)[:2], ratio)
+    torch.testing.assert_close(mask[:2], shorter)
+
+
+def test_hidden_tokens_look_as_berts_do(fitted):
+    ids = torch.full((64, 100), 50)
+    view = fitted.prepare(fitted.collate([Sample(row.numpy(), i) for i, row in enumerate(ids)]))
+    mask = fitted.sample_mask(view, draw(64), 0.5)
+    seen, unseen = fitted.hide(view, mask, draw(64))
+    words, share = fitted.vocabulary, mask.sum()
+    assert torch.equal(seen.data[~mask], view.data[~mask])
+    assert abs(float(unseen.sum() / share) - 0.8) < 0.02
+    assert (seen.data[unseen] == words.mask).all()
+    left = mask & ~unseen
+    assert abs(float((seen.data[left] != 50).sum() / share) - 0.1) < 0.02
+    assert not torch.isin(seen.data[left], torch.tensor([words.pad, words.mask, words.cls, words.sep])).any()
+    torch.testing.assert_close(fitted.targets(view), view.data)
+
+
+def test_the_loss_of_a_token_is_its_surprise(fitted):
+    prediction = torch.randn(2, 3, fitted.target_dim)
+    target = torch.randint(fitted.target_dim, (2, 3))
+    wanted = -prediction.log_softmax(dim=-1).gather(2, target[..., None]).squeeze(2)
+    torch.testing.assert_close(fitted.token_loss(prediction, target), wanted)
+
+
+# ---- for people, and for baselines
+
+
+def test_what_people_see_is_escaped_and_short(fitted):
+    text = "<script>alert(1)</script> " + "river " * 500
+    (sample,) = fitted.open([text]).read([0])
+    shown = fitted.show(sample)
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert len(shown) < 400
+
+
+def test_raw_features_learn_words_from_the_training_texts_alone(fitted):
+    train, test = fitted.open(["river horse", "river garden"]), fitted.open(["river unseen", "unseen", ""])
+    a, b = fitted.raw_features(train, [test])
+    assert a.shape == (2, 5)
+    assert b.shape == (3, 5)
+    assert b[0].nnz == 1
+    assert b[1:].nnz == 0
+
+
+def test_defaults_can_be_trained_with(fitted):
+    found = fitted.open(corpus()).describe()
+    from labelfree import registry
+    from labelfree.modalities.base import Budget
+
+    for budget in (Budget(60, 1e11, False), Budget(None, 1e13, True)):
+        chosen = {choice.key: choice.value for choice in fitted.defaults(found, budget)}
+        registry.method(chosen["method"])
+        assert registry.build_encoder(chosen["encoder"], fitted).dim > 0
