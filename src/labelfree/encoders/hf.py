@@ -15,6 +15,7 @@ from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Hide
 from labelfree.encoders.trunk import Dropout, by_windows, mean_of
 from labelfree.errors import LabelfreeError, Refusal, nearest
+from labelfree.modalities._text_tokens import SPECIAL, Vocabulary
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 
@@ -120,7 +121,7 @@ class HF(Encoder):
             raise Refusal(f"'hf:{variant}' cannot be kept from seeing the future.", "Use transformer:nano or hf:gpt2.")
         with _quiet():
             if folder and _weights(folder):
-                _check_vocabulary(int(given.get("vocab_size", words.size)), words.size, folder)
+                _check_vocabulary(folder, int(given.get("vocab_size", words.size)), modality)
                 calm = _no_attention_dropout(kind)
                 model = lib.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **calm)
                 window = window or _reach(model.config, length)
@@ -256,13 +257,20 @@ def _reach(config: Any, otherwise: int) -> int:
     return reach - 1 - int(config.pad_token_id or 0) if after_padding else reach
 
 
-def _check_vocabulary(network: int, modality: int, folder: Path) -> None:
-    """Raises Refusal where ids would mean something else than the network has learnt."""
-    spare = 8  # special tokens that the modality may have added, and rows that a network may have left unused
-    if not (modality - spare <= network <= modality + 1024):
+def _check_vocabulary(folder: Path, known: int, modality: Modality) -> None:
+    """Raises Refusal where ids would mean something else than the network of `known` tokens has learnt."""
+    words, spare = modality.vocabulary, len(SPECIAL)  # type: ignore[attr-defined]
+    if (folder / "tokenizer.json").exists():
+        fits = Vocabulary.read(folder).state() == words.state()
+        remedy = f"Set tokenizer={folder / 'tokenizer.json'}."
+    else:
+        fits = modality.settings.tokenizer is not None and words.size - spare <= known
+        remedy = "Put its tokenizer.json into the folder, or name one with tokenizer=…."
+    if not fits:
         raise Refusal(
-            f"The network in '{folder}' knows {network} tokens, but the vocabulary has {modality}.",
-            "Put its tokenizer.json into the folder, or name one with tokenizer=….",
+            f"The network in '{folder}' was trained with a vocabulary of {known} tokens, and the data is read with "
+            f"another, of {words.size}.",
+            remedy,
         )
 
 
