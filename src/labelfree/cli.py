@@ -43,8 +43,8 @@ Label = Annotated[
     str, Option("--label", metavar="NAME", help="Where the label is: a column, or `folder` for a folder's name.")
 ]
 Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings; see docs/settings.md.")]
-Force = Annotated[bool, Option("--force", help="Replace the file if it exists.")]
-Seed = Annotated[int, Option("--seed", help="Same seed, same result.")]
+Group = Annotated[str | None, Option("--group", metavar="NAME", help="Column whose values are kept together.")]
+Force = Annotated[bool, Option("--force", help="Replace what is there.")]
 TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="How long it may take: 90s, 10m, 2h.")]
 
 Config = Annotated[Path | None, Option("--config", metavar="FILE", help="Options and settings as YAML or JSON.")]
@@ -200,10 +200,10 @@ def evaluate(
     train: Train,
     test: Annotated[str, Option("--test", metavar="SOURCE", help="Labelled data that never chooses anything.")],
     label: Label,
-    budgets: Annotated[str, Option(help="Shares of the training labels, or counts a class (5).")] = "1%,10%,100%",
+    budgets: Annotated[str, Option(help="Shares of the training labels, or counts: 1%, 5/class, 200.")] = "1%,10%,100%",
     protocols: Annotated[str, Option(help="knn, linear, finetune.")] = "knn,linear,finetune",
     seeds: Annotated[int, Option(help="Repetitions with different labels.")] = 3,
-    group: Annotated[str | None, Option(metavar="NAME", help="Column whose values are never split.")] = None,
+    group: Group = None,
     time_limit: TimeLimit = None,
 ) -> Answer:
     """Prove what a run was worth, with few labels.
@@ -248,17 +248,20 @@ def finetune(
     label: Label,
     out: Annotated[str, Option("--out", metavar="MODEL", help="Folder for the model.")],
     settings: Words = None,
-    seed: Seed = 0,
+    budget: Annotated[str | None, Option(metavar="B", help="Use only so many labels: 10%, 5/class or 200.")] = None,
+    group: Group = None,
+    seed: Annotated[int, Option(help="Same seed, same model.")] = 0,
     time_limit: TimeLimit = None,
     config: Config = None,
+    force: Force = False,
 ) -> Answer:
     """Train a classifier that starts from a run's encoder."""
+    options = {"budget": budget, "group": group, "seed": seed, "time_limit": time_limit, "force": force}
+    values = _settings(settings, config, options)
     from labelfree.run import Run
 
-    options = _settings(settings, config, {"seed": seed, "time_limit": time_limit})
-    model = Run(run).finetune(train, label, out, **options)
-    print(f"The model is in '{model.path}'.")
-    return {"model": str(model.path), "classes": list(model.classes)}
+    model = Run(run).finetune(train, label, out, **values)
+    return {"model": str(model.path), "classes": list(model.classes), "validation": model.info["validation"]}
 
 
 @_verb("models/photos new-photos/ --out answers.csv")
@@ -266,11 +269,12 @@ def predict(
     model: Annotated[str, Argument(metavar="MODEL", help="The folder that `labelfree finetune` wrote.")],
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to classify.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
+    force: Force = False,
 ) -> Answer:
     """Classify new data with a fine-tuned model."""
     from labelfree.tasks.predict import predict
 
-    count = predict(model, source, out)
+    count = predict(model, source, out, force)
     print(f"{count:,} predictions are in '{out}'.")
     return {"out": out, "count": count}
 
