@@ -1,0 +1,302 @@
+"""The measurements of an evaluation: every method, at every label budget, with every seed, within the time allowed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from labelfree.encoders.base import Encoder
+from labelfree.evaluation.parts import Part, Parts, fresh_encoder
+from labelfree.evaluation.probes import Labelled, Probed, knn_probe, linear_probe
+from labelfree.evaluation.statistics import TestPart
+from labelfree.run import Run
+from labelfree.tasks.classifier import (
+    Classifier,
+    Examples,
+    FinetuneSettings,
+    class_probabilities,
+    search_rate,
+    seconds_a_step,
+    train_classifier,
+    with_probe,
+)
+from labelfree.tasks.embed import embed
+from labelfree.tasks.labels import LabelBudget, choose, is_uneven
+from labelfree.tasks.logistic import Scaler
+from labelfree.training import runtime
+from labelfree.training.logs import say
+
+#: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
+LEAST_STEPS = 0.25
+
+
+class Clock:
+    """Time spent and left.
+
+    Args:
+        limit: seconds; None for no limit.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit, self.began = limit, time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        return time.perf_counter() - self.began
+
+    @property
+    def left(self) -> float:
+        return float("inf") if self.limit is None else self.limit - self.spent
+
+    def time(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        """What `work` returns, and its seconds."""
+        began = self.spent
+        return work(), self.spent - began
+
+
+class Bench:
+    """The measurements of one evaluation.
+
+    Attributes:
+        guesses: (protocol, budget, method) → (seeds, test samples) guessed classes.
+        validation: the same keys → mean score on held-out training samples.
+        features: pretrained features of the training and of the test part.
+        left_out: what was not measured, in words.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        parts: Parts,
+        budgets: list[LabelBudget],
+        seeds: int,
+        metric: str,
+        seed: int,
+        tuning: FinetuneSettings,
+        clock: Clock,
+    ) -> None:
+        self.run, self.seeds, self.seed = run, seeds, seed
+        self.tuning, self.clock = tuning, clock
+        self.left_out: list[str] = []
+        self.parts = parts
+        counts = np.bincount(parts.train.y, minlength=len(parts.classes))
+        uneven = is_uneven(counts)
+        self.metric = ("balanced_accuracy" if uneven else "accuracy") if metric == "auto" else metric
+        self.balance = self.metric != "accuracy"
+        self.precision = runtime.best_precision(runtime.device())
+        self._thin()
+        counts = np.bincount(self.train.y, minlength=len(parts.classes))
+        self.quotas = {budget.name: budget.quotas(counts) for budget in budgets}
+        self.budgets = sorted(budgets, key=lambda budget: self.labels(budget.name))
+        self.judge = TestPart(self.test.y, self.test.groups, seed)
+        self.guesses: dict[tuple[str, str, str], np.ndarray] = {}
+        self.validation: dict[tuple[str, str, str], float | None] = {}
+        self.features: tuple[np.ndarray, np.ndarray] | None = None
+        self.embedding_seconds = 0.0
+
+    # ---- samples
+
+    def _thin(self) -> None:
+        """Where embedding alone would use up the time, take fewer samples, and say so."""
+        self.train, self.test = self.parts.train, self.parts.test
+        if self.clock.limit is None:
+            return
+        few = self.train.only(np.arange(min(64, len(self.train))))
+        _, seconds = self.clock.time(lambda: self._embed_part(self.run.encoder, few))
+        total = seconds / len(few) * (len(self.train) + len(self.test)) * (1 + self.seeds)
+        share = 0.3 * self.clock.limit / max(total, 1e-9)
+        if share >= 1:
+            return
+        rng = np.random.default_rng(self.seed)
+        for name in ("train", "test"):
+            part: Part = getattr(self, name)
+            size = min(len(part), max(200, 2 * len(self.parts.classes), int(share * len(part))))
+            counts = np.bincount(part.y, minlength=len(self.parts.classes))
+            kept = choose(part.y, LabelBudget(name, count=size).quotas(counts), rng)
+            if len(kept) < len(part):
+                self.left_out.append(f"{len(part) - len(kept):,} of {len(part):,} {name} samples were not used.")
+                setattr(self, name, part.only(kept))
+
+    def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
+        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision=self.precision)
+
+    def _embed(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the training and of the test part."""
+        return self._embed_part(encoder, self.train), self._embed_part(encoder, self.test)
+
+    def _drop_unreadable(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Leave out samples that turned out to be unreadable (sources too large for memory are found out here)."""
+        good, fine = ~np.isnan(train[:, 0]), ~np.isnan(test[:, 0])
+        if good.all() and fine.all():
+            return train, test
+        bad = int((~good).sum() + (~fine).sum())
+        self.parts.warnings.append(f"{bad:,} samples cannot be read and are left out.")
+        self.train, self.test = self.train.only(good), self.test.only(fine)
+        self.judge = TestPart(self.test.y, self.test.groups, self.seed)
+        return train[good], test[fine]
+
+    def rows(self, budget: LabelBudget, number: int) -> np.ndarray:
+        """Places in the training part of the labels that seed `number` may use; smaller budgets are inside larger."""
+        rng = np.random.default_rng((self.seed, number))
+        return choose(self.train.y, self.quotas[budget.name], rng, self.train.groups)
+
+    def labels(self, budget: str) -> int:
+        """How many labels the budget of this name is."""
+        return int(self.quotas[budget].sum())
+
+    def _is_all(self, budget: LabelBudget) -> bool:
+        return self.labels(budget.name) >= len(self.train)
+
+    # ---- frozen encoders and raw features
+
+    def frozen(self, protocols: list[str]) -> None:
+        """Probes of the pretrained encoder, of random ones and of raw features, at every budget."""
+        features, self.embedding_seconds = self.clock.time(lambda: self._embed(self.run.encoder))
+        self.features = self._drop_unreadable(*features)
+        self._probe("pretrained", lambda _: self.features, protocols)
+        if not protocols:
+            return
+        if self.embedding_seconds * self.seeds > self.clock.left / 2:
+            self.left_out.append("A random frozen encoder: no time to embed with it.")
+        else:
+            fresh = [self._embed(fresh_encoder(self.run, self.seed + number)) for number in range(self.seeds)]
+            self._probe("random", lambda number: fresh[number], protocols)
+        if "linear" in protocols:
+            self._raw()
+
+    def _raw(self) -> None:
+        if self.clock.left <= 0:
+            self.left_out.append("Raw features: no time left.")
+            return
+        found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
+        clean = [np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found]
+        self._probe("raw", lambda _: (clean[0], clean[1]), ["linear"])
+
+    def _probe(self, method: str, features: Callable[[int], Any], protocols: list[str]) -> None:
+        """Every budget and protocol of one method, small budgets first."""
+        scalers = {}
+        took = 0.0
+        for budget in self.budgets:
+            for protocol in protocols:
+                if took * 4 > self.clock.left:
+                    self.left_out.append(f"{protocol} at {budget.name} ({method}): no time left.")
+                    continue
+                began = self.clock.spent
+                # with all labels nothing but a random encoder differs between seeds
+                once = method != "random" and self._is_all(budget)
+                probed = []
+                for number in range(1 if once else self.seeds):
+                    train, test = features(number)
+                    if protocol == "linear" and id(train) not in scalers:
+                        scalers[id(train)] = Scaler.fit(train)
+                    probed.append(self._one_probe(protocol, budget, number, train, test, scalers.get(id(train))))
+                self._keep(protocol, budget, method, probed * (self.seeds if once else 1))
+                took = self.clock.spent - began
+
+    def _one_probe(
+        self, protocol: str, budget: LabelBudget, number: int, train: Any, test: Any, scaler: Scaler | None
+    ) -> Probed:
+        rows = self.rows(budget, number)
+        groups = None if self.train.groups is None else self.train.groups[rows]
+        part = Labelled(train[rows], self.train.y[rows], len(self.parts.classes), groups, self.balance)
+        rng = np.random.default_rng((self.seed, number, 1))
+        if protocol == "knn":
+            return knn_probe(part, test, rng)
+        assert scaler is not None
+        return linear_probe(part, test, scaler, rng)
+
+    def _keep(self, protocol: str, budget: LabelBudget, method: str, probed: Sequence[Probed]) -> None:
+        key = (protocol, budget.name, method)
+        self.guesses[key] = np.stack([p.guesses for p in probed])
+        known = [p.validation for p in probed if p.validation is not None]
+        self.validation[key] = float(np.mean(known)) if known else None
+        found = self.judge.interval(self.metric, self.guesses[key])
+        say(f"  {protocol:9}{budget.name:>8}  {method:11}{found.mean:.3f}  ({found.low:.3f} … {found.high:.3f})")
+
+    # ---- all layers trained
+
+    def finetuned(self) -> None:
+        """Fine-tuning, and the same network from scratch with the same search, small budgets first."""
+        left = list(self.budgets)
+        step_seconds = self._step_seconds() if self.clock.limit is not None else {}
+        for budget in self.budgets:
+            share = self._affordable(left, step_seconds)
+            while share < LEAST_STEPS and left:
+                gone = left.pop()
+                self.left_out.append(f"finetune at {gone.name} (pretrained and scratch): no time left.")
+                share = self._affordable(left, step_seconds)
+            if budget not in left:
+                continue
+            nominal = self._steps(budget)
+            steps = max(1, round(nominal * share))
+            if share < 1:
+                self.left_out.append(
+                    f"finetune at {budget.name}: {steps} steps instead of {nominal}, for want of time."
+                )
+            for method in ("pretrained", "scratch"):
+                self._keep("finetune", budget, method, self._train_all(budget, method, steps))
+            left.remove(budget)
+
+    def _steps(self, budget: LabelBudget) -> int:
+        return self.tuning.steps(self.labels(budget.name))
+
+    def _step_seconds(self) -> dict[int, float]:
+        """Measured seconds of a step, by batch size."""
+        found: dict[int, float] = {}
+        for budget in self.budgets:
+            examples = self._examples(budget, 0)
+            size = self.tuning.batch(len(examples.y))
+            if size not in found:
+                model = Classifier(fresh_encoder(self.run, self.seed), examples.classes)
+                found[size] = seconds_a_step(model, self.run.modality, examples, self.tuning)
+        return found
+
+    def _affordable(self, budgets: list[LabelBudget], step_seconds: dict[int, float]) -> float:
+        """The share of their steps that there is time for."""
+        if self.clock.limit is None:
+            return 1.0
+        training = testing = 0.0
+        for budget in budgets:
+            labels = self.labels(budget.name)
+            rounds = 2 * (self.seeds + len(self.tuning.rates) / 2)
+            training += rounds * self._steps(budget) * step_seconds[self.tuning.batch(labels)]
+            each = self.embedding_seconds / (len(self.train) + len(self.test))
+            testing += 2 * self.seeds * each * (len(self.test) + 2 * labels)
+        return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
+
+    def _examples(self, budget: LabelBudget, number: int) -> Examples:
+        chosen = self.train.examples(self.rows(budget, number), len(self.parts.classes), self.balance)
+        return chosen.in_memory(self.run.modality)
+
+    def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:
+        """One training a seed; the learning rate is searched once, with the labels of the first seed."""
+        modality, pretrained = self.run.modality, method == "pretrained"
+
+        def make(examples: Examples, number: int) -> Classifier:
+            if pretrained:
+                return with_probe(self.run.encoder, modality, examples)
+            return Classifier(fresh_encoder(self.run, self.seed + number), examples.classes)
+
+        first = self._examples(budget, 0)
+        search = search_rate(lambda few: make(few, 0), modality, first, self.tuning, steps, self.seed, pretrained)
+        probed = []
+        for number in range(self.seeds):
+            examples = first if number == 0 else self._examples(budget, number)
+            model = train_classifier(
+                make(examples, number),
+                modality,
+                examples,
+                self.tuning,
+                rate=search.rate,
+                steps=steps,
+                seed=self.seed + number,
+                pretrained=pretrained,
+            )
+            odds = class_probabilities(
+                model, modality, self.test.dataset, indices=self.test.rows, precision=self.precision
+            )
+            probed.append(Probed(np.nan_to_num(odds).argmax(axis=1), search.score, search.rate))
+        return probed

@@ -1,0 +1,96 @@
+"""What the report shows of the features: a map of the test part, and nearest neighbours as people look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelfree.data.batch import Sample
+from labelfree.evaluation.bench import Bench
+from labelfree.evaluation.parts import Part
+from labelfree.modalities.base import Modality
+from labelfree.run import write_json
+
+#: Points of the map, rows of neighbours, neighbours a row, and characters of HTML that looking at points may cost.
+POINTS, ROWS, NEAR, SHOWN = 1000, 8, 6, 1_500_000
+
+
+def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
+    """Write the map and the neighbours as JSON, so that the report does not need the source."""
+    assert bench.features is not None
+    train, test, features = bench.train, bench.test, bench.features
+    rng = np.random.default_rng(0)
+    places = np.sort(rng.permutation(len(test))[:POINTS])
+    content = {
+        "classes": list(bench.parts.classes),
+        "map": {
+            "method": "t-SNE" if _enough(len(places)) else "PCA",
+            "points": np.round(project(features[1][places]), 2).tolist(),
+            "y": test.y[places].tolist(),
+            "names": test.names(places),
+            "html": _shown(modality, test, places),
+        },
+        "neighbours": neighbours(modality, train, test, features, rng),
+    }
+    write_json(path, content)
+
+
+def _enough(count: int) -> bool:
+    return count >= 30
+
+
+def project(x: np.ndarray) -> np.ndarray:
+    """(N, D) → (N, 2): t-SNE from the principal components (van der Maaten & Hinton 2008), or these where few."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = np.asarray(x, dtype=np.float32)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    if len(x) < 3 or float(x.std(axis=0).max()) < 1e-9:
+        return np.zeros((len(x), 2), dtype=np.float32)
+    x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
+    if not _enough(len(x)):
+        return np.pad(x, ((0, 0), (0, 2)))[:, :2]
+    # the components' scale is t-SNE's recommended start
+    start = np.pad(x, ((0, 0), (0, 2)))[:, :2] / max(1e-9, float(x[:, 0].std())) * 1e-4
+    return TSNE(perplexity=min(30.0, len(x) / 4), init=start, random_state=0, max_iter=500, n_jobs=1).fit_transform(x)
+
+
+def _shown(modality: Modality, part: Part, places: np.ndarray) -> list[str]:
+    """HTML of each point, '' beyond what the report may weigh."""
+    out: list[str] = []
+    spent = 0
+    for item in part.dataset.read(part.rows[places].tolist()):
+        out.append(modality.show(item) if isinstance(item, Sample) and spent < SHOWN else "")
+        spent += len(out[-1])
+    return out
+
+
+def neighbours(
+    modality: Modality,
+    train: Part,
+    test: Part,
+    features: tuple[np.ndarray, np.ndarray],
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """For a few test samples of different classes: the training samples nearest by cosine."""
+    order = rng.permutation(len(test))
+    firsts = {int(test.y[place]): place for place in order[::-1]}
+    asked = [*firsts.values(), *[place for place in order if place not in set(firsts.values())]][:ROWS]
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in features]
+    rows = []
+    for place in asked:
+        similarity = unit[0] @ unit[1][place]
+        near = np.argsort(-similarity, kind="stable")[:NEAR]
+        entry = _entry(modality, test, place)
+        entry["near"] = [{**_entry(modality, train, i), "similarity": round(float(similarity[i]), 3)} for i in near]
+        rows.append(entry)
+    return rows
+
+
+def _entry(modality: Modality, part: Part, place: int) -> dict[str, Any]:
+    item = part.dataset.read([int(part.rows[place])])[0]
+    html = modality.show(item) if isinstance(item, Sample) else ""
+    return {"name": part.names(np.array([place]))[0], "y": int(part.y[place]), "html": html}

@@ -1,0 +1,210 @@
+"""The labelled parts of an evaluation, and the guards that keep it honest."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from labelfree.data.cache import Cached, cached
+from labelfree.data.loader import batches
+from labelfree.encoders.base import Encoder
+from labelfree.encoders.custom import Custom
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Modality
+from labelfree.run import Run, build_from_config, read_json
+from labelfree.tasks.classifier import Examples
+from labelfree.tasks.labels import Labels, Subset, check_enough, folds, read_labels
+
+#: Pairs of copies that are named.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labelled samples.
+
+    Attributes:
+        dataset: where they are, in memory if they fit.
+        rows: (N,) places in it.
+        y: (N,) classes.
+        groups: (N,) names of groups, or None.
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    y: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def only(self, which: np.ndarray) -> Part:
+        """Those that `which` (bool or places) points at."""
+        groups = None if self.groups is None else self.groups[which]
+        return replace(self, rows=self.rows[which], y=self.y[which], groups=groups)
+
+    def alone(self) -> Dataset:
+        """A dataset of these samples and no others."""
+        return Subset(self.dataset, self.rows)
+
+    def examples(self, which: np.ndarray, classes: int, balance: bool) -> Examples:
+        """Some of them to fine-tune on."""
+        part = self.only(which)
+        return Examples(part.dataset, part.rows, part.y, classes, part.groups, balance)
+
+    def names(self, places: np.ndarray) -> list[str]:
+        return [self.dataset.name(int(self.rows[place])) for place in places]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training and test part, and what is to be said about them.
+
+    Attributes:
+        train, test: the parts.
+        classes: names of the classes.
+        duplicates: "test_in_train" (test samples that are exact copies of training samples), "examples" of them.
+        shared_groups: groups that are in both parts.
+        warnings: sentences that limit what the scores mean.
+    """
+
+    train: Part
+    test: Part
+    classes: tuple[str, ...]
+    duplicates: dict[str, Any]
+    shared_groups: list[str]
+    warnings: list[str]
+
+
+def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, seed: int) -> Parts:
+    """Open, label and check both parts; without a test source a fifth of the training source is held out.
+
+    Raises:
+        LabelfreeError: no such column, too few labels of a class, nothing that can be read.
+    """
+    dataset = run.open(train)
+    labels = read_labels(dataset, label, group)
+    check_enough(labels, label, 3 if test is None else 2)
+    warnings = list(labels.notes)
+    whole, unreadable = _near(run.modality, dataset, labels)
+    warnings += _unreadable_words("training", unreadable)
+    marks = digests(run.modality, whole)
+    if test is None:
+        kept_together = marks if whole.groups is None else whole.groups
+        fold = folds(whole.y, 5, np.random.default_rng(seed), kept_together)
+        part, held, other = whole.only(fold != 0), whole.only(fold == 0), marks[fold == 0]
+        marks = marks[fold != 0]
+        warnings.append("There was no test source: a fifth of the training source was held out.")
+    else:
+        opened = run.open(test)
+        found = read_labels(opened, label, group, labels.classes)
+        held, unreadable = _near(run.modality, opened, found)
+        warnings += [*found.notes, *_unreadable_words("test", unreadable), *_same_source(run, dataset, opened)]
+        part, other = whole, digests(run.modality, held)
+    duplicates = _duplicates(part, held, marks, other)
+    shared = [] if part.groups is None or held.groups is None else np.intersect1d(part.groups, held.groups).tolist()
+    warnings += _guard_words(duplicates, shared, group, part, held, labels.classes)
+    return Parts(part, held, labels.classes, duplicates, shared, warnings)
+
+
+def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, int]:
+    """The labelled samples, in memory if they fit, and how many of them could not be read (as far as is known)."""
+    rows = np.flatnonzero(labels.y >= 0)
+    groups = None if labels.groups is None else labels.groups[rows]
+    held = cached(Subset(dataset, rows), modality)
+    if not isinstance(held, Cached):
+        return Part(dataset, rows, labels.y[rows], groups), 0
+    part = Part(held, np.arange(len(held)), labels.y[rows][held.kept], None if groups is None else groups[held.kept])
+    return part, len(rows) - len(held)
+
+
+def digests(modality: Modality, part: Part) -> np.ndarray:
+    """(N,) a hash of each sample's data, without padding; unreadable samples have hashes of their own."""
+    out = np.array([-1 - place for place in range(len(part))], dtype=np.int64)
+    for start in range(0, len(part), 256):
+        chunk = part.rows[start : start + 256]
+        for raw in batches(part.dataset, modality, 256, chunk):
+            lengths = [None] * len(raw) if raw.lengths is None else raw.lengths.tolist()
+            place = start + (np.arange(len(raw)) if len(raw) == len(chunk) else np.searchsorted(chunk, raw.index))
+            for row, (data, length) in enumerate(zip(raw.data.numpy(), lengths, strict=True)):
+                content = np.ascontiguousarray(data[:length]).tobytes()
+                out[place[row]] = int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
+    return out
+
+
+def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarray) -> dict[str, Any]:
+    first = {mark: place for place, mark in reversed(list(enumerate(of_train.tolist())))}
+    copies = np.array([place for place, mark in enumerate(of_test.tolist()) if mark in first], dtype=np.int64)
+    originals = np.array([first[mark] for mark in of_test[copies].tolist()], dtype=np.int64)
+    pairs = zip(test.names(copies[:NAMED]), train.names(originals[:NAMED]), strict=True)
+    return {
+        "test_in_train": len(copies),
+        "share": len(copies) / max(1, len(test)),
+        "other_label": int((test.y[copies] != train.y[originals]).sum()),
+        "examples": [{"test": a, "train": b} for a, b in pairs],
+    }
+
+
+def _unreadable_words(part: str, count: int) -> list[str]:
+    return [f"{count:,} {part} samples cannot be read and are left out."] if count else []
+
+
+def _same_source(run: Run, train: Dataset, test: Dataset) -> list[str]:
+    if train.fingerprint() == test.fingerprint():
+        return ["The test source is the training source: the scores say nothing about new data."]
+    if run.info.get("fingerprint") == test.fingerprint():
+        return ["The encoder was pretrained on the test source (without its labels)."]
+    return []
+
+
+def _guard_words(
+    duplicates: dict[str, Any], shared: list[str], group: str | None, train: Part, test: Part, classes: tuple[str, ...]
+) -> list[str]:
+    words = []
+    if copies := duplicates["test_in_train"]:
+        example = duplicates["examples"][0]
+        words.append(
+            f"{copies:,} of {len(test):,} test samples ({duplicates['share']:.1%}) are exact copies of training "
+            f"samples, such as '{example['test']}' of '{example['train']}': scores may be too high by as much."
+        )
+    if shared:
+        words.append(
+            f"{len(shared):,} values of '{group}' are in the training and in the test part, such as '{shared[0]}': "
+            "scores may be too high for new ones."
+        )
+    if absent := sorted(set(range(len(classes))) - set(test.y.tolist())):
+        names = ", ".join(f"'{classes[c]}'" for c in absent[:3])
+        words.append(f"{len(absent)} classes have no test samples ({names}).")
+    if not len(test):
+        raise LabelfreeError("The test part has no labelled sample that can be read.", "Check its label column.")
+    return words
+
+
+def fresh_encoder(run: Run, seed: int) -> Encoder:
+    """The run's network with new random weights.
+
+    Raises:
+        LabelfreeError: it is a network of the user's that cannot be initialised anew.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not isinstance(run.encoder, Custom):
+            return build_from_config(read_json(run.path / "encoder" / "config.json"))[1].eval()
+        encoder = copy.deepcopy(run.encoder)
+        untouched = {id(p) for p in encoder.parameters()}
+        for module in encoder.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+                untouched -= {id(p) for p in module.parameters(recurse=False)}
+        if untouched:
+            raise LabelfreeError(
+                f"{type(encoder.network).__name__} has {len(untouched)} weights that cannot be initialised anew, "
+                "so it cannot be compared with itself from scratch.",
+                "Give the modules that own them a method reset_parameters().",
+            )
+        return encoder.eval()

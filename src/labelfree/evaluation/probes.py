@@ -1,0 +1,153 @@
+"""Probes of frozen features: weighted nearest neighbours, and logistic regression with its penalty searched.
+
+Whatever is chosen (k, the penalty) is chosen on the training part alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelfree.tasks.classifier import accuracy, balanced_accuracy
+from labelfree.tasks.labels import folds
+from labelfree.tasks.logistic import Scaler, fit_logistic, span
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+TEMPERATURE = 0.07
+PENALTIES = np.logspace(-6, -1, 6)
+#: A search for the penalty sees at most so many labels, and cuts folds only below the second number of them.
+SEARCH, FOLDED = 4000, 1000
+#: Above so many labels the problem is not rotated into their span.
+SPAN = 1500
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a probe learns from.
+
+    Attributes:
+        x: (n, D) features, dense or a scipy sparse matrix.
+        y: (n,) int64 classes.
+        classes: how many classes there are.
+        groups: (n,) groups that validation keeps whole, or None.
+        balance: whether classes count alike.
+    """
+
+    x: Any
+    y: np.ndarray
+    classes: int
+    groups: np.ndarray | None = None
+    balance: bool = False
+
+    def class_weights(self) -> np.ndarray:
+        """(C,) weight of a sample of each class."""
+        counts = np.bincount(self.y, minlength=self.classes)
+        return len(self.y) / (self.classes * counts.clip(1)) if self.balance else np.ones(self.classes)
+
+    def score(self, y: np.ndarray, guess: np.ndarray) -> float:
+        """The metric by which things are chosen."""
+        return balanced_accuracy(y, guess) if self.balance else accuracy(y, guess)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe's guesses (N,) on the test part, its score in validation (None without one) and what was chosen."""
+
+    guesses: np.ndarray
+    validation: float | None
+    chosen: float
+
+
+def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Probed:
+    """k nearest neighbours by cosine, each voting exp(similarity / 0.07) (Wu et al. 2018, §3.4); k by leave-one-out."""
+    x, y = _unit(part.x), torch.as_tensor(part.y)
+    weights = torch.as_tensor(part.class_weights(), dtype=torch.float32)[y]
+    asked = np.sort(rng.permutation(len(part.y))[:1000])
+    own = np.arange(len(part.y)) if part.groups is None else part.groups
+    hidden = torch.from_numpy(own[asked][:, None] == own[None, :])
+    choices = [k for k in NEIGHBOURS if k < len(part.y)] or [1]
+    found, validation = choices[0], None
+    if not hidden.all(dim=1).any():
+        votes = _votes(x[torch.from_numpy(asked)], x, y, weights, choices, part.classes, hidden)
+        scores = [part.score(part.y[asked], vote.argmax(dim=1).numpy()) for vote in votes]
+        best = max(range(len(choices)), key=lambda i: (scores[i], choices[i]))
+        found, validation = choices[best], scores[best]
+    queries = _unit(test)
+    guesses = [
+        _votes(queries[i : i + 1024], x, y, weights, [found], part.classes)[0].argmax(dim=1)
+        for i in range(0, len(queries), 1024)
+    ]
+    return Probed(torch.cat(guesses).numpy(), validation, float(found))
+
+
+def _unit(x: np.ndarray) -> Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(np.asarray(x, dtype=np.float32)), dim=1)
+
+
+def _votes(
+    queries: Tensor,
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    choices: list[int],
+    classes: int,
+    hidden: Tensor | None = None,
+) -> list[Tensor]:
+    """(Q, classes) votes for each k of `choices`; `hidden` (Q, n) are neighbours that may not vote."""
+    similarity = queries @ x.T
+    if hidden is not None:
+        similarity = similarity.masked_fill(hidden, -torch.inf)
+    near, who = similarity.topk(max(choices), dim=1)
+    power = ((near - near[:, :1]) / TEMPERATURE).exp() * weights[who]
+    return [torch.zeros(len(queries), classes).scatter_add_(1, y[who[:, :k]], power[:, :k]) for k in choices]
+
+
+def linear_probe(part: Labelled, test: Any, scaler: Scaler, rng: np.random.Generator) -> Probed:
+    """Multinomial logistic regression; its penalty is searched by cross-validation, or on a fifth of many labels.
+
+    Args:
+        part: features as they come.
+        test: (N, D) features of the test part.
+        scaler: fitted on all training features, which needs no labels.
+        rng: of the validation split.
+    """
+    weights = part.class_weights()[part.y][:, None]
+    x, others = scaler(part.x), [scaler(test)]
+    if len(part.y) < min(x.shape[1], SPAN):
+        x, others = span(x, others)
+    penalty, validation = _search(Labelled(x, part.y, part.classes, part.groups, part.balance), rng)
+    found = fit_logistic(x, part.y, part.classes, np.array([penalty]), weights)[:, 0]
+    return Probed(_guess(others[0], found), validation, penalty)
+
+
+def _guess(x: Any, w: np.ndarray) -> np.ndarray:
+    return np.asarray(x @ w[:-1] + w[-1]).argmax(axis=1)
+
+
+def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
+    """The best penalty, and its score in validation; the middle of the grid where nothing can be held out."""
+    fold = folds(part.y, 5, rng, part.groups)
+    tried = [f for f in range(5) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
+    if not tried:
+        return float(PENALTIES[len(PENALTIES) // 2]), None
+    rows = np.arange(len(part.y))
+    if len(part.y) >= FOLDED:
+        tried = tried[:1]
+        rows = rng.permutation(np.flatnonzero(fold != tried[0]))[:SEARCH]
+    base = part.class_weights()[part.y[rows]]
+    columns = np.stack([base * (fold[rows] != f) for f in tried for _ in PENALTIES], axis=1)
+    # the penalty that suits a mean over fewer samples is larger by as much
+    fewer = (columns[:, 0] > 0).sum() / len(part.y)
+    found = fit_logistic(part.x[rows], part.y[rows], part.classes, np.tile(PENALTIES / fewer, len(tried)), columns)
+    guesses = np.zeros((len(PENALTIES), len(part.y)), dtype=np.int64)
+    for problem in range(columns.shape[1]):
+        out = fold == tried[problem // len(PENALTIES)]
+        guesses[problem % len(PENALTIES), out] = _guess(part.x[out], found[:, problem])
+    held = np.isin(fold, tried)
+    scores = [part.score(part.y[held], guess[held]) for guess in guesses]
+    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], i))
+    return float(PENALTIES[best]), scores[best]

@@ -1,0 +1,234 @@
+"""The evaluation protocol: what a pretraining was worth, in labels, beside honest baselines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from labelfree.errors import LabelfreeError, nearest
+from labelfree.evaluation.bench import Bench, Clock
+from labelfree.evaluation.gallery import write_gallery
+from labelfree.evaluation.parts import read_parts
+from labelfree.evaluation.statistics import METRICS
+from labelfree.evaluation.verdict import Comparison, label_saving, verdict
+from labelfree.run import Run, write_json
+from labelfree.tasks.classifier import FinetuneSettings
+from labelfree.tasks.labels import LabelBudget
+from labelfree.training import runtime
+from labelfree.training.logs import duration, say
+
+PROTOCOLS = ("knn", "linear", "finetune")
+#: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
+CHOOSABLE = 100
+INTERVAL = (
+    "95 %: Student's t over seeds (labels and initial weights differ) and a bootstrap over test samples (or groups), "
+    "added in quadrature"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: `method` (pretrained, scratch, random, raw) under `protocol` with the labels of `budget`.
+
+    `score` is the mean over `seeds`; `low` and `high` its 95 % interval; `labels` how many labels the budget is;
+    `validation` the mean score on training samples held out (None without); `scores` the other metrics.
+    """
+
+    protocol: str
+    budget: str
+    method: str
+    score: float
+    low: float
+    high: float
+    seeds: int
+    labels: int
+    validation: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; `to_dict` has the keys that scripts rely on.
+
+    Attributes:
+        verdict: the answer in words.
+        label_saving: by budget, how many labels baselines need for the same score (see `verdict.label_saving`).
+        metric: of `results`.
+        results: the rows.
+        left_out: what the time limit left out, in words.
+        warnings: what limits the scores' meaning, in words.
+        duplicates: test samples that are copies of training samples.
+        comparisons: what the verdict rests on, by budget.
+        about: label, classes, sizes, seeds, settings, what the interval is, seconds.
+        path: the JSON file, under the run's `evaluation/`.
+    """
+
+    verdict: str
+    label_saving: dict[str, Any]
+    metric: str
+    results: list[Result]
+    left_out: list[str]
+    warnings: list[str]
+    duplicates: dict[str, Any]
+    comparisons: list[Comparison]
+    about: dict[str, Any]
+    path: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `verdict`, `label_saving`, `metric` and `results` are kept stable."""
+        values = asdict(self)
+        values.pop("path")
+        return values
+
+    def table(self) -> Any:
+        """A small rich table of the results."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table("protocol", "labels", "method", self.metric, "95 % interval", "seeds", box=box.SIMPLE)
+        for r in self.results:
+            numbers = (f"{r.score:.3f}", f"{r.low:.3f} … {r.high:.3f}", str(r.seeds))
+            table.add_row(r.protocol, f"{r.budget} ({r.labels:,})", r.method, *numbers)
+        return table
+
+
+def evaluate(
+    run: Run,
+    train: Any,
+    test: Any | None,
+    label: str,
+    *,
+    budgets: Sequence[str | float | int] = ("1%", "10%", "100%"),
+    protocols: Sequence[str] = PROTOCOLS,
+    seeds: int = 3,
+    time_limit: float | str | None = None,
+    group: str | None = None,
+    metric: str = "auto",
+    seed: int = 0,
+    **settings: Any,
+) -> Evaluation:
+    """Say what a run's encoder is worth with few labels, beside the network from scratch, a random one, raw features.
+
+    Nothing is chosen on the test part: penalties, neighbours, learning rates and the protocol that speaks in the
+    verdict are chosen on training samples. All methods of a seed get the same labels.
+
+    Args:
+        run: a pretraining.
+        train: labelled source; its samples without the label are not used.
+        test: labelled source to score on; None to hold out a fifth of `train`.
+        label: name of the label column.
+        budgets: how many of the labels may be used: "1%", "5/class", 200.
+        protocols: of knn, linear, finetune.
+        seeds: repetitions, with other labels and initial weights.
+        time_limit: seconds or "10m"; what does not fit is left out, and said.
+        group: column whose values no split may cut.
+        metric: accuracy, balanced_accuracy, macro_f1; "auto" takes balanced accuracy where classes are uneven.
+        seed: of every random number.
+        **settings: of fine-tuning (`labelfree.tasks.classifier.FinetuneSettings`).
+
+    Raises:
+        LabelfreeError: anything that the user can mend.
+    """
+    from labelfree.training.pretrain import parse_duration
+
+    _check(protocols, seeds, metric)
+    wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in budgets))
+    tuning = FinetuneSettings.read(settings, "finetune")
+    clock = Clock(None if time_limit is None else parse_duration(time_limit))
+    parts = read_parts(run, train, test, label, group, seed)
+    say(
+        f"Evaluating '{run.path}' on {len(parts.train):,} training and {len(parts.test):,} test samples "
+        f"of {len(parts.classes)} classes of '{label}'"
+    )
+    bench = Bench(run, parts, wanted, seeds, metric, seed, tuning, clock)
+    bench.frozen([p for p in ("knn", "linear") if p in protocols])
+    if "finetune" in protocols:
+        bench.finetuned()
+    return _save(run, _conclude(bench, label, group), bench)
+
+
+def _check(protocols: Sequence[str], seeds: int, metric: str) -> None:
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise LabelfreeError(
+                f"There is no protocol '{protocol}'.", nearest(protocol, PROTOCOLS) or f"Use {', '.join(PROTOCOLS)}."
+            )
+    if metric not in ("auto", *METRICS):
+        raise LabelfreeError(f"There is no metric '{metric}'.", f"Use auto, {', '.join(METRICS)}.")
+    if not protocols or seeds < 1:
+        raise LabelfreeError("There is nothing to evaluate.", "Ask for a protocol, and for 1 seed or more.")
+
+
+def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
+    """Results, comparisons, label saving and verdict of what was measured."""
+    names = [budget.name for budget in bench.budgets]
+    order = sorted(bench.guesses, key=lambda key: (PROTOCOLS.index(key[0]), names.index(key[1])))
+    results = [_result(bench, *key) for key in order]
+    comparisons = [c for c in (_compare(bench, budget) for budget in bench.budgets) if c is not None]
+    baselines = {"scratch": "finetune", "raw": "linear"}
+    curves = {
+        method: {r.labels: r.score for r in results if (r.method, r.protocol) == (method, protocol)}
+        for method, protocol in baselines.items()
+    }
+    saving = label_saving(comparisons, curves)
+    about = {
+        "label": label,
+        "group": group,
+        "classes": list(bench.parts.classes),
+        "train": len(bench.train),
+        "test": len(bench.test),
+        "seeds": bench.seeds,
+        "seed": bench.seed,
+        "interval": INTERVAL,
+        "shared_groups": bench.parts.shared_groups,
+        "finetune": bench.tuning.model_dump(mode="json"),
+        "seconds": round(bench.clock.spent, 1),
+        "versions": runtime.versions(),
+        "hardware": runtime.hardware(),
+    }
+    words = verdict(comparisons, saving, bench.metric)
+    notes = (bench.left_out, bench.parts.warnings, bench.parts.duplicates)
+    return Evaluation(words, saving, bench.metric, results, *notes, comparisons, about)
+
+
+def _result(bench: Bench, protocol: str, budget: str, method: str) -> Result:
+    key = (protocol, budget, method)
+    guesses = bench.guesses[key]
+    found = bench.judge.interval(bench.metric, guesses)
+    others = {name: float(bench.judge.scores(name, guesses).mean()) for name in METRICS}
+    row = (found.mean, found.low, found.high, len(guesses), bench.labels(budget))
+    return Result(protocol, budget, method, *row, bench.validation[key], others)
+
+
+def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
+    """The pretrained encoder in its best way, by validation, beside the best baseline, by test score."""
+    ours = {p: g for (p, b, m), g in bench.guesses.items() if (b, m) == (budget.name, "pretrained")}
+    others = {(p, m): g for (p, b, m), g in bench.guesses.items() if b == budget.name and m != "pretrained"}
+    if not ours or not others:
+        return None
+    labels = bench.labels(budget.name)
+    known = {p: bench.validation[(p, budget.name, "pretrained")] for p in ours}
+    way: str = next(p for p in ("linear", "finetune", "knn") if p in ours)
+    if labels >= CHOOSABLE or way != "linear":
+        way = max(list(ours), key=lambda p: (-1.0 if known[p] is None else known[p], p == way))
+    means = {key: float(bench.judge.scores(bench.metric, g).mean()) for key, g in others.items()}
+    rival = max(means, key=lambda key: means[key])
+    gain = bench.judge.interval(bench.metric, ours[way], others[rival])
+    score = float(bench.judge.scores(bench.metric, ours[way]).mean())
+    return Comparison(budget.name, labels, way, score, rival[1], means[rival], gain)
+
+
+def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:
+    """Write the JSON and what the report needs to draw, numbered so that nothing is overwritten."""
+    folder = run.path / "evaluation"
+    taken = [int(path.stem[:3]) for path in folder.glob("[0-9][0-9][0-9]-*.json")]
+    word = re.sub(r"[^a-z0-9]+", "-", evaluation.about["label"].lower()).strip("-") or "label"
+    name = f"{max(taken, default=0) + 1:03d}-{word}.json"
+    write_json(folder / name, evaluation.to_dict())
+    if bench.features is not None:
+        write_gallery(folder / "gallery" / name, run.modality, bench)
+    say(f"{evaluation.verdict} (in {duration(bench.clock.spent)})", "bold")
+    return replace(evaluation, path=folder / name)

@@ -1,0 +1,124 @@
+"""Scores, what their uncertainty is, and how many labels a score is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+RESAMPLES = 200
+
+
+def score(metric: str, y: np.ndarray, guesses: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Scores of several sets of guesses, on several weightings of the test samples.
+
+    Args:
+        metric: accuracy; balanced_accuracy (mean recall of the classes); macro_f1 (mean F1 of the classes).
+        y: (N,) classes.
+        guesses: (S, N) guessed classes, one row a seed.
+        weights: (N, R) how often each sample counts; once by default.
+
+    Returns:
+        (S, R) in [0, 1]. Classes without weight do not count.
+    """
+    w = np.ones((len(y), 1)) if weights is None else weights
+    if metric == "accuracy":
+        return (guesses == y) @ w / w.sum(axis=0)
+    parts, there = [], []
+    for c in np.unique(y):
+        truth, guessed = y == c, guesses == c
+        hits, size = (guessed & truth) @ w, truth @ w
+        bottom = size if metric == "balanced_accuracy" else (size + guessed @ w) / 2
+        parts.append(hits / np.maximum(bottom, 1e-12))
+        there.append(np.broadcast_to(size > 0, hits.shape))
+    return np.sum(np.where(there, parts, 0.0), axis=0) / np.maximum(np.sum(there, axis=0), 1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, mean: float, half: float, floor: float = 0.0) -> Interval:
+        return cls(mean, max(floor, mean - half), min(1.0, mean + half))
+
+
+class TestPart:
+    """The test samples' classes, and the resamplings of them that say how much a score owes to which ones they are.
+
+    Args:
+        y: (N,) classes.
+        groups: (N,) groups; whole groups are resampled then, since their samples are alike.
+        seed: of the resampling.
+    """
+
+    __test__ = False  # no test class, whatever pytest may think of its name
+
+    def __init__(self, y: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> None:
+        self.y = y
+        rng = np.random.default_rng(seed)
+        place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        count = int(place.max()) + 1
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).T
+        self.weights = drawn.astype(np.float32)[place]
+        self.weights = self.weights[:, self.weights.sum(axis=0) > 0]
+
+    def scores(self, metric: str, guesses: np.ndarray) -> np.ndarray:
+        """(S,) score of each row of guesses (S, N)."""
+        return score(metric, self.y, guesses)[:, 0]
+
+    def interval(self, metric: str, guesses: np.ndarray, against: np.ndarray | None = None) -> Interval:
+        """Mean over seeds of a score, or of its difference to that of other guesses on the same seeds and samples.
+
+        Two uncertainties are added in quadrature: of the seeds (Student's t interval of their mean) and of the test
+        samples (1.96 bootstrap standard errors). With one seed the first cannot be known and is left out.
+
+        Args:
+            metric: see `score`.
+            guesses: (S, N) guessed classes.
+            against: (S, N) guesses to compare with.
+        """
+        each = self.scores(metric, guesses)
+        spread = score(metric, self.y, guesses, self.weights).mean(axis=0)
+        if against is not None:
+            each = each - self.scores(metric, against)
+            spread = spread - score(metric, self.y, against, self.weights).mean(axis=0)
+        of_seeds = student(len(each)) * each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
+        half = math.hypot(of_seeds, 1.96 * spread.std(ddof=1))
+        return Interval.around(float(each.mean()), half, floor=0.0 if against is None else -1.0)
+
+
+def student(count: int) -> float:
+    """The 97.5 % quantile of Student's t with count - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1))
+
+
+def labels_needed(labels: Sequence[int], scores: Sequence[float], target: float) -> float | None:
+    """How many labels a learning curve needs to reach `target`; None if it never does.
+
+    The curve is its running maximum (more labels are taken not to hurt), linear in the logarithm of the labels between
+    the budgets. The answer is the smallest budget where that is enough already.
+
+    Args:
+        labels: of each budget, ascending.
+        scores: of each budget.
+        target: score to reach.
+    """
+    best = np.maximum.accumulate(np.asarray(scores, dtype=float))
+    if target > best[-1]:
+        return None
+    place = int(np.searchsorted(best, target))
+    if place == 0:
+        return float(labels[0])
+    share = (target - best[place - 1]) / (best[place] - best[place - 1])
+    low, high = math.log(labels[place - 1]), math.log(labels[place])
+    return math.exp(low + share * (high - low))

@@ -1,0 +1,131 @@
+"""What the scores mean, in words: did pretraining help, and how many labels did it save?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labelfree.evaluation.statistics import Interval, labels_needed
+
+BASELINES = {
+    "scratch": "the same network trained from scratch",
+    "random": "a random frozen encoder",
+    "raw": "raw features with logistic regression",
+}
+WAYS = {"knn": "nearest neighbours", "linear": "linear probe", "finetune": "fine-tuned"}
+NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """At one budget: the pretrained encoder, used in the way that validation preferred, beside the best baseline.
+
+    Attributes:
+        budget: its name.
+        labels: how many labels it is.
+        way: protocol in which the pretrained encoder was used.
+        score: its mean score.
+        baseline: method of the best baseline, by test score (which favours the baseline).
+        other: the baseline's mean score.
+        gain: their difference, on the same seeds and test samples.
+    """
+
+    budget: str
+    labels: int
+    way: str
+    score: float
+    baseline: str
+    other: float
+    gain: Interval
+
+    @property
+    def helped(self) -> bool:
+        return self.gain.low > 0
+
+    @property
+    def hurt(self) -> bool:
+        return self.gain.high < 0
+
+
+def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric: str) -> str:
+    """One to three plain sentences; where pretraining did not help, that comes first."""
+    if not comparisons:
+        return "Whether pretraining helped is not known: no baseline was evaluated."
+    helped = [c for c in comparisons if c.helped]
+    failed = [c for c in comparisons if not c.helped]
+    if not helped:
+        worst = min(comparisons, key=lambda c: c.gain.mean)
+        how = "and did worse" if worst.hurt else "beyond what chance explains"
+        return (
+            f"Pretraining did not help: {_at(comparisons)} the pretrained encoder was not above the best baseline "
+            f"{how if not worst.hurt else 'beyond what chance explains'}. {_numbers(worst, metric)}"
+        )
+    best = max(helped, key=lambda c: c.gain.mean)
+    saved = _saving_words(saving.get(best.budget, {}))
+    if not failed:
+        return f"Pretraining helped {_at(comparisons)}. {_numbers(best, metric)}{saved}"
+    worst = min(failed, key=lambda c: c.gain.mean)
+    fact = "did worse" if worst.hurt else "was no better beyond what chance explains"
+    return (
+        f"Pretraining helped {_at(helped)}; {_at(failed)} it {fact}. {_numbers(best, metric)}{saved} "
+        f"{_numbers(worst, metric)}"
+    )
+
+
+def _at(comparisons: Sequence[Comparison]) -> str:
+    names = [c.budget if c.budget.endswith("%") else f"{c.labels:,}" for c in comparisons]
+    joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    share = comparisons[-1].budget.endswith("%")
+    return f"with {joined} of the labels" if share else f"with {joined} labels"
+
+
+def _numbers(c: Comparison, metric: str) -> str:
+    size = f" ({c.labels:,})" if c.budget.endswith("%") else ""
+    name = f"{c.budget} of the labels{size}" if c.budget.endswith("%") else f"{c.labels:,} labels"
+    points = f"{100 * c.gain.mean:+.1f} points, 95 % interval {100 * c.gain.low:+.1f} to {100 * c.gain.high:+.1f}"
+    return (
+        f"With {name} it reaches {c.score:.1%} {NAMES[metric]} ({WAYS[c.way]}); {BASELINES[c.baseline]} reaches "
+        f"{c.other:.1%} ({points})."
+    )
+
+
+def _saving_words(entry: Mapping[str, Any]) -> str:
+    need = entry.get("scratch")
+    if not need:
+        return ""
+    if need["relation"] == "more than":
+        return f" From scratch, all {need['labels']:,} labels are not enough for that."
+    if need["relation"] == "at most":
+        return ""
+    times = f" ({need['factor']:.1f} times as many)" if need["factor"] > 1.05 else ""
+    return f" From scratch, that takes about {need['labels']:,} labels{times}."
+
+
+def label_saving(
+    comparisons: Sequence[Comparison], curves: Mapping[str, Mapping[int, float]]
+) -> dict[str, dict[str, Any]]:
+    """For each budget: how many labels the baselines need to reach what the pretrained encoder reaches.
+
+    Args:
+        comparisons: one a budget.
+        curves: for "scratch" and "raw", mean score by number of labels.
+
+    Returns:
+        By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor"}: it needs
+        "about", "at most" (its smallest budget is enough) or "more than" (all are not enough) so many labels, which is
+        `factor` times as many; None where it is more than all.
+    """
+    saving = {}
+    for c in comparisons:
+        entry: dict[str, Any] = {"labels": c.labels, "protocol": c.way, "score": c.score}
+        for method, curve in curves.items():
+            counts = sorted(curve)
+            if counts:
+                needed = labels_needed(counts, [curve[n] for n in counts], c.score)
+                relation = "more than" if needed is None else "at most" if needed <= counts[0] else "about"
+                labels = counts[-1] if needed is None else round(needed)
+                factor = None if needed is None else round(needed / c.labels, 2)
+                entry[method] = {"relation": relation, "labels": labels, "factor": factor}
+        saving[c.budget] = entry
+    return saving
