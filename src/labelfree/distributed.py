@@ -67,3 +67,22 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     weights = weights.to(values.dtype)
     total = all_sum(weights.sum().detach()) / world_size()
     return (values * weights).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor with all its rows: that of a sharded one put together (all processes must ask), any other as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[no-any-return]
+
+
+def whole_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """`module.state_dict()` with every tensor whole; all processes must ask."""
+    return {name: whole(value) for name, value in module.state_dict().items()}
+
+
+def shard_like(x: Tensor, other: Tensor) -> Tensor:
+    """This process's shard of the whole tensor `x`, cut as `other` is; `x` itself where `other` is not sharded."""
+    if not hasattr(other, "device_mesh"):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)

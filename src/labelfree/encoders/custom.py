@@ -14,8 +14,8 @@ from labelfree.needs import Need
 class Custom(Encoder):
     """A user's `nn.Module`, called with a view's tensor.
 
-    It may return pooled features (B, D), or tokens (B, N, D), whose mean over valid steps is then the pooled feature, or
-    a feature map (B, D, H, W). It keeps its weights and names: `encoder.network` is the module that was given.
+    It may return pooled features (B, D), a feature map (B, D, H, W), or tokens (B, N, D), whose mean over valid steps
+    is then the pooled feature. It keeps its weights and names: `encoder.network` is the module that was given.
 
     Args:
         network: takes the view's `data` ((B, C, H, W), (B, T, C) or (B, T) ids).
@@ -60,7 +60,8 @@ class Custom(Encoder):
         if not isinstance(out, Tensor) or out.ndim not in (2, 3, 4) or len(out) != len(example):
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise LabelfreeError(
-                f"{type(network).__name__} returned {found} for {len(example)} samples: expected (B, D), (B, N, D) or (B, D, H, W)."
+                f"{type(network).__name__} returned {found} for {len(example)} samples, not features.",
+                "Return (B, D), (B, N, D) or (B, D, H, W).",
             )
         shape = {2: "pooled", 3: "tokens", 4: "map"}[out.ndim]
         return cls(network, out.shape[1] if shape == "map" else out.shape[-1], shape)

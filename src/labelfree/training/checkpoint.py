@@ -16,6 +16,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from labelfree import distributed
+from labelfree.distributed import shard_like
 from labelfree.errors import LabelfreeError
 
 
@@ -69,15 +71,18 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, keep: int = 2) -> Path:
     """Write the training state of `step` as a folder of its own, then drop all but the newest `keep`.
 
-    The folder appears under its name only when it is whole.
+    The folder appears under its name only when it is whole. All processes must call it; the first one writes.
     """
+    model = distributed.whole_state(module)
+    groups, moments, numbers = _split(optimizer)
     final = folder / f"step-{step:09d}"
     beside = folder / f"step-{step:09d}.part"
+    if distributed.rank() != 0:
+        return final
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    groups, moments, numbers = _split(optimizer)
     digests = {
-        "model": write_tensors(beside / "model.safetensors", module.state_dict()),
+        "model": write_tensors(beside / "model.safetensors", model),
         "optimizer": write_tensors(beside / "optimizer.safetensors", moments),
     }
     content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
@@ -107,7 +112,9 @@ def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
             f"Delete '{newest}' to resume from the one before.",
         ) from None
     try:
-        module.load_state_dict(read_tensors(newest / "model.safetensors", content["sha256"]["model"]))
+        state = read_tensors(newest / "model.safetensors", content["sha256"]["model"])
+        cut = {name: shard_like(state[name], now) for name, now in module.state_dict().items() if name in state}
+        module.load_state_dict({**state, **cut})
     except RuntimeError as error:
         raise LabelfreeError(
             f"'{newest}' holds another model: {str(error).splitlines()[-1].strip()}.",
@@ -123,15 +130,17 @@ def _split(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[str, Tensor
     flat = {
         f"{i}.{key}": value for i, entry in state["state"].items() for key, value in entry.items() if value is not None
     }
-    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    tensors = {key: distributed.whole(value) for key, value in flat.items() if isinstance(value, Tensor)}
     return state["param_groups"], tensors, {key: value for key, value in flat.items() if key not in tensors}
 
 
 def _join(optimizer: Optimizer, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **content["numbers"]}.items():
         number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
+        of_weights = isinstance(value, Tensor) and value.shape == params[int(number)].shape
+        state.setdefault(int(number), {})[key] = shard_like(value, params[int(number)]) if of_weights else value
     optimizer.load_state_dict({"state": state, "param_groups": content["groups"]})
     for parameter, entry in optimizer.state.items():
         for key, value in entry.items():

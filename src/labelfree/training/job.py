@@ -95,7 +95,8 @@ def check_readable(dataset: Dataset, settings: TrainSettings) -> list[Unreadable
     if len(bad) > settings.max_unreadable * count:
         examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
         raise LabelfreeError(
-            f"{len(bad)} of {count} samples cannot be read, more than max_unreadable={settings.max_unreadable} allows ({examples}).",
+            f"{len(bad)} of {count} samples cannot be read, more than max_unreadable={settings.max_unreadable} allows: "
+            f"{examples}.",
             "Repair them, or raise max_unreadable.",
         )
     if bad:

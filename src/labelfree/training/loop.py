@@ -69,7 +69,6 @@ class Training:
     def __post_init__(self) -> None:
         self._rate = optim.peak_rate(self.settings, self.settings.batch_size)
         self._warmup = optim.warmup_steps(self.settings, self.steps)
-        self._params = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._on_cpu = self.loader.device.type == "cpu"
 
     def step(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -91,12 +90,14 @@ class Training:
     @torch.no_grad()
     def _gradient_norm(self) -> Tensor:
         """Global gradient norm, after which gradients are clipped to `clip`."""
-        grads = [p.grad for p in self._params if p.grad is not None]
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not grads:
             raise LabelfreeError("The loss depends on no weight.", "Is every part of the network frozen?")
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = distributed.whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if self.settings.clip:
-            torch._foreach_mul_(grads, (self.settings.clip / (norm + 1e-6)).clamp(max=1.0))
+            scale = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
+            for grad in grads:
+                grad.mul_(scale)
         return norm
 
     @torch.no_grad()
@@ -120,7 +121,7 @@ class Training:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= GIVE_UP:
             raise LabelfreeError(
-                f"The gradient was not finite for {GIVE_UP} steps in a row, so training was stopped; the weights are whole.",
+                f"The gradient was not finite for {GIVE_UP} steps in a row: training stopped, the weights are whole.",
                 "Lower learning_rate, or set precision=32.",
             )
 
@@ -201,7 +202,7 @@ def train(training: Training, start: int, request: StopRequest, tell: Callbacks)
     for step, batch in zip(range(start, training.steps), training.loader.steps(start, training.steps), strict=True):
         loss, features, logs = training.step(step, batch)
         done = step + 1
-        if done % log_every == 0 or done == training.steps or step == start:
+        if done % log_every == 0 or done in (1, training.steps):
             line = read_out(loss, features, logs, world)
             line |= {"epoch": training.loader.order.epoch(step), "seconds": round(time.perf_counter() - began, 3)}
             tell.log(done, line)

@@ -1,4 +1,4 @@
-"""What will be trained: every "auto" resolved, from the data, the machine and the time allowed, each with its reason."""
+"""What will be trained: every "auto" resolved from the data, the machine and the time allowed, with its reason."""
 
 from __future__ import annotations
 

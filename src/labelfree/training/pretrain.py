@@ -139,7 +139,7 @@ def _prepare(
         data.load_state(read_json(Path(init) / "encoder" / "config.json")["modality"]["state"])
     else:
         data.fit(dataset)
-    nearby, plan = jobs.near(data.training_set(dataset), data, plan)
+    nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
     quarantine = jobs.check_readable(nearby, plan.training)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
     plan = resolve_machine(plan, streamed=plan.training.cache == "none")
@@ -224,7 +224,7 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     """The job of a resolved plan, as it was when the plan was made (weights come from the checkpoint)."""
     data = plan.new_modality()
     data.load_state(state)
-    dataset, _ = jobs.near(data.training_set(data.open(source)), data, plan)
+    dataset, _ = jobs.near(data.training_set(data.open(source), plan.objective_class().needs), data, plan)
     bad = jobs.check_readable(dataset, plan.training)
     return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, network, None), bad)
 
@@ -292,8 +292,8 @@ def _work(
     if isinstance(job.dataset, jobs.Cached) and plan.training.cache == "device":
         job.dataset.to(device)
     training = jobs.new_training(job, device, fabric.global_rank, fabric.world_size)
-    start = load_state(folder / "checkpoints", training.objective, training.optimizer)
     wrap(fabric, training)
+    start = load_state(folder / "checkpoints", training.objective, training.optimizer)
     Recorder(folder, job, training, fabric, start).run()
 
 
@@ -325,7 +325,8 @@ class Recorder:
             if self.first:
                 self.meter.close()
                 self.metrics.close()
-                self._finish(state, done, line)
+            self._finish(state, done, line)
+        self.fabric.barrier()
 
     def _log(self, step: int, line: dict[str, float]) -> None:
         if self.first:
@@ -347,8 +348,8 @@ class Recorder:
             self.info["warnings"].append(words)
 
     def _save(self, step: int) -> None:
+        save_state(self.folder / "checkpoints", step, self.training.objective, self.training.optimizer)
         if self.first:
-            save_state(self.folder / "checkpoints", step, self.training.objective, self.training.optimizer)
             self._update("running", step)
 
     def _update(self, state: str, step: int) -> None:
@@ -360,16 +361,19 @@ class Recorder:
 
     def _finish(self, state: str, done: int, line: Mapping[str, float]) -> None:
         plan, objective = self.job.plan, self.training.objective
-        self.info["health"] = {key: line.get(key) for key in ("loss", "effective_rank", "feature_std")}
         if state != "failed":
-            save_encoder(self.folder / "encoder", objective.encoder, self.job.modality, plan.encoder, plan.causal)
+            save_encoder(self.folder / "encoder", objective.product, self.job.modality, plan.encoder, plan.causal)
+        if not self.first:
+            return
+        self.info["health"] = {key: line.get(key) for key in ("loss", "effective_rank", "feature_std")}
         write_quarantine(self.folder / "quarantine.jsonl", self.job.quarantine)
         self._update(state, done)
         if state == "finished":
             say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
         elif state == "stopped":
             say(
-                f"Stopped at step {done:,} of {plan.steps:,}, all saved. Continue: labelfree pretrain --resume {self.folder}"
+                f"Stopped at step {done:,} of {plan.steps:,}, all saved. "
+                f"Continue: labelfree pretrain --resume {self.folder}"
             )
 
 

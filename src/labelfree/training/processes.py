@@ -7,13 +7,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
+
+from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError
+from labelfree.objectives.base import Objective
 from labelfree.training.loop import Training
+from labelfree.training.optim import build_optimizer
 from labelfree.training.settings import TrainSettings
 
 
 def make_fabric(settings: TrainSettings | None, world: int, outside: bool) -> Any:
-    """A Fabric for `world` processes: this one alone, new ones on this machine, or those that torchrun or SLURM started.
+    """A Fabric for `world` processes: this one, new ones on this machine, or those that torchrun or SLURM started.
 
     Args:
         settings: of the training; None on processes that learn them from the first.
@@ -54,15 +60,35 @@ def launch_here(fabric: Any, work: Callable[..., Any], *args: Any) -> None:
 
 
 def wrap(fabric: Any, training: Training) -> None:
-    """Make the training one of several, with synchronised batch statistics and averaged gradients."""
+    """Make the training one of several, with synchronised batch statistics and averaged gradients.
+
+    With `strategy=ddp` each process holds the whole model; with `fsdp` a shard of each weight, gradient and moment, put
+    together block by block when it is needed (FSDP2; Zhao et al. 2023).
+    """
     from labelfree.training.batchnorm import synchronise
 
-    if training.settings.compile:
-        training.objective.compile()
+    objective, settings = training.objective, training.settings
+    if settings.compile:
+        objective.compile()
     if fabric.world_size == 1:
         return
-    if training.settings.strategy == "fsdp":
-        raise LabelfreeError("strategy=fsdp needs one GPU a process.", "Use strategy=ddp.")
-    synchronise(training.objective)
-    training.module, training.optimizer = fabric.setup(training.module, training.optimizer, move_to_device=False)
-    training.backward = fabric.backward
+    synchronise(objective)
+    if settings.strategy == "fsdp":
+        shard(objective, fabric.device, fabric.world_size)
+        training.optimizer = build_optimizer(objective.parameters(), settings, settings.batch_size)
+    else:
+        training.module = fabric.setup_module(training.module, move_to_device=False)
+        training.backward = fabric.backward
+
+
+def shard(objective: Objective, device: torch.device, world: int) -> None:
+    """Shard an objective over processes: each block of its encoders (teachers too) by itself, then all the rest."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world,))
+    for encoder in [module for module in objective.modules() if isinstance(module, Encoder)]:
+        for blocks in [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]:
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+    fully_shard(objective, mesh=mesh)

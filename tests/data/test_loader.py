@@ -1,0 +1,107 @@
+"""Batches are the same however they are read, and bad samples are left out, not fatal."""
+
+import numpy as np
+import pytest
+import torch
+
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.cache import Cached, sample_bytes
+from labelfree.data.loader import Loader, batches
+from labelfree.data.sampler import Order
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Description
+
+CPU = torch.device("cpu")
+
+
+class Numbers(Dataset):
+    """Sample i is the number i; those in `bad` cannot be read; `widths` gives each its length."""
+
+    def __init__(self, count, bad=(), widths=None, shards=(0,)):
+        self.count, self.bad, self.widths, self.shards = count, set(bad), widths, shards
+
+    def __len__(self):
+        return self.count
+
+    def read(self, indices):
+        return [self._one(index) for index in indices]
+
+    def _one(self, index):
+        if index in self.bad:
+            return Unreadable(index, f"number {index}", "bad luck")
+        return Sample(np.full(self.widths[index] if self.widths else 2, index, np.float32), index)
+
+    def describe(self):
+        return Description("numbers", self.count)
+
+    def fingerprint(self):
+        return str(self.count)
+
+
+class Plain:
+    """The part of a modality that loading needs."""
+
+    def collate(self, samples):
+        longest = max(len(sample.data) for sample in samples)
+        data = torch.stack([torch.from_numpy(np.resize(sample.data, longest)) for sample in samples])
+        return Batch(data, torch.tensor([sample.index for sample in samples]))
+
+
+def loader(dataset, workers=0, bad=None, batch_size=8):
+    order = Order(len(dataset), batch_size, seed=3, shards=dataset.shards, window=16)
+    return Loader(dataset, Plain(), order, CPU, workers, on_unreadable=None if bad is None else bad.extend)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    source = Numbers(50, bad=[5], shards=(0, 10, 30))
+    expected = [batch.data for batch in loader(source).steps(0, 12)]
+    found = [batch.data for batch in loader(source, workers).steps(0, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_starting_late_is_the_end_of_starting_early():
+    source = Numbers(50)
+    whole = [batch.index.tolist() for batch in loader(source).steps(0, 10)]
+    assert [batch.index.tolist() for batch in loader(source).steps(6, 10)] == whole[6:]
+
+
+def test_the_cache_leaves_unreadable_samples_out_and_keeps_their_names():
+    kept = Cached(Numbers(20, bad=[3, 7]), Plain())
+    assert len(kept) == 18
+    assert {item.index for item in kept.unreadable} == {3, 7}
+    assert kept.batch(np.array([3, 17])).index.tolist() == [4, 19]
+    assert kept.name(3) == "row 4"
+    assert kept.read([3])[0].index == 4
+
+
+def test_streaming_puts_the_next_readable_sample_in_place_and_reports():
+    bad = []
+    seen = list(loader(Numbers(16, bad=[2, 3]), bad=bad).steps(0, 2))
+    assert sorted(torch.cat([batch.index for batch in seen]).tolist()) == sorted([*range(2), 4, 4, *range(4, 16)])
+    assert {item.index for item in bad} == {2, 3}
+
+
+def test_samples_of_very_different_length_are_not_padded_together():
+    assert Cached(Numbers(40, widths=[2] * 39 + [4000]), Plain()).whole is None
+    assert Cached(Numbers(40), Plain()).whole is not None
+
+
+def test_batches_in_order_skip_what_cannot_be_read():
+    for source in (Numbers(10, bad=[4]), Cached(Numbers(10, bad=[4]), Plain())):
+        seen = torch.cat([batch.index for batch in batches(source, Plain(), 4)])
+        assert seen.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_nothing_readable_is_an_error_that_says_why():
+    with pytest.raises(LabelfreeError, match="bad luck"):
+        sample_bytes(Numbers(4, bad=range(4)))
+
+
+def test_an_error_while_reading_ahead_reaches_the_reader():
+    class Broken(Numbers):
+        def read(self, indices):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        next(loader(Broken(20)).steps(0, 3))

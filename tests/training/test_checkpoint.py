@@ -1,0 +1,88 @@
+"""A checkpoint is whole, verified and exact, or it is refused."""
+
+import errno
+
+import pytest
+import torch
+from torch import nn
+
+from labelfree.errors import LabelfreeError
+from labelfree.training import checkpoint
+from labelfree.training.checkpoint import load_state, read_tensors, save_state, write_tensors
+from labelfree.training.optim import build_optimizer
+from labelfree.training.settings import OptimSettings
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def train(module, optimizer, steps, start=0):
+    for step in range(start, start + steps):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        module(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_training_goes_on_bit_for_bit(tmp_path, name):
+    settings = OptimSettings(optimizer=name, learning_rate=0.1)
+    straight = model()
+    train(straight, build_optimizer(straight.parameters(), settings), 6)
+
+    first = model()
+    optimizer = build_optimizer(first.parameters(), settings)
+    train(first, optimizer, 4)
+    save_state(tmp_path, 4, first, optimizer)
+
+    second = model()
+    optimizer = build_optimizer(second.parameters(), settings)
+    assert load_state(tmp_path, second, optimizer) == 4
+    train(second, optimizer, 2, start=4)
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_the_newest_and_the_one_before_are_kept(tmp_path):
+    module = model()
+    optimizer = build_optimizer(module.parameters(), OptimSettings())
+    for step in (1, 2, 3):
+        save_state(tmp_path, step, module, optimizer)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:-10], lambda b: b[:100] + b"\x01" + b[101:], lambda b: b""])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_cut_or_altered_file_is_refused(tmp_path, file, spoil):
+    module = model()
+    optimizer = build_optimizer(module.parameters(), OptimSettings())
+    train(module, optimizer, 1)
+    path = save_state(tmp_path, 1, module, optimizer) / file
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(LabelfreeError, match="cut or altered"):
+        load_state(tmp_path, module, optimizer)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    module = model()
+    save_state(tmp_path, 1, module, build_optimizer(module.parameters(), OptimSettings()))
+    other = nn.Linear(3, 2)
+    with pytest.raises(LabelfreeError, match="another model"):
+        load_state(tmp_path, other, build_optimizer(other.parameters(), OptimSettings()))
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    digest = write_tensors(path, {"w": torch.ones(3)})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(LabelfreeError, match="No space left"):
+        write_tensors(path, {"w": torch.zeros(3)})
+    assert torch.equal(read_tensors(path, digest)["w"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,167 @@
+"""What a step does, and what it never does."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder, Features
+from labelfree.errors import LabelfreeError
+from labelfree.objectives.base import Objective, Step
+from labelfree.settings import Settings
+from labelfree.training import optim
+from labelfree.training.health import Watch, feature_health
+from labelfree.training.loop import GIVE_UP, Stepper, Training
+from labelfree.training.settings import TrainSettings
+
+CPU = torch.device("cpu")
+
+
+class Normalised(Encoder):
+    name = ""
+    dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    @classmethod
+    def build(cls, variant, modality, causal=False):
+        return cls()
+
+    def forward(self, batch, mask=None, hide="replace"):
+        return Features(self.norm(self.layer(batch.data)))
+
+
+class Shrink(Objective):
+    """Pull features to a point; on steps in `poison` the loss is not a number."""
+
+    name = ""
+    settings_class = Settings
+    needs = frozenset()
+    poison = frozenset()
+    calls = 0
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        x = self.encoder(batch).pooled
+        self.calls += 1
+        loss = x.square().mean() * (math.nan if self.calls - 1 in self.poison else 1.0)
+        return Step(loss, x.detach())
+
+
+class Endless:
+    """Random batches, the same for the same step."""
+
+    device = CPU
+
+    class order:
+        @staticmethod
+        def epoch(step):
+            return 0
+
+    def batch(self, step):
+        return Batch(torch.randn(8, 4, generator=torch.Generator().manual_seed(step)), torch.arange(8))
+
+
+def training(poison=(), **settings):
+    torch.manual_seed(0)
+    objective = Shrink(Normalised(), None)
+    objective.poison = frozenset(poison)
+    chosen = TrainSettings(batch_size=8, **settings)
+    optimizer = optim.build_optimizer(objective.parameters(), chosen)
+    return Training(objective, Stepper(objective, CPU, "32"), optimizer, Endless(), chosen, steps=100, seed=0)
+
+
+def weights(job):
+    return [value.clone() for value in job.objective.state_dict().values()]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_a_gradient_that_is_not_a_number_changes_nothing(optimizer):
+    job = training(poison=[1], optimizer=optimizer)
+    job.step(0, job.loader.batch(0))
+    before = weights(job)
+    loss, *_ = job.step(1, job.loader.batch(1))
+    assert not torch.isfinite(loss)
+    counted = [a for a, b in zip(before, weights(job), strict=True) if a.is_floating_point() and not torch.equal(a, b)]
+    assert not counted
+    job.step(2, job.loader.batch(2))
+    assert any(not torch.equal(a, b) for a, b in zip(before, weights(job), strict=True))
+    assert all(torch.isfinite(value).all() for value in weights(job))
+
+
+def test_training_is_given_up_when_no_gradient_is_finite():
+    job = training(poison=range(1000))
+    for step in range(GIVE_UP - 1):
+        job.step(step, job.loader.batch(step))
+    with pytest.raises(LabelfreeError, match="not finite"):
+        job.step(GIVE_UP, job.loader.batch(GIVE_UP))
+
+
+def test_clipping_bounds_the_gradient():
+    job = training(optimizer="sgd", learning_rate=1.0, clip=1e-3, weight_decay=0, momentum=0, warmup=0)
+    before = [p.detach().clone() for p in job.objective.parameters()]
+    job.step(0, job.loader.batch(0))
+    moved = [(p.detach() - old).flatten() for p, old in zip(job.objective.parameters(), before, strict=True)]
+    assert torch.cat(moved).norm() == pytest.approx(1e-3 * 8 / 256, rel=1e-3)
+
+
+def test_a_frozen_network_is_named():
+    job = training()
+    elsewhere = nn.Parameter(torch.zeros(2, 2))
+    job.optimizer = optim.build_optimizer([elsewhere], job.settings)
+    with pytest.raises(LabelfreeError, match="depends on no weight"):
+        job.step(0, job.loader.batch(0))
+
+
+def test_the_schedule_warms_up_and_ends_near_zero():
+    rates = [optim.cosine(step, 100, 10) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3
+
+
+def test_vectors_are_not_decayed():
+    job = training(weight_decay=0.5)
+    decay = {id(p): group["weight_decay"] for group in job.optimizer.param_groups for p in group["params"]}
+    encoder = job.objective.encoder
+    assert decay[id(encoder.layer.weight)] == 0.5
+    assert {decay[id(p)] for p in (encoder.layer.bias, encoder.norm.weight, encoder.norm.bias)} == {0.0}
+
+
+def test_health_tells_even_features_from_collapsed_ones():
+    even = feature_health(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))
+    point = feature_health(
+        torch.ones(256, 32) + 1e-7 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    )
+    line = feature_health(torch.randn(256, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(256, 32))
+    assert even["feature_std"] == pytest.approx(1, abs=0.05)
+    assert even["effective_rank"] > 25
+    assert point["feature_std"] < 1e-3
+    assert line["effective_rank"] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        ([{"loss": 1.0, "feature_std": 0.001, "effective_rank": 1.0}] * 4, "collapsed"),
+        (
+            [
+                {"loss": 1.0, "feature_std": 1.0, "effective_rank": 9.0},
+                *[{"loss": 99.0, "feature_std": 1.0, "effective_rank": 9.0}] * 4,
+            ],
+            "diverges",
+        ),
+        ([{"loss": math.nan, "feature_std": 1.0, "effective_rank": 9.0}] * 4, "diverges"),
+        ([{"loss": 1.0, "feature_std": 1.0, "effective_rank": 9.0}] * 9, None),
+    ],
+)
+def test_collapse_and_divergence_are_named_once(lines, word):
+    watch = Watch()
+    said = [words for line in lines for words in watch.read(line)]
+    assert len(said) == (word is not None)
+    assert word is None or word in said[0]

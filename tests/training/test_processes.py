@@ -1,0 +1,72 @@
+"""Two processes are one: started here, or by torchrun."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import labelfree
+from labelfree.training.checkpoint import read_tensors
+
+#: Plain gradient descent, so that a difference of weights is one of gradients.
+TINY = {"method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 3, "batch_size": 16, "warmup": 0}
+TINY |= {
+    "encoder": "timm:test_resnet",
+    "precision": "32",
+    "optimizer": "sgd",
+    "learning_rate": 0.5,
+    "weight_decay": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "pictures.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, (64, 8, 8, 3), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(pictures, tmp_path_factory):
+    return labelfree.pretrain(str(pictures), out=tmp_path_factory.mktemp("alone") / "run", **TINY)
+
+
+def weights(path: Path):
+    config = json.loads((path / "encoder" / "config.json").read_text())
+    return read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
+
+
+def check_equal(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert max(float((first[name].float() - second[name].float()).abs().max()) for name in first) < 1e-5
+    losses = [[line["loss"] for line in labelfree.load(path).metrics()] for path in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def command(pictures: Path, out: Path) -> list[str]:
+    flags = [f"--{key}={TINY[key]}" for key in ("method", "encoder", "steps")]
+    rest = {key: value for key, value in TINY.items() if key not in ("method", "encoder", "steps")}
+    words = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in rest.items()]
+    return ["pretrain", str(pictures), "--out", str(out), *flags, *words]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_devices_two(pictures, alone, tmp_path, strategy):
+    out = tmp_path / "run"
+    words = [*command(pictures, out), "devices=2", f"strategy={strategy}"]
+    done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_equal(alone.path, out)
+
+
+def test_torchrun(pictures, alone, tmp_path):
+    out = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "labelfree"]
+    done = subprocess.run([*launcher, *command(pictures, out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_equal(alone.path, out)
+    assert torch.isfinite(next(iter(weights(out).values()))).all()

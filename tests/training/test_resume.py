@@ -1,0 +1,129 @@
+"""Stop anywhere, resume exactly: the weights are those of the run that was never stopped, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import labelfree
+from labelfree.errors import LabelfreeError
+from labelfree.training.checkpoint import read_tensors
+
+TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
+TINY |= {"batch_size": 16, "checkpoint_every": 5, "precision": "32"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "pictures.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, (64, 8, 8, 3), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(pictures, tmp_path_factory):
+    return {
+        cache: labelfree.pretrain(str(pictures), out=tmp_path_factory.mktemp(cache) / "run", cache=cache, **TINY)
+        for cache in ("memory", "none")
+    }
+
+
+def weights(run):
+    config = json.loads((run.path / "encoder" / "config.json").read_text())
+    return read_tensors(run.path / "encoder" / "model.safetensors", config["sha256"])
+
+
+def same(a, b):
+    a, b = weights(a), weights(b)
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def numbers(run):
+    timed = ("seconds", "samples_per_second")
+    return [{key: value for key, value in line.items() if key not in timed} for line in run.metrics()]
+
+
+def interrupted(pictures: Path, out: Path, number: signal.Signals, **options) -> int:
+    """Start a run in a process of its own and end it with a signal after some steps; its exit code."""
+    words = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in {**TINY, **options}.items()]
+    flags = tuple(f"{name}=" for name in ("encoder", "method", "steps"))
+    words = [f"--{word}" if word.startswith(flags) else word for word in words]
+    command = [sys.executable, "-m", "labelfree", "pretrain", str(pictures), "--out", str(out), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoints = out / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*[0-9]")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def test_kill_in_mid_epoch(pictures, unbroken, tmp_path):
+    out = tmp_path / "run"
+    assert interrupted(pictures, out, signal.SIGKILL, cache="none", workers=2) == -signal.SIGKILL
+    assert 0 < labelfree.load(out).info["step"] < TINY["steps"]
+    run = labelfree.pretrain(resume=out)
+    assert run.state == "finished"
+    assert same(run, unbroken["none"])
+    assert numbers(run) == numbers(unbroken["none"])
+
+
+def test_sigterm_saves_and_says_stopped(pictures, unbroken, tmp_path):
+    out = tmp_path / "run"
+    interrupted(pictures, out, signal.SIGTERM, cache="memory")
+    stopped = labelfree.load(out)
+    assert stopped.state == "stopped"
+    assert (out / "encoder" / "model.safetensors").exists()
+    run = labelfree.pretrain(resume=out)
+    assert same(run, unbroken["memory"])
+    assert numbers(run) == numbers(unbroken["memory"])
+
+
+def test_workers_change_nothing(pictures, unbroken, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", cache="none", workers=1, **TINY)
+    assert same(run, unbroken["none"])
+
+
+def test_a_finished_run_is_left_as_it_is(unbroken):
+    before = (unbroken["memory"].path / "run.json").read_text()
+    assert labelfree.pretrain(resume=unbroken["memory"].path).state == "finished"
+    assert (unbroken["memory"].path / "run.json").read_text() == before
+
+
+def test_a_source_that_changed_is_not_continued(tmp_path):
+    source, out = tmp_path / "pictures.npy", tmp_path / "run"
+    generator = np.random.default_rng(0)
+    np.save(source, generator.integers(0, 255, (32, 8, 8, 3), dtype=np.uint8))
+    run = labelfree.pretrain(str(source), out=out, **{**TINY, "steps": 2})
+    run.info["state"] = "stopped"
+    (out / "run.json").write_text(json.dumps(run.info))
+    np.save(source, generator.integers(0, 255, (31, 8, 8, 3), dtype=np.uint8))
+    with pytest.raises(LabelfreeError, match="has changed"):
+        labelfree.pretrain(resume=out)
+
+
+def test_an_altered_encoder_is_not_loaded(pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    path = run.path / "encoder" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"oops")
+    with pytest.raises(LabelfreeError, match="cut or altered"):
+        _ = labelfree.load(run.path).encoder
+
+
+def test_starting_from_another_run_keeps_its_weights_and_statistics(pictures, unbroken, tmp_path):
+    first = unbroken["memory"]
+    options = {**TINY, "steps": 1, "learning_rate": 1e-9, "optimizer": "sgd"}
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", init=first.path, **options)
+    assert run.modality.state() == first.modality.state()
+    learnt = {name: value for name, value in weights(first).items() if name.endswith("weight")}
+    assert all(torch.allclose(weights(run)[name], value, atol=1e-5) for name, value in learnt.items())
