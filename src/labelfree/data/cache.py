@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -78,10 +78,8 @@ class Cached(Dataset):
         self._samples: list[Sample] | None = samples
         self.whole: Batch | None = None
         if _alike(samples):
-            # Pieces of unequal samples would be padded to different lengths, and could not be joined.
-            step = CHUNK if len({sample.data.shape for sample in samples}) == 1 else len(samples)
-            self.whole = Batch.cat([modality.collate(samples[i : i + step]) for i in range(0, len(samples), step)])
             self._samples = None
+            self.whole = Batch.cat(list(_collate_all(samples, modality)))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -120,6 +118,17 @@ class Cached(Dataset):
 
     def column(self, name: str) -> np.ndarray:
         return self._dataset.column(name)[self.kept]
+
+
+def _collate_all(samples: list[Sample], modality: Modality) -> Iterator[Batch]:
+    """Raw batches of all samples, which are let go as they are taken: memory need not hold them twice over."""
+    # Pieces of unequal samples would be padded to different lengths, and could not be joined.
+    step = CHUNK if len({sample.data.shape for sample in samples}) == 1 else len(samples)
+    samples.reverse()
+    while samples:
+        chunk = samples[: -step - 1 : -1]
+        del samples[-step:]
+        yield modality.collate(chunk)
 
 
 def _alike(samples: Sequence[Sample]) -> bool:
