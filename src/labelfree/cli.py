@@ -198,47 +198,44 @@ def pretrain(
 def evaluate(
     run: RunPath,
     train: Train,
-    test: Annotated[str, Option("--test", metavar="SOURCE", help="Labelled data that never chooses anything.")],
     label: Label,
-    budgets: Annotated[str, Option(help="Shares of the training labels, or counts: 1%, 5/class, 200.")] = "1%,10%,100%",
-    protocols: Annotated[str, Option(help="knn, linear, finetune.")] = "knn,linear,finetune",
-    seeds: Annotated[int, Option(help="Repetitions with different labels.")] = 3,
+    settings: Words = None,
+    test: Annotated[
+        str | None, Option(metavar="SOURCE", help="Labelled data to score on; a fifth of --train if absent.")
+    ] = None,
+    budgets: Annotated[str, Option(metavar="B,B", help="How many labels: 1%, 5/class or 200.")] = "1%,10%,100%",
+    protocols: Annotated[str, Option(metavar="P,P", help="knn, linear, finetune.")] = "knn,linear,finetune",
+    seeds: Annotated[int, Option(metavar="N", help="Repetitions with other labels and weights.")] = 3,
     group: Group = None,
+    metric: Annotated[str, Option(metavar="M", help="accuracy, balanced_accuracy, macro_f1 or auto.")] = "auto",
+    seed: Annotated[int, Option(help="Same seed, same labels and weights.")] = 0,
     time_limit: TimeLimit = None,
+    config: Config = None,
 ) -> Answer:
     """Prove what a run was worth, with few labels.
 
     The frozen and the fine-tuned encoder stand beside the same network from scratch, a random one and raw features.
     """
+    options = {"group": group, "metric": metric, "seed": seed, "seeds": seeds, "time_limit": time_limit}
+    values = _settings(settings, config, options)
     from labelfree.run import Run
 
-    evaluation = Run(run).evaluate(
-        train,
-        test,
-        label,
-        budgets=_listed(budgets),
-        protocols=_listed(protocols),
-        seeds=seeds,
-        group=group,
-        time_limit=time_limit,
-    )
-    return _show_evaluation(evaluation)
+    evaluation = Run(run).evaluate(train, test, label, budgets=_listed(budgets), protocols=_listed(protocols), **values)
+    return _show(evaluation)
 
 
 def _listed(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
 
 
-def _show_evaluation(evaluation: Evaluation) -> Answer:
-    """Print the verdict and the table of results; the keys of the answer are documented in docs/json.md."""
-    answer = evaluation.to_json()
-    rows = [
-        (r["protocol"], r["budget"], r["method"], f"{r['score']:.3f}", f"{r['low']:.3f} … {r['high']:.3f}", r["seeds"])
-        for r in answer["results"]
-    ]
-    _table(["protocol", "labels", "method", answer["metric"], "95 % interval", "seeds"], rows)
-    print(answer["verdict"])
-    return answer
+def _show(evaluation: Evaluation) -> Answer:
+    """Print the table of results and the verdict; the keys of the answer are documented in docs/json.md."""
+    from rich.console import Console
+
+    Console().print(evaluation.table())
+    for words in (*evaluation.warnings, *evaluation.left_out, evaluation.verdict):
+        print(words)
+    return evaluation.to_dict() | {"file": str(evaluation.path)}
 
 
 @_verb("runs/photos --train labelled/ --label folder --out models/photos")
@@ -340,10 +337,10 @@ def demo(
     """
     from labelfree.demo import demo
 
-    evaluation, path = demo(out)
-    answer = _show_evaluation(evaluation)
-    print(f"The report is in '{path / 'report.html'}'.")
-    return answer | {"run": str(path)}
+    run, evaluation, path = demo(out)
+    answer = _show(evaluation)
+    print(f"The report is in '{path}'.")
+    return answer | {"run": str(run.path), "report": str(path)}
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
