@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,54 +33,85 @@ class Shape:
 
 #: `base` is the published shape.
 SHAPES = {"tiny": Shape(32, 8, 128), "base": Shape(64, 10, 320), "large": Shape(128, 10, 640)}
+#: Rows (samples × steps) below which bfloat16 is slower than float32 on a CPU.
+_FEW_ROWS = 512
+
+
+class _Convolve(torch.autograd.Function):
+    """A convolution over time-major rows: row t·B + b is step t of sample b, so a shift in time is a shift in rows.
+
+    Each tap is one matrix product of a stretch of rows, without padding or copying; a tap that reaches beyond the
+    series for every step costs nothing. Taps and result are of the rows' precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, shifts: tuple[int, ...]) -> Tensor:
+        """(R, C) rows, (K, O, C) taps, (O,) bias → (R, O); tap k looks `shifts[k]` rows ahead, one of them none."""
+        weight = weight.to(rows.dtype)
+        out = torch.addmm(bias.to(rows.dtype), rows, weight[shifts.index(0)].t())
+        for tap, target, source in _taps(shifts, len(rows)):
+            out[target].addmm_(rows[source], weight[tap].t())
+        ctx.save_for_backward(rows, weight)
+        ctx.shifts, ctx.kinds = shifts, (weight.dtype, bias.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        here = ctx.shifts.index(0)
+        to_rows = grad @ weight[here]
+        to_weight = torch.zeros_like(weight)
+        torch.mm(grad.t(), rows, out=to_weight[here])
+        for tap, target, source in _taps(ctx.shifts, len(rows)):
+            to_rows[source].addmm_(grad[target], weight[tap])
+            torch.mm(grad[target].t(), rows[source], out=to_weight[tap])
+        return to_rows, to_weight.float(), grad.sum(dim=0, dtype=torch.float32), None
+
+
+def _taps(shifts: tuple[int, ...], rows: int) -> Iterator[tuple[int, slice, slice]]:
+    """Of the taps that look elsewhere, those that find something: (tap, rows that look, rows looked at)."""
+    for tap, shift in enumerate(shifts):
+        if 0 < abs(shift) < rows:
+            early, late = slice(0, rows - abs(shift)), slice(abs(shift), rows)
+            yield (tap, early, late) if shift > 0 else (tap, late, early)
 
 
 class DilatedConv(nn.Module):
-    """A convolution of width 3 over (B, T, C), zeros beyond the ends; causal: it looks back only.
-
-    Taps that lie beyond both ends for every step are left out, which changes no number: a dilation as long as the
-    series leaves a linear map.
-    """
+    """A convolution of width 3 over (T, B, C), zeros beyond the ends; causal: it looks back only."""
 
     def __init__(self, channels: int, width: int, dilation: int, causal: bool) -> None:
         super().__init__()
-        self.dilation, self.causal = dilation, causal
-        self.weight = nn.Parameter(torch.empty(width, channels, 3))
-        self.bias = nn.Parameter(torch.empty(width))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch's own convolutions begin
-        bound = 1 / math.sqrt(3 * channels)
-        nn.init.uniform_(self.bias, -bound, bound)
+        self.shifts = (-2 * dilation, -dilation, 0) if causal else (-dilation, 0, dilation)
+        bound = 1 / math.sqrt(3 * channels)  # as torch's own convolutions begin
+        self.weight = nn.Parameter(torch.empty(3, width, channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        d = self.dilation
-        if d >= x.shape[1]:
-            return F.linear(x, self.weight[:, :, 2 if self.causal else 1], self.bias)
-        # (B, T, C) is what a channels-last picture one pixel high looks like in memory
-        picture = x.transpose(1, 2).unsqueeze(2)
-        if self.causal:
-            picture = F.pad(picture, (2 * d, 0))
-        padding = (0, 0 if self.causal else d)
-        out = F.conv2d(picture, self.weight.unsqueeze(2), self.bias, padding=padding, dilation=(1, d))
-        return out.squeeze(2).transpose(1, 2)
+        steps, batch, channels = x.shape
+        shifts = tuple(shift * batch for shift in self.shifts)
+        out = _Convolve.apply(x.reshape(steps * batch, channels), self.weight, self.bias, shifts)
+        return out.view(steps, batch, -1)
 
 
 class Block(nn.Module):
     """GELU, convolution, GELU, convolution, and a way around them (Yue et al. 2022, appendix C.2)."""
 
-    def __init__(self, channels: int, width: int, dilation: int, causal: bool, last: bool) -> None:
+    def __init__(self, channels: int, width: int, dilation: int, causal: bool) -> None:
         super().__init__()
         self.first = DilatedConv(channels, width, dilation, causal)
         self.second = DilatedConv(width, width, dilation, causal)
-        self.around = nn.Linear(channels, width) if channels != width or last else nn.Identity()
+        self.around = nn.Linear(channels, width) if channels != width else nn.Identity()
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        inner = self.first(_only(F.gelu(x), valid))
+    def forward(self, x: Tensor, valid: Tensor | None, kind: torch.dtype) -> Tensor:
+        """(T, B, channels) → (T, B, width); the products in precision `kind`, what they are added to in float32."""
+        inner = self.first(_only(F.gelu(x), valid).to(kind))
         return self.around(x) + self.second(_only(F.gelu(inner), valid))
 
 
 def _only(x: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, T, C) with zeros in padding, as beyond the ends."""
-    return x if valid is None else x * valid[..., None]
+    """Zeros in padding, as beyond the ends. valid (T, B, 1)."""
+    return x if valid is None else x * valid.to(x.dtype)
 
 
 class Dilated(Encoder):
@@ -102,7 +134,7 @@ class Dilated(Encoder):
         self.project = nn.Linear(patch * channels, hidden)
         widths = [*[hidden] * depth, dim]
         self.blocks = nn.ModuleList(
-            Block(before, width, 2**number, causal, last=number == depth)
+            Block(before, width, 2**number, causal)
             for number, (before, width) in enumerate(zip([hidden, *widths], widths, strict=False))
         )
 
@@ -122,24 +154,32 @@ class Dilated(Encoder):
         return list(SHAPES)
 
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
-        cut = patches(batch.data, self.patch)
-        missing = cut.isnan()
-        local = self.project(cut.masked_fill(missing, 0.0))
-        valid = valid_tokens(batch, self.patch)
-        gone = missing.all(dim=2)
-        x = local.masked_fill((gone if mask is None else gone | mask)[..., None], 0.0)
-        for block in self.blocks:
-            x = block(x, valid)
-        if self.training and batch.draw is not None:
-            x = batch.draw.dropout("representation", x, self.dropout)
-        return Features(pooled=_greatest(x, valid), tokens=x, valid=valid, local=local)
-
-    @property
-    def local_dim(self) -> int:
-        return self.project.out_features
+        kind = _precision(batch.data)
+        with torch.autocast(batch.data.device.type, enabled=False):
+            cut = patches(batch.data, self.patch).transpose(0, 1)  # time comes first from here on
+            missing = cut.isnan()
+            local = self.project(cut.masked_fill(missing, 0.0))
+            valid = valid_tokens(batch, self.patch)
+            gone = missing.all(dim=2)
+            x = local.masked_fill((gone if mask is None else gone | mask.t())[..., None], 0.0)
+            inside = None if valid is None else valid.t()[..., None]
+            for block in self.blocks:
+                x = block(x, inside, kind)
+            tokens = x.transpose(0, 1)
+            if self.training and batch.draw is not None:
+                tokens = batch.draw.dropout("representation", tokens, self.dropout)
+            return Features(_greatest(tokens, valid), tokens, valid, local.transpose(0, 1))
 
     def layers(self) -> list[list[nn.Parameter]]:
         return [list(self.project.parameters()), *(list(block.parameters()) for block in self.blocks)]
+
+
+def _precision(data: Tensor) -> torch.dtype:
+    """Precision of the matrix products: autocast's, but for so few rows that a CPU spends more on preparing them."""
+    device = data.device.type
+    if not torch.is_autocast_enabled(device) or (device == "cpu" and data.shape[0] * data.shape[1] < _FEW_ROWS):
+        return torch.float32
+    return torch.get_autocast_dtype(device)
 
 
 def _greatest(tokens: Tensor, valid: Tensor | None) -> Tensor:

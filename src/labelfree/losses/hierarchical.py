@@ -1,9 +1,12 @@
 """TS2Vec's hierarchical contrast (Yue et al. 2022, §3.3–3.4): steps told apart in time, and samples at each step.
 
-Legend: B samples of this process, T shared steps, D width; z1, z2 (B, T, D) the two views of the same steps.
+Legend: B samples of this process, T shared steps, D width. z (T, 2B, D) holds both views of the same steps, time first:
+z[:, b] and z[:, B + b] are sample b.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,84 +28,118 @@ def hierarchical_contrast(z1: Tensor, z2: Tensor, alpha: float = 0.5, valid: Ten
     Returns:
         Scalar: this process's part of the loss of the global batch.
     """
-    scales = [(z1, z2, valid)]
-    while scales[-1][0].shape[1] > 1:
+    z = torch.cat([z1.transpose(0, 1), z2.transpose(0, 1)], dim=1)
+    known = None if valid is None else valid.t().repeat(1, 2)
+    scales = [(z, known)]
+    while len(scales[-1][0]) > 1:
         scales.append(_halve(*scales[-1]))
-    instance = instance_contrast(scales) if alpha > 0 else 0.0
-    temporal = temporal_contrast(scales) if alpha < 1 else 0.0
-    return (alpha * instance + (1 - alpha) * temporal) / len(scales)  # type: ignore[return-value]
+    total = z.new_zeros(())
+    if alpha > 0:
+        total = total + alpha * instance_contrast(scales)
+    if alpha < 1:
+        # One step has nothing to be told from: its scale adds nothing, but counts in the mean.
+        total = total + (1 - alpha) * sum((temporal_contrast(*scale) for scale in scales[:-1]), z.new_zeros(()))
+    return total / len(scales)
 
 
-Scale = tuple[Tensor, Tensor, Tensor | None]
+#: z (T, 2B, D), and (T, 2B) bool: which are no padding, or None where all are.
+Scale = tuple[Tensor, Tensor | None]
 
 
-def _halve(z1: Tensor, z2: Tensor, valid: Tensor | None) -> Scale:
-    if valid is None:
-        return _pool(z1), _pool(z2), None
-    least = torch.finfo(z1.dtype).min
-    low1, low2 = (z.masked_fill(~valid[..., None], least) for z in (z1, z2))
-    left = _pool(valid)
-    return _pool(low1) * left[..., None], _pool(low2) * left[..., None], left
+def _halve(z: Tensor, known: Tensor | None) -> Scale:
+    if known is None:
+        return _pool(z), None
+    left = _pool(known)
+    hidden = z.masked_fill(~known[..., None], torch.finfo(z.dtype).min)
+    return _pool(hidden).masked_fill(~left[..., None], 0.0), left
 
 
 def _pool(x: Tensor) -> Tensor:
     """Maximum of neighbouring steps; an odd last step falls away, as in the published code."""
-    even = x.shape[1] // 2 * 2
-    return torch.maximum(x[:, 0:even:2], x[:, 1:even:2])
+    even = len(x) // 2 * 2
+    return torch.maximum(x[0:even:2], x[1:even:2])
 
 
 def instance_contrast(scales: list[Scale]) -> Tensor:
     """Sum over scales of: at one step, tell a sample's other view from all other samples' views (eq. 2)."""
-    ours = [torch.stack([z1, z2]).transpose(1, 2) for z1, z2, _ in scales]
-    counts = [part.shape[1] for part in ours]
-    z = torch.cat(ours, dim=1)  # (2, S, B, D), S steps of all scales
-    everyone = torch.stack([gather(z[view].transpose(0, 1)).transpose(0, 1) for view in (0, 1)])
-    batch, total = z.shape[2], everyone.shape[2]
-    anchors, keys = (x.transpose(0, 1).flatten(1, 2) for x in (z, everyone))  # (S, 2B, D), (S, 2RB, D)
-    similarity = anchors @ keys.transpose(1, 2)
-    place = torch.arange(batch, device=z.device) + rank() * batch
-    own = torch.cat([place, place + total])
-    rows = torch.arange(2 * batch, device=z.device)
+    batch, total = scales[0][0].shape[1] // 2, scales[0][0].shape[1] // 2 * world_size()
+    device = scales[0][0].device
+    similarity = torch.cat([z @ _everyone(z).transpose(1, 2) for z, _ in scales])  # (S, 2B, 2RB), S steps of all scales
+    rows = torch.arange(2 * batch, device=device)
+    own = rows + rank() * batch + (rows >= batch) * (total - batch)
     positive = similarity[:, rows, own.roll(batch)]
-    hidden = torch.zeros(2 * batch, 2 * total, dtype=torch.bool, device=z.device)
+    hidden = torch.zeros(2 * batch, 2 * total, dtype=torch.bool, device=device)
     hidden[rows, own] = True
-    weights = None
-    if scales[0][2] is not None:
-        known = torch.cat([valid.T for _, _, valid in scales if valid is not None])  # (S, B)
-        weights = known.repeat(1, 2)
-        all_known = gather(known.T.to(z.dtype)).T.bool().repeat(1, 2)
-        hidden = hidden | ~all_known[:, None, :]
-    lost = similarity.masked_fill(hidden, torch.finfo(z.dtype).min).logsumexp(dim=2) - positive
-    return _mean_by_scale(lost, weights, counts)
+    weights = torch.cat([_anchor_weights(z, known) for z, known in scales])
+    if scales[0][1] is not None:
+        known = torch.cat([part for _, part in scales if part is not None])
+        hidden = hidden | ~_everyone(known.to(similarity.dtype)).bool()[:, None, :]
+    lost = similarity.masked_fill(hidden, torch.finfo(similarity.dtype).min).logsumexp(dim=2) - positive
+    return (lost * weights).sum()
 
 
-def _mean_by_scale(lost: Tensor, weights: Tensor | None, counts: list[int]) -> Tensor:
-    """Sum over scales of the mean of `lost` (S, A) over a scale's steps and anchors, weighted over all processes."""
-    if weights is None:
-        share = torch.cat([lost.new_full((count,), 1 / count) for count in counts])
-        return (lost.mean(dim=1) * share).sum()
-    scale = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(lost.device)
-    sums = torch.zeros(2, len(counts), device=lost.device, dtype=lost.dtype)
-    sums = sums.index_add(1, scale, torch.stack([(lost * weights).sum(dim=1), weights.sum(dim=1).to(lost.dtype)]))
-    return (sums[0] / (all_sum(sums[1]) / world_size()).clamp_min(1e-9)).sum()
+def _everyone(z: Tensor) -> Tensor:
+    """(T, 2B, ...) → (T, 2RB, ...): the samples of all processes, first views before second ones."""
+    if world_size() == 1:
+        return z
+    views = z.unflatten(1, (2, -1)).movedim(2, 0)  # (B, T, 2, ...)
+    return gather(views.contiguous()).movedim(0, 2).flatten(1, 2)
 
 
-def temporal_contrast(scales: list[Scale]) -> Tensor:
-    """Sum over scales of: in one sample, tell a step's other view from all other steps of both views (eq. 1)."""
-    total = scales[0][0].new_zeros(())
-    for z1, z2, valid in scales:
-        if z1.shape[1] == 1:
-            continue  # one step has nothing to be told from
-        z = torch.cat([z1, z2], dim=1)
-        similarity = z @ z.transpose(1, 2)
-        positive = (z1 * z2).sum(dim=2)
+def _anchor_weights(z: Tensor, known: Tensor | None) -> Tensor:
+    """(T, 2B) weights: their sum over processes is the number of processes, equal where `known`."""
+    if known is None:
+        return z.new_full(z.shape[:2], 1 / (z.shape[0] * z.shape[1]))
+    weights = known.to(z.dtype)
+    return weights / (all_sum(weights.sum()) / world_size()).clamp_min(1)
+
+
+def temporal_contrast(z: Tensor, known: Tensor | None = None) -> Tensor:
+    """In one sample, tell a step's other view from all other steps of both views (eq. 1)."""
+    weights = _anchor_weights(z, known).t()
+    loss: Tensor = _Temporal.apply(z, weights, None if known is None else known.t())
+    return loss
+
+
+class _Temporal(torch.autograd.Function):
+    """Σ weight · (log Σ over other steps of exp(similarity) - similarity with the other view).
+
+    The (2T)² similarities of a sample fall into three blocks, [first, first], [second, second] and [first, second],
+    whose transpose is the fourth. The gradient is made in the forward pass, so that none of them outlives it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weights: Tensor, known: Tensor | None) -> Tensor:
+        """z (T, 2B, D), weights (2B, T), known (2B, T) bool or None → scalar."""
+        views = z.transpose(0, 1)
+        half = len(views) // 2
+        first, second = views[:half], views[half:]
         least = torch.finfo(z.dtype).min
-        similarity.diagonal(dim1=1, dim2=2).fill_(least)
-        if valid is None:
-            total = total + similarity.logsumexp(dim=2).mean() - positive.mean()
-            continue
-        both = valid.repeat(1, 2)
-        lost = similarity.masked_fill(~both[:, None], least).logsumexp(dim=2) - positive.repeat(1, 2)
-        count = (all_sum(both.sum().to(z.dtype)) / world_size()).clamp_min(1)
-        total = total + (lost * both).sum() / count
-    return total
+        same = views @ views.transpose(1, 2)
+        cross = first @ second.transpose(1, 2)
+        positive = cross.diagonal(dim1=1, dim2=2).repeat(2, 1)
+        same.diagonal(dim1=1, dim2=2).fill_(least)
+        if known is not None:
+            same.masked_fill_(~known[:, None], least)
+            cross.masked_fill_(~(known[:half, :, None] & known[half:, None]), least)
+        top = torch.maximum(same.amax(dim=2), torch.cat([cross.amax(dim=2), cross.amax(dim=1)]))
+        same.sub_(top[:, :, None]).exp_()
+        of_first = (cross - top[:half, :, None]).exp_()
+        of_second = cross.sub_(top[half:, None, :]).exp_()
+        total = same.sum(dim=2) + torch.cat([of_first.sum(dim=2), of_second.sum(dim=1)])
+        loss = ((total.log() + top - positive) * weights).sum()
+        if ctx.needs_input_grad[0]:
+            share = weights / total
+            same.mul_(share[:, :, None])
+            mixed = of_first.mul_(share[:half, :, None]).add_(of_second.mul_(share[half:, None, :]))
+            mixed.diagonal(dim1=1, dim2=2).sub_(weights[:half] + weights[half:])
+            grad = (same + same.transpose(1, 2)) @ views
+            grad[:half].baddbmm_(mixed, second)
+            grad[half:].baddbmm_(mixed.transpose(1, 2), first)
+            ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return (grad * grads[0]).transpose(0, 1), None, None
