@@ -26,7 +26,6 @@ from labelfree.tasks.classifier import (
 from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
-from labelfree.training import runtime
 from labelfree.training.logs import say
 
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
@@ -86,7 +85,6 @@ class Bench:
         uneven = is_uneven(counts)
         self.metric = ("balanced_accuracy" if uneven else "accuracy") if metric == "auto" else metric
         self.balance = self.metric != "accuracy"
-        self.precision = runtime.best_precision(runtime.device())
         self._thin()
         counts = np.bincount(self.train.y, minlength=len(parts.classes))
         self.quotas = {budget.name: budget.quotas(counts) for budget in budgets}
@@ -121,7 +119,7 @@ class Bench:
                 setattr(self, name, part.only(kept))
 
     def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
-        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision=self.precision)
+        return embed(encoder, self.run.modality, part.dataset, indices=part.rows)
 
     def _embed(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
         """Features of the training and of the test part."""
@@ -295,8 +293,6 @@ class Bench:
                 seed=self.seed + number,
                 pretrained=pretrained,
             )
-            odds = class_probabilities(
-                model, modality, self.test.dataset, indices=self.test.rows, precision=self.precision
-            )
+            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows)
             probed.append(Probed(np.nan_to_num(odds).argmax(axis=1), search.score, search.rate))
         return probed

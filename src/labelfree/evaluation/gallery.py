@@ -14,7 +14,7 @@ from labelfree.modalities.base import Modality
 from labelfree.run import write_json
 
 #: Points of the map, rows of neighbours, neighbours a row, and characters of HTML that looking at points may cost.
-POINTS, ROWS, NEAR, SHOWN = 1000, 8, 6, 1_500_000
+POINTS, ROWS, NEAR, SHOWN = 1000, 8, 6, 800_000
 
 
 def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:

@@ -56,10 +56,9 @@ def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
     failed = [c for c in comparisons if not c.helped]
     if not helped:
         worst = min(comparisons, key=lambda c: c.gain.mean)
-        how = "and did worse" if worst.hurt else "beyond what chance explains"
         return (
-            f"Pretraining did not help: {_at(comparisons)} the pretrained encoder was not above the best baseline "
-            f"{how if not worst.hurt else 'beyond what chance explains'}. {_numbers(worst, metric)}"
+            f"Pretraining did not help: {_at(comparisons)} the pretrained encoder was not above the best baseline beyond "
+            f"what chance explains. {_numbers(worst, metric)}"
         )
     best = max(helped, key=lambda c: c.gain.mean)
     saved = _saving_words(saving.get(best.budget, {}))
@@ -95,7 +94,7 @@ def _saving_words(entry: Mapping[str, Any]) -> str:
     if not need:
         return ""
     if need["relation"] == "more than":
-        return f" From scratch, all {need['labels']:,} labels are not enough for that."
+        return f" From scratch, {need['labels']:,} labels are not enough for that."
     if need["relation"] == "at most":
         return ""
     times = f" ({need['factor']:.1f} times as many)" if need["factor"] > 1.05 else ""
@@ -113,15 +112,16 @@ def label_saving(
 
     Returns:
         By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor"}: it needs
-        "about", "at most" (its smallest budget is enough) or "more than" (all are not enough) so many labels, which is
-        `factor` times as many; None where it is more than all.
+        "about", "at most" (its smallest budget is enough) or "more than" (its largest budget is not enough) so many labels, which is
+        `factor` times as many; None where it is more than that.
     """
     saving = {}
     for c in comparisons:
         entry: dict[str, Any] = {"labels": c.labels, "protocol": c.way, "score": c.score}
         for method, curve in curves.items():
             counts = sorted(curve)
-            if counts:
+            # a curve that ends before this budget says nothing of it
+            if counts and counts[-1] >= c.labels:
                 needed = labels_needed(counts, [curve[n] for n in counts], c.score)
                 relation = "more than" if needed is None else "at most" if needed <= counts[0] else "about"
                 labels = counts[-1] if needed is None else round(needed)

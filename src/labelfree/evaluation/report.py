@@ -1,0 +1,354 @@
+"""`report.html`: one page that holds all that is known of a run, needs no network, and can be mailed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelfree.evaluation.plots import Line, chart, scatter
+from labelfree.evaluation.protocol import PROTOCOLS
+from labelfree.evaluation.verdict import NAMES
+from labelfree.run import Run, read_json
+from labelfree.training.checkpoint import write_bytes
+from labelfree.training.logs import duration
+
+METHODS = {
+    "pretrained": "pretrained, without labels",
+    "scratch": "same network from scratch",
+    "random": "random frozen encoder",
+    "raw": "raw features, logistic regression",
+}
+TITLES = {
+    "linear": ("Linear probe", "the encoder frozen, a linear classifier on top"),
+    "knn": ("Nearest neighbours", "the encoder frozen, nothing trained"),
+    "finetune": ("Fine-tuning", "all layers trained"),
+}
+HEALTH = {
+    "loss": ("Loss", "what is minimised"),
+    "effective_rank": ("Effective rank", "how many directions the features use; 1 is collapse"),
+    "feature_std": ("Spread of features", "1 is even over the sphere, 0 is collapse"),
+    "learning_rate": ("Learning rate", ""),
+}
+#: Unreadable samples that are listed, and characters of a setting's value that are shown.
+LISTED, LONG = 50, 200
+
+
+def write_report(run: Run) -> Path:
+    """Write `report.html` into the run's folder, with the newest evaluation if there is one; returns its path."""
+    run = Run(run.path)
+    evaluations = run.evaluations()
+    newest = evaluations[-1] if evaluations else None
+    gallery = _gallery(run)
+    sections = [
+        _header(run, newest),
+        _results(newest) if newest else "",
+        _training(run),
+        _map(gallery) if gallery else "",
+        _neighbours(gallery) if gallery else "",
+        _about(run, newest),
+    ]
+    page = _page(run.path.name, "".join(sections), gallery)
+    path = run.path / "report.html"
+    write_bytes(path, page.encode())
+    return path
+
+
+def _file(name: str) -> str:
+    return resources.files("labelfree.evaluation").joinpath(name).read_text(encoding="utf-8")
+
+
+def _page(title: str, body: str, gallery: Mapping[str, Any] | None) -> str:
+    script = ""
+    if gallery:
+        data = {"classes": gallery["classes"], **{key: gallery["map"][key] for key in ("y", "names", "html")}}
+        safe = json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+        script = f'<script id="map-data" type="application/json">{safe}</script><script>{_file("report.js")}</script>'
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} · Labelfree report</title><style>{_file('report.css')}</style></head>"
+        f"<body><main>{body}</main>{script}</body></html>"
+    )
+
+
+def _gallery(run: Run) -> dict[str, Any] | None:
+    found = sorted((run.path / "evaluation" / "gallery").glob("*.json"))
+    return read_json(found[-1]) if found else None
+
+
+# ---- head
+
+
+def _header(run: Run, evaluation: Mapping[str, Any] | None) -> str:
+    info = run.info
+    if evaluation:
+        first, _, rest = evaluation["verdict"].partition(". ")
+        heading, lede = first.rstrip(".") + ".", rest
+    else:
+        heading = f"{info.get('encoder', 'An encoder')}, pretrained with {info.get('method', 'a method')}."
+        lede = "What it is worth is not known yet: evaluate it with labels, labelfree evaluate."
+    facts = {
+        "data": f"{info.get('found', {}).get('count', 0):,} × {info.get('modality', '')}",
+        "method": info.get("method", ""),
+        "encoder": info.get("encoder", ""),
+        "steps": f"{info.get('step', 0):,}",
+        "pretraining": duration(info.get("seconds", 0.0)),
+        "state": info.get("state", ""),
+    }
+    cells = "".join(
+        f'<div><div class="name">{name}</div><div class="value">{escape(str(value))}</div></div>'
+        for name, value in facts.items()
+        if value
+    )
+    return (
+        f'<header><p class="kicker">Labelfree report · {escape(run.path.name)}</p><h1>{escape(heading)}</h1>'
+        f'<p class="lede">{escape(lede)}</p></header><div class="facts">{cells}</div>'
+    )
+
+
+# ---- results
+
+
+def _results(evaluation: Mapping[str, Any]) -> str:
+    about, metric = evaluation["about"], NAMES[evaluation["metric"]]
+    rows = evaluation["results"]
+    words = (
+        f"{metric.capitalize()} on {about['test']:,} test samples of {len(about['classes'])} classes of "
+        f"“{about['label']}”, mean over {about['seeds']} seeds. Intervals are {about['interval']}."
+    )
+    return (
+        f"<section><h2>What it was worth</h2><p>{escape(words)}</p>{_notes(evaluation)}{_legend(rows)}{_curves(rows)}"
+        f"</section>{_saving(evaluation)}{_table(rows)}"
+    )
+
+
+def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
+    there = {row["method"] for row in rows}
+    items = "".join(
+        f'<li class="{method}"><i></i><span>{words}</span></li>' for method, words in METHODS.items() if method in there
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Score over labels for each protocol, on one scale; raw features stand beside every protocol."""
+    everything = [row[key] for row in rows for key in ("low", "high")]
+    low, high = min(everything), max(everything)
+    span = (max(0.0, low - 0.04), min(1.0, high + 0.04))
+    marks = sorted({(row["labels"], f"{row['labels']:,}\n{row['budget']}") for row in rows})
+    cards = []
+    for protocol in ("linear", "finetune", "knn"):
+        shown = [row for row in rows if row["protocol"] == protocol]
+        if not shown:
+            continue
+        if protocol != "linear":
+            shown += [row for row in rows if row["method"] == "raw"]
+        lines = []
+        for method in reversed(METHODS):
+            points = sorted((row for row in shown if row["method"] == method), key=lambda row: row["labels"])
+            columns = [[row[key] for row in points] for key in ("labels", "score", "low", "high")]
+            lines.append(Line(method, METHODS[method], *columns))
+        title, words = TITLES[protocol]
+        drawn = chart(lines, f"{title}: score by labels", marks, log=True, percent=True, span=span, dots=True)
+        cards.append(f'<div class="card"><h3>{title} <small>{words}</small></h3>{drawn}</div>')
+    return f'<div class="grid-of">{"".join(cards)}</div>'
+
+
+def _saving(evaluation: Mapping[str, Any]) -> str:
+    """A row a budget: how many labels the baselines need for the pretrained encoder's score."""
+    rows = []
+    for budget, entry in evaluation["label_saving"].items():
+        cells = "".join(f'<td class="number">{_need(entry.get(method))}</td>' for method in ("scratch", "raw"))
+        score = f"{entry['score']:.1%} <small>{TITLES[entry['protocol']][0].lower()}</small>"
+        rows.append(
+            f'<tr><td>{entry["labels"]:,} <small>{budget}</small></td><td class="number">{score}</td>{cells}</tr>'
+        )
+    if not rows:
+        return ""
+    return (
+        "<section><h2>Label saving</h2><p>How many labels the others need for the score that the pretrained encoder "
+        "has, read off their learning curves.</p><div class='scroll'><table><tr><th>labels</th>"
+        "<th class='number'>pretrained reaches</th><th class='number'>from scratch needs</th>"
+        f"<th class='number'>raw features need</th></tr>{''.join(rows)}</table></div></section>"
+    )
+
+
+def _need(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "<small>not measured</small>"
+    if entry["relation"] == "more than":
+        return f"more than {entry['labels']:,}"
+    times = f" <small>× {entry['factor']:g}</small>"
+    return f"{'at most ' if entry['relation'] == 'at most' else ''}{entry['labels']:,}{times}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    budgets = {row["budget"]: row["labels"] for row in sorted(rows, key=lambda row: row["labels"])}
+    found = {(row["protocol"], row["method"], row["budget"]): row for row in rows}
+    head = "".join(
+        f'<th class="number">{labels:,} labels <small>{name}</small></th>' for name, labels in budgets.items()
+    )
+    body = []
+    for protocol in PROTOCOLS[::-1]:
+        methods = [m for m in METHODS if any((protocol, m, b) in found for b in budgets)]
+        if methods:
+            body.append(f'<tr class="group"><td colspan="{1 + len(budgets)}">{TITLES[protocol][0]}</td></tr>')
+        for method in methods:
+            cells = "".join(_cell(found.get((protocol, method, budget))) for budget in budgets)
+            ours = ' class="ours"' if method == "pretrained" else ""
+            body.append(f'<tr{ours}><td><i class="swatch {method}"></i>{METHODS[method]}</td>{cells}</tr>')
+    return (
+        f"<section><h2>All scores</h2><div class='scroll'><table><tr><th></th>{head}</tr>{''.join(body)}</table></div>"
+        "</section>"
+    )
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return '<td class="number">–</td>'
+    between = f"{100 * row['low']:.1f} – {100 * row['high']:.1f}"
+    return f'<td class="number">{row["score"]:.1%}<br><small>{between}</small></td>'
+
+
+def _notes(evaluation: Mapping[str, Any]) -> str:
+    words = [*evaluation["warnings"], *(f"Left out: {item}" for item in evaluation["left_out"])]
+    if not words:
+        return ""
+    return f'<div class="notes"><ul>{_items(words)}</ul></div>'
+
+
+def _items(words: Iterable[str]) -> str:
+    return "".join(f"<li>{escape(word)}</li>" for word in words)
+
+
+# ---- training
+
+
+def _training(run: Run) -> str:
+    logged = run.metrics()
+    if not logged:
+        return ""
+    cards = []
+    for key, (title, words) in HEALTH.items():
+        x = [line["step"] for line in logged if line.get(key) is not None]
+        y = [line[key] for line in logged if line.get(key) is not None]
+        lines = [Line("plain", title, x, y)]
+        if len(y) > 20:
+            lines = [Line("plain faint", title, x, y), Line("plain", title, x, _smooth(y))]
+        drawn = chart(lines, f"{title} by step", size=(480.0, 190.0))
+        about = f" <small>{words}</small>" if words else ""
+        cards.append(f'<div class="card"><h3>{title}{about}</h3>{drawn}</div>' if drawn else "")
+    warnings = run.info.get("warnings") or []
+    notes = f'<div class="notes"><ul>{_items(warnings)}</ul></div>' if warnings else ""
+    return (
+        f"<section><h2>Training</h2><p>By step; no label was seen.</p>{notes}"
+        f'<div class="grid-of wide">{"".join(cards)}</div></section>'
+    )
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Running mean over a twentieth of the points."""
+    x = np.asarray(values, dtype=float)
+    half = max(1, len(x) // 40)
+    total = np.concatenate([[0.0], np.cumsum(np.nan_to_num(x))])
+    count = np.concatenate([[0.0], np.cumsum(np.isfinite(x))])
+    low, high = (np.arange(len(x)) - half).clip(0), (np.arange(len(x)) + half + 1).clip(max=len(x))
+    return ((total[high] - total[low]) / np.maximum(count[high] - count[low], 1)).tolist()
+
+
+# ---- features
+
+
+def _map(gallery: Mapping[str, Any]) -> str:
+    drawn, classes = gallery["map"], gallery["classes"]
+    styles = [f"k{y % 12}" for y in drawn["y"]]
+    swatches = "".join(f".k{i}{{color:var(--k{i})}}" for i in range(12))
+    svg = scatter(np.array(drawn["points"]), styles, "Map of the features of test samples")
+    names = "".join(
+        f'<li class="k{i % 12}"><button data-class="{i}"><i></i><span>{escape(str(name))}</span></button></li>'
+        for i, name in enumerate(classes[:24])
+    )
+    more = f"<li>and {len(classes) - 24} more</li>" if len(classes) > 24 else ""
+    words = (
+        f"Features of {len(drawn['y']):,} test samples, drawn by {drawn['method']}; the labels only colour it. "
+        "Point at a sample to see it; choose a class to see it alone."
+    )
+    return (
+        f"<style>{swatches}</style><section><h2>Map of the features</h2><p>{words}</p>"
+        f'<ul class="legend">{names}{more}</ul><div class="card mapped">{svg}<div id="tip"></div></div></section>'
+    )
+
+
+def _neighbours(gallery: Mapping[str, Any]) -> str:
+    classes = gallery["classes"]
+    rows = []
+    for asked in gallery["neighbours"]:
+        figures = [f"{_figure(asked)}<b>{escape(str(classes[asked['y']]))}</b></figcaption></figure>"]
+        for near in asked["near"]:
+            same = near["y"] == asked["y"]
+            kind, sign = ("same", "✓") if same else ("other", "✗")
+            words = f"{escape(str(classes[near['y']]))} <span class='{kind}'>{sign}</span>"
+            figures.append(f"{_figure(near)}{words} <small>{near['similarity']:.2f}</small></figcaption></figure>")
+        rows.append(f'<div class="near">{"".join(figures)}</div>')
+    return (
+        "<section><h2>Nearest neighbours</h2><p>A test sample, and the training samples that the encoder finds most "
+        f"like it, with their cosine similarity.</p>{''.join(rows)}</section>"
+    )
+
+
+def _figure(entry: Mapping[str, Any]) -> str:
+    return f'<figure title="{escape(str(entry["name"]))}"><div class="shown">{entry["html"]}</div><figcaption>'
+
+
+# ---- the record
+
+
+def _about(run: Run, evaluation: Mapping[str, Any] | None) -> str:
+    info = run.info
+    choices = [(c["key"], c["value"], c["reason"]) for c in info.get("choices", ())]
+    parts = [_details("Choices, with their reasons", choices, opened=True)]
+    for owner, settings in info.get("settings", {}).items():
+        parts.append(_details(f"Settings · {owner}", settings.items()))
+    found = info.get("found", {})
+    source = [("source", info.get("source") or "in memory"), ("fingerprint", info.get("fingerprint", ""))]
+    parts.append(_details("Data", [*source, *found.get("facts", {}).items()]))
+    parts.append(
+        _details("Versions and hardware", [*info.get("versions", {}).items(), *info.get("hardware", {}).items()])
+    )
+    if evaluation:
+        hidden = ("classes", "versions", "hardware", "finetune")
+        about = {key: value for key, value in evaluation["about"].items() if key not in hidden}
+        parts.append(_details("Evaluation", [*about.items(), *evaluation["about"]["finetune"].items()]))
+    parts.append(_unreadable(run))
+    now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    return f"<section><h2>The record</h2>{''.join(parts)}</section><footer>Written {now} by Labelfree.</footer>"
+
+
+def _details(title: str, rows: Iterable[Sequence[Any]], opened: bool = False) -> str:
+    lines = [f"<tr>{''.join(f'<td>{escape(_brief(cell))}</td>' for cell in row)}</tr>" for row in rows]
+    if not lines:
+        return ""
+    state = " open" if opened else ""
+    table = f"<div class='scroll'><table>{''.join(lines)}</table></div>"
+    return f"<details{state}><summary>{escape(title)}</summary>{table}</details>"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    words = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return words if len(words) <= LONG else words[: LONG - 1] + "…"
+
+
+def _unreadable(run: Run) -> str:
+    path = run.path / "quarantine.jsonl"
+    bad = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    more = [(f"and {len(bad) - LISTED:,} more", "see quarantine.jsonl")] if len(bad) > LISTED else []
+    return _details(f"Unreadable samples · {len(bad):,}", [*((b["name"], b["reason"]) for b in bad[:LISTED]), *more])
