@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,8 @@ class Trunk(Transformer):
         for block in blocks:
             # On a CPU the backward pass of torch's fused attention in bf16 takes half of a whole training step;
             # plain matrix products make the step twice as fast (measured with torch 2.15).
-            block.attn.fused_attn = torch.cuda.is_available()
+            attention: Any = block.attn
+            attention.fused_attn = torch.cuda.is_available()
 
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
         local, valid = self.stem(batch)
