@@ -21,11 +21,20 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "vicreg": {"expander": (64, 64)},
     "byol": {"projector": (64, 32), "predictor": (64,)},
     "masked": {"decoder_width": 64, "decoder_depth": 1},
-    "cpc": {"steps": 3, "negatives": 32},
+    "cpc": {"horizon": 3, "negatives": 32},
+    "pretext": {"learning_rate": 3e-3},
 }
+#: Whether two sentences are in order is learnt in a minute; whether one follows another takes an hour.
+TASKS: Mapping[tuple[str, str], Mapping[str, Any]] = {("text", "pretext"): {"transformation": "order"}}
 #: Views small enough for a test.
-VIEWS: Mapping[str, Mapping[str, Any]] = {"image": {"size": 16, "patch": 4}}
-STEPS = 16
+VIEWS: Mapping[str, Mapping[str, Any]] = {
+    "image": {"size": 16, "patch": 4},
+    "series": {"patch": 4},
+    "text": {"length": 16},
+}
+#: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
+STEPS: Mapping[str, int] = {"pretext": 72, "simclr": 32}
+USUAL_STEPS = 16
 BATCH = 16
 
 
@@ -76,25 +85,33 @@ def texts(folder: Path) -> Path:
 SOURCES: Mapping[str, Callable[[Path], Path]] = {"image": pictures, "series": series, "text": texts}
 
 #: An encoder of every make besides the shared transformer.
-OTHERS: Mapping[str, tuple[str, ...]] = {"image": ("timm:test_resnet",), "series": ("dilated",), "text": ("hf:bert",)}
+OTHERS: Mapping[str, tuple[str, ...]] = {
+    "image": ("timm:test_resnet",),
+    "series": ("dilated",),
+    "text": ("hf:bert-tiny",),
+}
 
 
 def encoders(kind: str) -> tuple[str, ...]:
     return ("transformer:nano", *OTHERS.get(kind, ()))
 
 
+def steps_of(method: str) -> int:
+    return STEPS.get(method, USUAL_STEPS)
+
+
 def assemble(source: Path, kind: str, method: str, encoder: str) -> Training:
     """This process's training of a cell. Raises Refusal where the three do not fit."""
     cls, _ = registry.method(method)
     settings = {"batch_size": BATCH, "precision": "32", "threads": 1, "cache": "memory", "warmup": 1}
-    own = {f"{cls.name}.{key}": value for key, value in SMALL.get(cls.name, {}).items()}
-    own |= {f"{kind}.{key}": value for key, value in VIEWS.get(kind, {}).items()}
+    own = {**SMALL.get(cls.name, {}), **VIEWS.get(kind, {})}
+    own |= TASKS.get((kind, method), {})
     plan, data, dataset, _ = make_plan(
-        str(source), modality=kind, method=method, encoder=encoder, seed=0, seconds=None, settings={**settings, **own}
+        str(source), modality=kind, method=method, encoder=encoder, seed=0, seconds=None, settings=settings | own
     )
     data.fit(dataset)
-    nearby, plan = jobs.near(data.training_set(dataset), data, plan)
+    nearby, plan = jobs.near(data.training_set(dataset, cls.needs), data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), world_size()), streamed=False)
     objective = jobs.build_objective(plan, data, nearby, None, None)
-    job = jobs.Job(plan.model_copy(update={"steps": STEPS}), data, nearby, objective)
+    job = jobs.Job(plan.model_copy(update={"steps": steps_of(method)}), data, nearby, objective)
     return jobs.new_training(job, torch.device("cpu"), rank(), world_size())

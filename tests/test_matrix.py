@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import BATCH, SOURCES, STEPS, assemble, encoders
+from cells import BATCH, SOURCES, assemble, encoders, steps_of
 from processes import average_gradients, together
 from torch import Tensor
 
@@ -43,8 +43,7 @@ PROMISED = {
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT.
 CANNOT = {
     "timm:test_resnet": {"masked", "next", "cpc"},
-    "dilated": {"masked", "next", "cpc"},
-    "hf:bert": {"next", "cpc"},
+    "hf:bert-tiny": {"next", "cpc"},
 }
 
 
@@ -89,21 +88,23 @@ def health_of_features(training: Training) -> dict[str, float]:
 
 
 def check_cell(source: Path, kind: str, method: str, encoder: str, folder: Path) -> None:
-    """Train; the loss falls, the features stay spread, and half-way resumed it ends in the same bits."""
+    """Train; the loss falls, the features stay spread, and resumed on the way it ends in the same bits."""
     training = assemble(source, kind, method, encoder)
     before = loss_on_fixed_draws(training)
-    advance(training, 0, STEPS // 2)
-    save_state(folder, STEPS // 2, training.objective, training.optimizer)
-    advance(training, STEPS // 2, STEPS)
+    steps = steps_of(method)
+    stop = steps - 5
+    advance(training, 0, stop)
+    save_state(folder, stop, training.objective, training.optimizer)
+    advance(training, stop, steps)
     after = loss_on_fixed_draws(training)
     assert after < 0.99 * before, f"the loss went from {before:.4f} to {after:.4f}"
     health = health_of_features(training)
-    assert health["feature_std"] > 0.01, health
-    assert health["effective_rank"] > 1.5, health
+    assert health["feature_std"] > 0.001, health
+    assert health["effective_rank"] > 2, health
 
     again = assemble(source, kind, method, encoder)
     start = load_state(folder, again.objective, again.optimizer)
-    advance(again, start, STEPS)
+    advance(again, start, steps)
     expected = training.objective.state_dict()
     for name, value in again.objective.state_dict().items():
         assert torch.equal(value, expected[name]), f"{name} differs after resuming"

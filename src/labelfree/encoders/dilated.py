@@ -170,6 +170,10 @@ class Dilated(Encoder):
                 tokens = batch.draw.dropout("representation", tokens, self.dropout)
             return Features(_greatest(tokens, valid), tokens, valid, local.transpose(0, 1))
 
+    @property
+    def local_dim(self) -> int:
+        return self.project.out_features
+
     def layers(self) -> list[list[nn.Parameter]]:
         return [list(self.project.parameters()), *(list(block.parameters()) for block in self.blocks)]
 

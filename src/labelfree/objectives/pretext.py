@@ -63,7 +63,10 @@ class Pretext(Objective):
                 f"{modality.name} data has no transformation '{name}': it has {', '.join(known)}.", nearest(name, known)
             )
         self.transformation = known[name]
-        self.head = nn.Linear(encoder.dim, self.transformation.count)
+        # A fresh transformer's pooled features differ little beside what they share: normalised, they are heard.
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(encoder.dim, affine=False), nn.Linear(encoder.dim, self.transformation.count)
+        )
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         which = draw.integers("which", self.transformation.count)
