@@ -26,12 +26,14 @@ from labelfree.errors import LabelfreeError, nearest
 LARGEST_GROUP = 64 << 20
 #: Bytes of row groups that are kept in reach.
 REACH = 128 << 20
+#: Shards that are looked into for headers and statistics.
+MOST_SHARDS = 32
 
 
 class Source(ABC):
     """Pictures by index, not yet decoded: paths, bytes, arrays, or whatever exception came instead."""
 
-    #: What a person calls the source ("1,203 JPEG files").
+    #: What a person calls the source ("1,203 JPG files").
     words: str
     shards: Sequence[int] = (0,)
 
@@ -52,6 +54,17 @@ class Source(ABC):
 
     def column(self, name: str) -> np.ndarray:
         raise KeyError(name)
+
+
+def spread(count: int, shards: Sequence[int], wanted: int) -> list[int]:
+    """Up to `wanted` indices all over a source of `count`, but from few of its shards where it has many."""
+    if len(shards) <= MOST_SHARDS:
+        return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, len(shards) - 1, MOST_SHARDS).astype(int))
+    starts, ends = np.asarray(shards)[chosen], np.asarray([*shards[1:], count])[chosen]
+    each = -(-wanted // MOST_SHARDS)
+    parts = [np.linspace(a, b - 1, min(each, b - a)).astype(int) for a, b in zip(starts, ends, strict=True)]
+    return np.unique(np.concatenate(parts)).tolist()
 
 
 class Files(Source):
@@ -159,7 +172,7 @@ class Table(Source):
         self._spool: _Spool | None = None
         self._large = any(size > LARGEST_GROUP for f in self._files for size in f.group_bytes(self._column))
         self.shards = (0,) if self._large else self._starts[:-1].tolist() or (0,)
-        self.words = f"{len(self):,} pictures in column '{self._column}' of {paths[0].suffix[1:]}"
+        self.words = f"column '{self._column}' of {len(paths)} {paths[0].suffix[1:]} file{'s' * (len(paths) > 1)}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self.paths, "column": self._column, "spool": self._spool}
@@ -327,7 +340,7 @@ class Arrays(Source):
         self.pictures = _channels_last(pictures)
         self._columns = columns or {}
         shape = "×".join(str(side) for side in self.pictures.shape[1:3])
-        self.words = f"an array of {len(pictures):,} pictures of {shape}"
+        self.words = f"array of {self.pictures.dtype} pictures of {shape}"
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -376,7 +389,7 @@ class Items(Source):
 
     def __init__(self, items: Any) -> None:
         self._items = items
-        self.words = f"{len(items):,} items of {type(items).__name__}"
+        self.words = f"items of a {type(items).__name__}"
 
     def __len__(self) -> int:
         return len(self._items)
@@ -429,7 +442,7 @@ class HuggingFace(Source):
         self._column = choose_column(names, column, "the dataset")
         self._dataset = dataset
         self._encoded = dataset.select_columns([self._column]).cast_column(self._column, Image(decode=False))
-        self.words = f"{len(dataset):,} rows of a Hugging Face dataset"
+        self.words = f"column '{self._column}' of a Hugging Face dataset"
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -30,6 +30,7 @@ from labelfree.modalities._image_sources import (
     first_of,
     open_source,
     picture_columns,
+    spread,
 )
 from labelfree.modalities._image_views import Policy, central_boxes, crop, random_boxes, recolour
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
@@ -165,7 +166,7 @@ def _header_of(item: Any) -> Header:
 
 def look_through(source: Source) -> tuple[list[tuple[int, Header]], list[Unreadable]]:
     """Headers of up to `LOOK_AT` pictures spread over the source, and those that have none."""
-    where = np.unique(np.linspace(0, len(source) - 1, min(len(source), LOOK_AT)).astype(int)).tolist()
+    where = spread(len(source), source.shards, LOOK_AT)
     headers: list[tuple[int, Header]] = []
     unreadable: list[Unreadable] = []
     for start in range(0, len(where), 64):
@@ -218,7 +219,7 @@ def _description(
     span = "×".join(map(str, sides[0])) + (f" … {'×'.join(map(str, sides[-1]))}" if len(sides) > 1 else "")
     channels = Counter(found.channels for _, found in headers)
     facts = {
-        "found": source.words,
+        "source": source.words,
         "sizes": span,
         "channels": " and ".join(str(count) for count, _ in channels.most_common()),
         "depth": f"{form.bits} bits",
@@ -227,9 +228,13 @@ def _description(
     if unreadable:
         facts["unreadable"] = f"{len(unreadable)} of {len(headers) + len(unreadable):,} looked at"
     middle = np.median([(found.height, found.width) for _, found in headers], axis=0)
-    numbers = {"height": float(middle[0]), "width": float(middle[1]), **{k: float(v) for k, v in asdict(form).items()}}
-    numbers |= {"height": float(middle[0]), "width": float(middle[1])}
-    numbers |= {"kept_height": float(form.height), "kept_width": float(form.width)}
+    numbers = {key: float(value) for key, value in asdict(form).items()}
+    numbers |= {
+        "kept_height": form.height,
+        "kept_width": form.width,
+        "height": float(middle[0]),
+        "width": float(middle[1]),
+    }
     return Description("image", len(source), facts, numbers, unreadable)
 
 
@@ -324,7 +329,7 @@ class Image(Modality):
         count = len(dataset)
         if count < 2:
             raise LabelfreeError("Learning needs at least two pictures; one was found.", "Give more pictures.")
-        where = np.unique(np.linspace(0, count - 1, min(count, MEASURE)).astype(int)).tolist()
+        where = spread(count, dataset.shards, MEASURE)
         read = [dataset.read(where[i : i + 256]) for i in range(0, len(where), 256)]
         samples = [item for items in read for item in items if isinstance(item, Sample)]
         if len(samples) < 2:
