@@ -40,16 +40,16 @@ class Barlow(Objective):
         return Step(on + self.settings.redundancy * (error.sum() - on), h[0].detach())
 
 
-def own_loop(pictures, epochs: int) -> list[float]:
+def own_loop(pictures, epochs: int, encoder: str, batch_size: int) -> list[float]:
     """Modality, encoder and objective put together by hand; the loss of each epoch's last step."""
     modality = Image(ImageSettings(size=8, augment="V", flip=0))
     dataset = modality.open(pictures)
     modality.fit(dataset)
-    model = Barlow(registry.build_encoder("timm:resnet10t", modality), modality)
+    model = Barlow(registry.build_encoder(encoder, modality), modality)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for epoch in range(epochs):
-        for number, batch in enumerate(batches(dataset, modality, batch_size=256)):
+        for number, batch in enumerate(batches(dataset, modality, batch_size)):
             step = model(batch, Draw.start(seed=0, epoch=epoch, step=number, index=batch.index))
             step.loss.backward()
             optimizer.step()
@@ -58,13 +58,18 @@ def own_loop(pictures, epochs: int) -> list[float]:
     return losses
 
 
-def main(epochs: int = 4, count: int = 1797, out: str | None = None) -> labelfree.Run:
+def main(
+    epochs: int = 4,
+    count: int = 1797,
+    encoder: str = "timm:resnet10t",
+    batch_size: int = 256,
+    out: str | None = None,
+) -> labelfree.Run:
     digits = (load_digits().images[:count] * 15).astype("uint8")
-    print("own loop:", own_loop(digits, epochs))
+    print("own loop:", own_loop(digits, epochs, encoder, batch_size))
     # the class above is all it takes: the registry has found it
-    return labelfree.pretrain(
-        digits, modality="image", method="barlow", encoder="timm:resnet10t", epochs=epochs, out=out, augment="V", flip=0
-    )
+    options = {"encoder": encoder, "batch_size": batch_size, "epochs": epochs, "out": out}
+    return labelfree.pretrain(digits, modality="image", method="barlow", augment="V", flip=0, **options)
 
 
 if __name__ == "__main__":

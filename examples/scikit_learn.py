@@ -17,7 +17,10 @@ def main(epochs: int = 10, labels: int = 50) -> tuple[float, float]:
         "image", "simclr", "timm:resnet10t", epochs=epochs, random_state=0, settings={"augment": "V", "flip": 0}
     )
     scale = StandardScaler()
-    features, features_test = scale.fit_transform(encoder.fit_transform(train)), scale.transform(encoder.transform(test))
+    features, features_test = (
+        scale.fit_transform(encoder.fit_transform(train)),
+        scale.transform(encoder.transform(test)),
+    )
 
     few = train_test_split(range(len(train)), train_size=labels, stratify=y_train, random_state=0)[0]
     learnt = LogisticRegression(C=0.01, max_iter=1000).fit(features[few], y_train[few]).score(features_test, y_test)

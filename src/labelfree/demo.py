@@ -23,14 +23,14 @@ RECIPE: dict[str, Any] = {
     "modality": "image",
     "method": "simclr",
     "encoder": "timm:resnet10t",
-    "epochs": 12,
+    "epochs": 15,
     "batch_size": 128,
     "augment": "V",
     "crop_min": 0.4,
     "flip": 0.0,
     "solarise": 0.0,
 }
-EVALUATION: dict[str, Any] = {"budgets": ("1%", "5%", "10%"), "seeds": 3, "time_limit": "2m"}
+EVALUATION: dict[str, Any] = {"budgets": ("1%", "5%", "10%"), "seeds": 5, "time_limit": "2m"}
 
 
 def demo(out: str | Path | None = None) -> tuple[Run, Evaluation, Path]:
