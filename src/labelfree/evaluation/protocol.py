@@ -24,7 +24,7 @@ PROTOCOLS = ("knn", "linear", "finetune")
 #: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
 CHOOSABLE = 100
 INTERVAL = (
-    "95 %: Student's t over seeds (labels and initial weights differ) and a bootstrap over test samples (or groups), "
+    "95%: Student's t over seeds (labels and initial weights differ) and a bootstrap over test samples (or groups), "
     "added in quadrature"
 )
 
@@ -33,7 +33,7 @@ INTERVAL = (
 class Result:
     """One row: `method` (pretrained, scratch, random, raw) under `protocol` with the labels of `budget`.
 
-    `score` is the mean over `seeds`; `low` and `high` its 95 % interval; `labels` how many labels the budget is;
+    `score` is the mean over `seeds`; `low` and `high` its 95% interval; `labels` how many labels the budget is;
     `validation` the mean score on training samples held out (None without); `scores` the other metrics.
     """
 
@@ -88,7 +88,7 @@ class Evaluation:
         from rich import box
         from rich.table import Table
 
-        table = Table("protocol", "labels", "method", self.metric, "95 % interval", "seeds", box=box.SIMPLE)
+        table = Table("protocol", "labels", "method", self.metric, "95% interval", "seeds", box=box.SIMPLE)
         for r in self.results:
             numbers = (f"{r.score:.3f}", f"{r.low:.3f} … {r.high:.3f}", str(r.seeds))
             table.add_row(r.protocol, f"{r.budget} ({r.labels:,})", r.method, *numbers)
@@ -230,5 +230,5 @@ def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:
     write_json(folder / name, evaluation.to_dict())
     if bench.features is not None:
         write_gallery(folder / "gallery" / name, run.modality, bench)
-    say(f"{evaluation.verdict} (in {duration(bench.clock.spent)})", "bold")
+    say(f"Evaluated in {duration(bench.clock.spent)}: '{folder / name}'", "bold green")
     return replace(evaluation, path=folder / name)

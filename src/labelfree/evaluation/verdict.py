@@ -57,8 +57,8 @@ def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
     if not helped:
         worst = min(comparisons, key=lambda c: c.gain.mean)
         return (
-            f"Pretraining did not help: {_at(comparisons)} the pretrained encoder was not above the best baseline beyond "
-            f"what chance explains. {_numbers(worst, metric)}"
+            f"Pretraining did not help: {_at(comparisons)} the pretrained encoder was not above the best baseline "
+            f"beyond what chance explains. {_numbers(worst, metric)}"
         )
     best = max(helped, key=lambda c: c.gain.mean)
     saved = _saving_words(saving.get(best.budget, {}))
@@ -82,7 +82,8 @@ def _at(comparisons: Sequence[Comparison]) -> str:
 def _numbers(c: Comparison, metric: str) -> str:
     size = f" ({c.labels:,})" if c.budget.endswith("%") else ""
     name = f"{c.budget} of the labels{size}" if c.budget.endswith("%") else f"{c.labels:,} labels"
-    points = f"{100 * c.gain.mean:+.1f} points, 95 % interval {100 * c.gain.low:+.1f} to {100 * c.gain.high:+.1f}"
+    gain, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (c.gain.mean, c.gain.low, c.gain.high))
+    points = f"{gain} points, 95% interval {low} to {high}"
     return (
         f"With {name} it reaches {c.score:.1%} {NAMES[metric]} ({WAYS[c.way]}); {BASELINES[c.baseline]} reaches "
         f"{c.other:.1%} ({points})."
@@ -112,7 +113,7 @@ def label_saving(
 
     Returns:
         By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor"}: it needs
-        "about", "at most" (its smallest budget is enough) or "more than" (its largest budget is not enough) so many labels, which is
+        "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels, which is
         `factor` times as many; None where it is more than that.
     """
     saving = {}

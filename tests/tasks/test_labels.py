@@ -1,0 +1,149 @@
+"""Labels: what is read, what is refused, how a few are chosen, how parts are split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Description
+from labelfree.tasks.labels import LabelBudget, Subset, check_enough, choose, folds, is_uneven, read_labels
+
+
+class Table(Dataset):
+    """Columns without data."""
+
+    def __init__(self, **columns: Sequence[object]) -> None:
+        self.held = {name: np.asarray(values) for name, values in columns.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.held.values())))
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return [Unreadable(i, self.name(i), "odd") if i % 2 else Sample(np.array([float(i)]), i) for i in indices]
+
+    def describe(self) -> Description:
+        return Description("table", len(self))
+
+    def fingerprint(self) -> str:
+        return "table"
+
+    def columns(self) -> Sequence[str]:
+        return list(self.held)
+
+    def column(self, name: str) -> np.ndarray:
+        return self.held[name] if name in self.held else super().column(name)
+
+
+def test_classes_are_sorted_as_numbers_where_they_are_numbers() -> None:
+    assert read_labels(Table(y=[10, 9, 10, 2]), "y").classes == ("2", "9", "10")
+    assert read_labels(Table(y=[3.0, 1.0, np.nan]), "y").classes == ("1", "3")
+
+
+def test_samples_without_a_label_are_left_out_with_a_note() -> None:
+    labels = read_labels(Table(y=np.array(["a", "", "b", None, " "], dtype=object)), "y")
+    assert labels.y.tolist() == [0, -1, 1, -1, -1]
+    assert labels.counts.tolist() == [1, 1]
+    assert "3 of 5 samples have no value in 'y'" in labels.notes[0]
+
+
+def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
+    labels = read_labels(Table(y=["a", "z", "b"]), "y", classes=("a", "b"))
+    assert labels.y.tolist() == [0, -1, 1]
+    assert "'z'" in labels.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (["a", "a"], "only 'a'"),
+        (["", ""], "no value"),
+        (np.linspace(0, 1, 200), "200 different numbers"),
+    ],
+)
+def test_columns_that_are_no_classes_are_refused(column: Sequence[object], words: str) -> None:
+    with pytest.raises(LabelfreeError, match=words):
+        read_labels(Table(y=column), "y")
+
+
+def test_a_missing_column_is_named_with_those_there_are() -> None:
+    with pytest.raises(LabelfreeError, match=r"no column 'speces'.*Did you mean 'species'"):
+        read_labels(Table(species=["a", "b"]), "speces")
+
+
+def test_a_class_with_one_label_is_named() -> None:
+    with pytest.raises(LabelfreeError, match="at least 2 labelled samples: 'b' has 1"):
+        check_enough(read_labels(Table(y=["a", "a", "b"]), "y"), "y", 2)
+
+
+@pytest.mark.parametrize(
+    ("word", "counts", "taken"),
+    [
+        ("10%", [100, 50], [10, 5]),
+        ("1%", [100, 50], [2, 2]),
+        (0.1, [100, 50], [10, 5]),
+        ("5/class", [100, 3], [5, 3]),
+        ("1/class", [100, 3], [1, 1]),
+        (30, [100, 50], [20, 10]),
+        ("100%", [100, 50], [100, 50]),
+        ("999", [100, 50], [100, 50]),
+    ],
+)
+def test_budgets_take_a_share_of_each_class(word: str | float | int, counts: list[int], taken: list[int]) -> None:
+    assert LabelBudget.parse(word).quotas(np.array(counts)).tolist() == taken
+
+
+@pytest.mark.parametrize("word", ["0%", "101%", "-3", "0/class", "many", "1.5", ""])
+def test_words_that_are_no_budget_are_refused(word: str) -> None:
+    with pytest.raises(LabelfreeError, match="not a label budget"):
+        LabelBudget.parse(word)
+
+
+def test_smaller_budgets_lie_within_larger_ones() -> None:
+    y = np.repeat([0, 1, 2], 30)
+    few = choose(y, np.array([2, 2, 2]), np.random.default_rng(5))
+    many = choose(y, np.array([9, 9, 9]), np.random.default_rng(5))
+    assert set(few) < set(many)
+    assert np.bincount(y[few]).tolist() == [2, 2, 2]
+
+
+def test_budgets_of_grouped_data_open_few_groups() -> None:
+    y, groups = np.tile([0, 1], 100), np.repeat(np.arange(20), 10)
+    taken = choose(y, np.array([10, 10]), np.random.default_rng(0), groups)
+    assert len(np.unique(groups[taken])) == 2
+    assert len(np.unique(groups[choose(y, np.array([10, 10]), np.random.default_rng(0))])) > 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=10, max_size=80), st.integers(0, 9), st.integers(2, 12))
+def test_folds_spread_classes_evenly_and_keep_groups_whole(y: list[int], seed: int, groups: int) -> None:
+    labels, rng = np.array(y), np.random.default_rng(seed)
+    plain = folds(labels, 5, rng)
+    for c in np.unique(labels):
+        sizes = np.bincount(plain[labels == c], minlength=5)
+        assert sizes.max() - sizes.min() <= 1
+    names = np.array([f"g{i % groups}" for i in range(len(y))])
+    grouped = folds(labels, 5, rng, names)
+    assert all(len(np.unique(grouped[names == name])) == 1 for name in np.unique(names))
+    assert len(np.unique(grouped)) == min(5, len(np.unique(names)))
+
+
+def test_a_subset_counts_its_samples_anew() -> None:
+    subset = Subset(Table(y=["a", "b", "c", "d"]), np.array([2, 1]))
+    first, second = subset.read([0, 1])
+    assert isinstance(first, Sample)
+    assert (first.index, first.data.tolist()) == (0, [2.0])
+    assert isinstance(second, Unreadable)
+    assert (second.index, second.name) == (1, "row 1")
+    assert subset.column("y").tolist() == ["c", "b"]
+    assert subset.name(0) == "row 2"
+
+
+def test_uneven_means_more_than_threefold() -> None:
+    assert not is_uneven(np.array([30, 10]))
+    assert is_uneven(np.array([31, 10]))

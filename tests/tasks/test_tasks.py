@@ -1,0 +1,193 @@
+"""Embedding, fine-tuning and prediction on a small run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import torch
+from pyarrow import csv, parquet
+
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.cache import cached
+from labelfree.encoders.custom import Custom
+from labelfree.errors import LabelfreeError
+from labelfree.run import Run, load
+from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, parameter_groups, train_classifier
+from labelfree.tasks.embed import embed, write_embeddings
+from labelfree.tasks.finetune import Model, finetune
+from labelfree.tasks.labels import Subset
+from labelfree.tasks.predict import predict
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    return runs.save(tmp_path / "train.npz", 60, seed=1)
+
+
+@pytest.fixture
+def run(tmp_path: Path, train: Path) -> Run:
+    return runs.make_run(tmp_path / "run", train)
+
+
+class Holes(Subset):
+    """A dataset in which every third sample cannot be read."""
+
+    def read(self, indices: object) -> list[Sample | Unreadable]:
+        items = super().read(indices)  # type: ignore[arg-type]
+        return [Unreadable(item.index, "x", "hole") if item.index % 3 == 0 else item for item in items]
+
+
+def test_embedding_does_not_depend_on_batches_or_on_a_cache(run: Run, train: Path) -> None:
+    dataset = run.open(train)
+    features = embed(run.encoder, run.modality, dataset, batch_size=7)
+    assert features.shape == (60, 16)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, embed(run.encoder, run.modality, dataset, batch_size=60), atol=1e-5)
+    np.testing.assert_allclose(features, run.embed(train), atol=1e-5)
+    some = embed(run.encoder, run.modality, cached(dataset, run.modality), indices=[5, 3, 3])
+    np.testing.assert_allclose(some, features[[5, 3, 3]], atol=1e-5)
+
+
+def test_unreadable_samples_become_rows_of_nan(run: Run, train: Path) -> None:
+    dataset = run.open(train)
+    whole = embed(run.encoder, run.modality, dataset)
+    holes = Holes(dataset, np.arange(60))
+    features = embed(run.encoder, run.modality, holes, batch_size=8)
+    assert np.isnan(features).all(axis=1).tolist() == [i % 3 == 0 for i in range(60)]
+    np.testing.assert_allclose(features[1::3], whole[1::3], atol=1e-5)
+    backwards = embed(run.encoder, run.modality, holes, batch_size=8, indices=np.arange(60)[::-1])
+    np.testing.assert_allclose(backwards[::-1], features, atol=1e-5)
+
+
+def test_embedding_leaves_the_encoder_as_it_was(run: Run, train: Path) -> None:
+    run.encoder.train()
+    embed(run.encoder, run.modality, run.open(train))
+    assert run.encoder.training
+
+
+def test_embeddings_are_written_as_parquet_and_not_over_a_file(run: Run, train: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "features.parquet"
+    assert write_embeddings(run, train, file) == 60
+    table = parquet.read_table(file)
+    assert table.column_names == ["name", "feature"]
+    np.testing.assert_allclose(np.stack(table["feature"].to_numpy()), run.embed(train), atol=1e-5)
+    with pytest.raises(LabelfreeError, match="exists already"):
+        write_embeddings(run, train, file)
+    assert write_embeddings(run, train, file, force=True) == 60
+
+
+def test_fine_tuning_learns_saves_and_loads(run: Run, train: Path, tmp_path: Path) -> None:
+    test = runs.save(tmp_path / "test.npz", 60, seed=2)
+    before = {name: value.clone() for name, value in run.encoder.state_dict().items()}
+    model = finetune(run, train, "label", tmp_path / "model", learning_rate=0.01, epochs=60)
+    truth = np.load(test)["label"]
+    guess = model.predict(test)
+    assert (guess == truth).mean() > 0.9
+    assert model.info["validation"]["score"] > 0.5
+    assert all(torch.equal(value, before[name]) for name, value in run.encoder.state_dict().items())
+    loaded = load(tmp_path / "model", runs.Net())
+    assert loaded.classes == ("columns", "diagonals", "rows")
+    np.testing.assert_array_equal(loaded.probabilities(test), model.probabilities(test))
+    np.testing.assert_allclose(loaded.probabilities(test).sum(axis=1), 1, atol=1e-5)
+
+
+def test_fine_tuning_is_the_same_for_the_same_seed(run: Run, train: Path, tmp_path: Path) -> None:
+    first, second = (
+        finetune(run, train, "label", tmp_path / name, budget="5/class", learning_rate=0.01) for name in ("a", "b")
+    )
+    assert first.info["labels"] == 15
+    np.testing.assert_array_equal(first.probabilities(train), second.probabilities(train))
+
+
+def test_a_time_limit_lowers_the_steps(run: Run, train: Path, tmp_path: Path) -> None:
+    model = finetune(run, train, "label", tmp_path / "model", time_limit=0.5, epochs=3000, most_steps=10**6)
+    assert 1 <= model.info["steps"] < 5000
+
+
+def test_fine_tuning_refuses_before_it_trains(run: Run, train: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(LabelfreeError, match="exists already"):
+        finetune(run, train, "label", tmp_path / "there")
+    with pytest.raises(LabelfreeError, match="no column 'lable'"):
+        finetune(run, train, "lable", tmp_path / "new")
+    with pytest.raises(LabelfreeError, match=r"no setting 'epoch'.*'epochs'"):
+        finetune(run, train, "label", tmp_path / "new", epoch=3)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_altered_model_is_not_loaded(run: Run, train: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    finetune(run, train, "label", folder, budget="2/class")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(LabelfreeError, match="cut or altered"):
+        Model.load(folder, runs.Net())
+    with pytest.raises(LabelfreeError, match="no model"):
+        Model.load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_predictions_are_written_as_a_table(run: Run, train: Path, tmp_path: Path, suffix: str) -> None:
+    network = Classifier(Custom(runs.Net(), 16, "pooled"), 3)
+    model = Model(network, run.modality, ("a", "b", "c"), {}, None)
+    file = tmp_path / f"answers{suffix}"
+    assert predict(model, train, file) == 60
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    else:
+        rows = (csv.read_csv(file) if suffix == ".csv" else parquet.read_table(file)).to_pylist()
+    assert list(rows[0]) == ["name", "prediction", "confidence"]
+    assert [row["prediction"] for row in rows] == model.predict(train).tolist()
+    assert all(1 / 3 <= row["confidence"] <= 1 for row in rows)
+    with pytest.raises(LabelfreeError, match="exists already"):
+        predict(model, train, file)
+
+
+def test_predictions_go_to_tables_only(run: Run, train: Path, tmp_path: Path) -> None:
+    with pytest.raises(LabelfreeError, match="not a kind of table"):
+        predict(tmp_path / "model", train, tmp_path / "answers.xls")
+
+
+def test_unreadable_samples_get_no_prediction(run: Run) -> None:
+    model = Model(Classifier(Custom(runs.Net(), 16, "pooled"), 2), run.modality, ("a", "b"), {}, None)
+    assert model.names(np.array([[0.2, 0.8], [np.nan, np.nan]])).tolist() == ["b", None]
+
+
+def test_earlier_layers_of_a_pretrained_encoder_learn_more_slowly() -> None:
+    class Deep(Custom):
+        def layers(self) -> list[list[torch.nn.Parameter]]:
+            body = self.network.body
+            return [list(body[0].parameters()), list(body[2].parameters())]
+
+    model = Classifier(Deep(runs.Net(), 16, "pooled"), 3)
+    tuned = parameter_groups(model, 1.0, FinetuneSettings(), pretrained=True)
+    rates = {id(p): group["lr"] for group in tuned for p in group["params"]}
+    body = model.encoder.network.body
+    assert rates[id(body[0].weight)] < rates[id(body[2].weight)] < rates[id(model.head.weight)] == 1.0
+    assert len(rates) == len(list(model.parameters()))
+    assert {group["lr"] for group in parameter_groups(model, 1.0, FinetuneSettings(), pretrained=False)} == {1.0}
+
+
+def test_balanced_examples_weigh_rare_classes_more(run: Run, train: Path) -> None:
+    y = np.array([0] * 40 + [1] * 10 + [2] * 10)
+    examples = Examples(run.open(train), np.arange(60), y, 3, balance=True)
+    weights = examples.class_weights().numpy()
+    assert weights[1] / weights[0] == pytest.approx(4)
+    assert weights[y].mean() == pytest.approx(1)
+
+
+def test_training_on_a_source_that_is_not_cached_gives_the_same(run: Run, train: Path) -> None:
+    x, y = runs.pictures(60, seed=1)
+    del x
+    streamed = Examples(run.open(train), np.arange(60), y, 3)
+    states = []
+    for examples in (streamed, streamed.in_memory(run.modality)):
+        torch.manual_seed(0)
+        model = Classifier(Custom(runs.Net(), 16, "pooled"), 3)
+        train_classifier(model, run.modality, examples, FinetuneSettings(), rate=1e-2, steps=4)
+        states.append(model.state_dict())
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])
