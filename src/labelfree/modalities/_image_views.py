@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
 
-#: ITU-R BT.601 luma, and the rows of the YIQ colour space.
+#: From RGB to YIQ, whose first row is ITU-R BT.601 luma, and back.
 YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+RGB = tuple(map(tuple, np.linalg.inv(YIQ).tolist()))
+#: Aspect ratios that a crop may have.
 RATIO = (3 / 4, 4 / 3)
+
+
+@lru_cache
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """A tensor of these values, brought to the device once."""
+    return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def _colour_map(mean: Tensor, draw: Draw, policy: Policy) -> tuple[Tensor, Tenso
     """
     channels = mean.shape[1]
     colour = channels == 3
-    luma = mean.new_tensor(YIQ[0]) if colour else mean.new_full((channels,), 1 / channels)
+    luma = constant(YIQ[0] if colour else (1 / channels,) * channels, mean.device)
     eye, grey = torch.eye(channels, device=mean.device), luma.expand(channels, channels)
     jittered = draw.bernoulli("jitter", policy.jitter)
 
@@ -159,8 +170,7 @@ def _colour_map(mean: Tensor, draw: Draw, policy: Policy) -> tuple[Tensor, Tenso
 
 def _hue(turn: Tensor) -> Tensor:
     """(B, 3, 3) rotation of colours by `turn` (B,) of a full circle."""
-    to_yiq = turn.new_tensor(YIQ)
     cos, sin = torch.cos(2 * math.pi * turn), torch.sin(2 * math.pi * turn)
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    return torch.linalg.inv(to_yiq) @ rotation @ to_yiq
+    return constant(RGB, turn.device) @ rotation @ constant(YIQ, turn.device)

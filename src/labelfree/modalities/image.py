@@ -32,7 +32,7 @@ from labelfree.modalities._image_sources import (
     picture_columns,
     spread,
 )
-from labelfree.modalities._image_views import Policy, central_boxes, crop, random_boxes, recolour
+from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, random_boxes, recolour
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -382,7 +382,7 @@ class Image(Modality):
 
     def _normalised(self, x: Tensor) -> Tensor:
         mean, std = self._mean or [0.5] * x.shape[1], self._std or [0.25] * x.shape[1]
-        return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+        return (x - constant(tuple(mean), x.device)[:, None, None]) / constant(tuple(std), x.device)[:, None, None]
 
     def prepare(self, batch: Batch) -> Batch:
         boxes = central_boxes(batch.extra["aspect"])
@@ -427,7 +427,7 @@ class Image(Modality):
         x, boxes = self._random(batch, draw, policy, 3 * tile)
         count, channels = x.shape[:2]
         tiles = x.view(count, channels, 3, tile, 3, tile).permute(0, 2, 4, 1, 3, 5).reshape(count, 9, -1)
-        order = torch.tensor(jigsaw_orders(), device=x.device)[which]
+        order = constant(jigsaw_orders(), x.device)[which]
         tiles = tiles.gather(1, order[..., None].expand_as(tiles)).view(count, 3, 3, channels, tile, tile)
         x = tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, channels, 3 * tile, 3 * tile)[..., : self.size, : self.size]
         return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
@@ -489,7 +489,7 @@ class Image(Modality):
 
 
 @lru_cache
-def jigsaw_orders(count: int = ORDERS, tiles: int = 9) -> list[list[int]]:
+def jigsaw_orders(count: int = ORDERS, tiles: int = 9) -> tuple[tuple[int, ...], ...]:
     """Permutations that differ in as many places as can be: each next one is farthest from all before it."""
     every = np.array(list(permutations(range(tiles))), dtype=np.int8)
     chosen = [0]
@@ -497,7 +497,7 @@ def jigsaw_orders(count: int = ORDERS, tiles: int = 9) -> list[list[int]]:
     while len(chosen) < count:
         distance = np.minimum(distance, (every != every[chosen[-1]]).sum(axis=1))
         chosen.append(int(distance.argmax()))
-    return every[chosen].tolist()
+    return tuple(map(tuple, every[chosen].tolist()))
 
 
 # ---- guessing the kind of data
