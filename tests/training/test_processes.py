@@ -15,7 +15,8 @@ from labelfree.training.checkpoint import read_tensors
 #: Plain gradient descent, so that a difference of weights is one of gradients.
 TINY = {"method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 3, "batch_size": 16, "warmup": 0}
 TINY |= {
-    "encoder": "timm:test_resnet",
+    "encoder": "transformer:nano",
+    "patch": 4,
     "precision": "32",
     "optimizer": "sgd",
     "learning_rate": 0.5,

@@ -23,6 +23,7 @@ def build_optimizer(
     settings: OptimSettings,
     batch_size: int = 256,
     betas: tuple[float, float] | None = None,
+    fused: bool = True,
 ) -> Optimizer:
     """The optimiser of `settings`. Vectors (biases, normalisation weights) are not decayed, nor adapted by LARS."""
     trained = [p for p in params if p.requires_grad]
@@ -33,9 +34,9 @@ def build_optimizer(
     groups = [group for group in groups if group["params"]]
     rate = peak_rate(settings, batch_size)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=betas or (0.9, settings.beta2), fused=True)
+        return torch.optim.AdamW(groups, lr=rate, betas=betas or (0.9, settings.beta2), fused=fused)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
     from timm.optim import Lars
 
     # η and the clipped trust ratio as in FACTS' picture recipes (solo-learn); groups without decay are not adapted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description, Modality
 from labelfree.run import Run, read_json, save_encoder, write_json
 from labelfree.training import job as jobs
-from labelfree.training import runtime
+from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.job import Job
 from labelfree.training.logs import Meter, MetricsFile, duration, extra_loggers, say
@@ -71,8 +70,9 @@ def pretrain(
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
     length = _length(epochs, steps, time_limit)
     folder = _new_folder(out, source)
-    if not _is_first_process():
-        return _launch(None, folder, source, network, None, _outside_world())
+    accelerator = str(settings.get("accelerator", "auto"))
+    if not processes.is_first():
+        return _launch(None, folder, source, network, {}, accelerator)
     spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
     settings = _with_init(settings, init)
     seconds = length["seconds"]
@@ -90,7 +90,7 @@ def pretrain(
     job.plan = plan
     _say_plan(plan, step_seconds, jobs.peak_memory(device))
     _start_folder(folder, job, source, found)
-    return _launch(job, folder, source, network, job.modality.state(), world)
+    return _launch(job, folder, source, network, job.modality.state(), accelerator)
 
 
 def _length(epochs: int | None, steps: int | None, time_limit: float | str | None) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _new_folder(out: str | Path | None, source: Any) -> Path:
     """The run's folder, which must not exist yet (nothing of anyone's is overwritten)."""
     if out is not None:
         folder = Path(out).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and _is_first_process():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and processes.is_first():
             raise LabelfreeError(f"'{folder}' exists already.", "Choose another --out, or continue it with --resume.")
         return folder
     name = Path(source).expanduser().resolve().stem if isinstance(source, str | Path) else type(source).__name__
@@ -209,15 +209,16 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
     plan = Plan.model_validate(run.info["plan"])
     runtime.prepare_machine(int(plan.training.threads))
     state = read_json(folder / "modality.json")
-    if not _is_first_process():
-        return _launch(None, folder, where, network, None, _outside_world())
+    accelerator = plan.training.accelerator
+    if not processes.is_first():
+        return _launch(None, folder, where, network, {}, accelerator)
     job = _assemble(plan, state, where, network)
     if job.dataset.fingerprint() != run.info["fingerprint"]:
         raise LabelfreeError(
             f"'{where}' has changed since '{folder}' was started, so it cannot continue exactly.",
             f"Start a new run from its weights: --init {folder}.",
         )
-    return _launch(job, folder, where, network, state, _world(plan))
+    return _launch(job, folder, where, network, state, accelerator)
 
 
 def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Module | None) -> Job:
@@ -229,72 +230,49 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, network, None), bad)
 
 
-# ---- processes
-
-
-def _outside_world() -> int:
-    """Processes that torchrun or SLURM has started; 1 if none."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0) == 0
-
-
-def _world(plan: Plan) -> int:
-    return _outside_world() if _outside_world() > 1 else plan.training.devices
-
-
 @dataclass
 class Assignment:
-    """What each process needs to take part; it travels to processes that are started here (Fabric walks through it)."""
+    """What each process needs to take part in a training."""
 
     plan: dict[str, Any]
     state: Mapping[str, Any]
+    folder: Path
+    source: Any
+    network: nn.Module | None
 
 
 def _launch(
-    job: Job | None, folder: Path, source: Any, network: nn.Module | None, state: Mapping[str, Any] | None, world: int
+    job: Job | None, folder: Path, source: Any, network: nn.Module | None, state: Mapping[str, Any], accelerator: str
 ) -> Run:
-    """Train in as many processes as were asked for, here or by torchrun or SLURM, and return the run."""
-    from labelfree.training.processes import launch_here, make_fabric
-
-    outside = _outside_world() > 1
-    assignment = None if job is None else Assignment(job.plan.model_dump(mode="json"), state or {})
-    fabric = make_fabric(None if job is None else job.plan.training, world, outside)
-    if world == 1:
-        assert job is not None
-        fabric.launch()
-        _work(fabric, assignment, folder, source, network, job)
-    elif outside:
-        fabric.launch()
-        assignment = fabric.broadcast(assignment)
-        _work(fabric, assignment, folder, source, network, job)
-    else:
-        launch_here(fabric, _work, assignment, folder, source, network, None)
+    """Train in as many processes as were asked for and return the run; without a `job`, as the first process says."""
+    assignment = None
+    if job is not None:
+        assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network)
+    world = processes.outside_world() if job is None else _world(job.plan)
+    processes.run_everywhere(_work, assignment, job, accelerator, world)
     return Run(folder, network)
 
 
-def _work(
-    fabric: Any, assignment: Assignment | None, folder: Path, source: Any, network: nn.Module | None, job: Job | None
-) -> None:
-    """What each process does: put the job together where it is not there yet, train, and leave the run behind."""
-    from labelfree.training.processes import wrap
+def _world(plan: Plan) -> int:
+    """Processes in all: those that are there already, or as many as the plan asks for."""
+    return max(processes.outside_world(), plan.training.devices if processes.outside_world() == 1 else 1)
 
-    assert assignment is not None
+
+def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
+    """What each process does: put the job together where it is not there yet, train, and leave the run behind."""
     plan = Plan.model_validate(assignment.plan)
     runtime.prepare_machine(int(plan.training.threads))
     if plan.training.deterministic:
         torch.use_deterministic_algorithms(True)
     if job is None:
-        job = _assemble(plan, assignment.state, source, network)
+        job = _assemble(plan, assignment.state, assignment.source, assignment.network)
     device = fabric.device
     if isinstance(job.dataset, jobs.Cached) and plan.training.cache == "device":
         job.dataset.to(device)
     training = jobs.new_training(job, device, fabric.global_rank, fabric.world_size)
-    wrap(fabric, training)
-    start = load_state(folder / "checkpoints", training.objective, training.optimizer)
-    Recorder(folder, job, training, fabric, start).run()
+    processes.wrap(fabric, training)
+    start = load_state(assignment.folder / "checkpoints", training.objective, training.optimizer)
+    Recorder(assignment.folder, job, training, fabric, start).run()
 
 
 class Recorder:

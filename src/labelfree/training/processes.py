@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from torch import nn
 
 from labelfree.encoders.base import Encoder
@@ -15,48 +20,91 @@ from labelfree.errors import LabelfreeError
 from labelfree.objectives.base import Objective
 from labelfree.training.loop import Training
 from labelfree.training.optim import build_optimizer
-from labelfree.training.settings import TrainSettings
 
 
-def make_fabric(settings: TrainSettings | None, world: int, outside: bool) -> Any:
-    """A Fabric for `world` processes: this one, new ones on this machine, or those that torchrun or SLURM started.
+def outside_world() -> int:
+    """Processes that torchrun, SLURM or this module has started; 1 if none."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that chooses, writes and speaks."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0) == 0
+
+
+def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, accelerator: str, world: int) -> None:
+    """Call `work(fabric, assignment, job)` in `world` processes: this one, those that exist already, or new ones.
 
     Args:
-        settings: of the training; None on processes that learn them from the first.
+        work: a function of a module.
+        assignment: what it works on; can be pickled. None on processes that learn it from the first.
+        job: what only this process has, so that it need not be made again; new processes get None.
+        accelerator: where to compute.
         world: processes in all.
-        outside: whether they exist already.
+
+    Raises:
+        LabelfreeError: also where it was raised in a process that was started here.
     """
+    if world == 1 or outside_world() > 1:
+        fabric = _make_fabric(accelerator, world)
+        fabric.launch()
+        work(fabric, fabric.broadcast(assignment) if world > 1 else assignment, job)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.start_processes(_child, (world, port, accelerator, work, assignment), nprocs=world, join=False)
+    with _signals_passed_to(context.pids()):
+        try:
+            while not context.join():
+                pass
+        except mp.ProcessRaisedException as error:
+            name, _, words = str(error).strip().splitlines()[-1].partition(": ")
+            if name.endswith(("LabelfreeError", "Refusal")):
+                raise LabelfreeError(words) from None
+            raise
+
+
+def _child(rank: int, world: int, port: int, accelerator: str, work: Callable[..., None], assignment: Any) -> None:
+    """A process of our own, which finds itself as torchrun's processes do."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
+    run_everywhere(work, assignment, None, accelerator, world)
+
+
+@contextmanager
+def _signals_passed_to(pids: list[int]) -> Iterator[None]:
+    """While inside, Ctrl-C and SIGTERM ask the processes `pids` to stop, and this one waits for them."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _make_fabric(accelerator: str, world: int) -> Any:
+    """Fabric for this process, alone or one of several that exist already."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    # which parameters a step uses is the objective's affair; DDP's advice to promise that all are used is not for users
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    accelerator = settings.accelerator if settings is not None else "auto"
+    for name in ("lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if world == 1:
         return Fabric(accelerator=accelerator, devices=1)
-    if outside:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world)))
-        strategy = DDPStrategy(find_unused_parameters=True)
-        return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy)
-    return Fabric(
-        accelerator=accelerator, devices=world, strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
-    )
-
-
-def launch_here(fabric: Any, work: Callable[..., Any], *args: Any) -> None:
-    """Run `work` in new processes of this machine; a LabelfreeError in one of them is raised here."""
-    from torch.multiprocessing.spawn import ProcessRaisedException
-
-    try:
-        fabric.launch(work, *args)
-    except ProcessRaisedException as error:
-        last = str(error).strip().splitlines()[-1]
-        name, _, words = last.partition(": ")
-        if name.endswith(("LabelfreeError", "Refusal")):
-            raise LabelfreeError(words) from None
-        raise
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world)))
+    # which weights a step uses is the objective's affair (a mask vector, for instance, has no part in every step)
+    strategy = DDPStrategy(find_unused_parameters=True)
+    return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy)
 
 
 def wrap(fabric: Any, training: Training) -> None:
@@ -75,7 +123,8 @@ def wrap(fabric: Any, training: Training) -> None:
     synchronise(objective)
     if settings.strategy == "fsdp":
         shard(objective, fabric.device, fabric.world_size)
-        training.optimizer = build_optimizer(objective.parameters(), settings, settings.batch_size)
+        # fused optimisers do not take shards
+        training.optimizer = build_optimizer(objective.parameters(), settings, settings.batch_size, fused=False)
     else:
         training.module = fabric.setup_module(training.module, move_to_device=False)
         training.backward = fabric.backward
@@ -86,6 +135,8 @@ def shard(objective: Objective, device: torch.device, world: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in objective.parameters():
+        parameter.data = parameter.data.contiguous()  # shards are cut from plain rows, not from channels-last ones
     mesh = init_device_mesh(device.type, (world,))
     for encoder in [module for module in objective.modules() if isinstance(module, Encoder)]:
         for blocks in [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]:
