@@ -68,7 +68,7 @@ def _page(title: str, body: str, gallery: Mapping[str, Any] | None) -> str:
     script = ""
     if gallery:
         data = {"classes": gallery["classes"], **{key: gallery["map"][key] for key in ("y", "names", "html")}}
-        safe = json.dumps(data, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+        safe = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
         script = f'<script id="map-data" type="application/json">{safe}</script><script>{_file("report.js")}</script>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

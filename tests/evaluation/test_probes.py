@@ -1,0 +1,113 @@
+"""Probes find what is in features, and choose what they choose without the test part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from labelfree.evaluation.probes import Labelled, knn_probe, linear_probe
+from labelfree.tasks.logistic import Scaler
+
+
+def blobs(n: int, spread: float, seed: int = 0, d: int = 10, c: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    centres = np.random.default_rng(99).normal(size=(c, d))
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % c
+    return (centres[y] + spread * rng.normal(size=(n, d))).astype(np.float32), y
+
+
+def linear(x: np.ndarray, y: np.ndarray, test: np.ndarray, **options: object) -> np.ndarray:
+    part = Labelled(x, y, 4, **options)  # type: ignore[arg-type]
+    return linear_probe(part, test, Scaler.fit(x), np.random.default_rng(0)).guesses
+
+
+@pytest.mark.parametrize("count", [8, 60, 1200])
+def test_probes_separate_what_is_separate(count: int) -> None:
+    x, y = blobs(count, 0.3)
+    test, truth = blobs(200, 0.3, seed=1)
+    assert (linear(x, y, test) == truth).mean() > 0.9
+    assert (knn_probe(Labelled(x, y, 4), test, np.random.default_rng(0)).guesses == truth).mean() > 0.9
+
+
+def test_noise_is_found_to_be_noise() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 50)).astype(np.float32), rng.integers(0, 4, 300)
+    test, truth = rng.normal(size=(300, 50)).astype(np.float32), rng.integers(0, 4, 300)
+    probed = linear_probe(Labelled(x, y, 4), test, Scaler.fit(x), np.random.default_rng(0))
+    assert probed.validation is not None
+    assert probed.validation < 0.4
+    assert (probed.guesses == truth).mean() < 0.4
+    assert (knn_probe(Labelled(x, y, 4), test, np.random.default_rng(0)).guesses == truth).mean() < 0.4
+
+
+def test_the_penalty_grows_with_the_noise() -> None:
+    def penalty(spread: float) -> float:
+        x, y = blobs(200, spread, d=100)
+        return linear_probe(Labelled(x, y, 4), x[:1], Scaler.fit(x), np.random.default_rng(0)).chosen
+
+    assert penalty(0.5) <= penalty(20.0)
+    assert penalty(20.0) >= 1e-3
+
+
+def test_scale_and_place_of_features_do_not_matter() -> None:
+    x, y = blobs(100, 1.0)
+    test, _ = blobs(100, 1.0, seed=1)
+    np.testing.assert_array_equal(linear(x, y, test), linear(1000 * x + 50, y, 1000 * test + 50))
+
+
+def test_sparse_features_are_served() -> None:
+    x, y = blobs(100, 0.5)
+    test, truth = blobs(100, 0.5, seed=1)
+    thin = sparse.csr_matrix(np.maximum(x, 0))
+    part = Labelled(thin, y, 4)
+    probed = linear_probe(part, sparse.csr_matrix(np.maximum(test, 0)), Scaler.fit(thin), np.random.default_rng(0))
+    assert (probed.guesses == truth).mean() > 0.8
+
+
+def test_the_test_part_chooses_nothing() -> None:
+    x, y = blobs(80, 2.0)
+    first, second = blobs(50, 2.0, seed=1)[0], 100 * blobs(50, 9.0, seed=2)[0]
+    for probe in (
+        lambda test: linear_probe(Labelled(x, y, 4), test, Scaler.fit(x), np.random.default_rng(0)),
+        lambda test: knn_probe(Labelled(x, y, 4), test, np.random.default_rng(0)),
+    ):
+        a, b = probe(first), probe(second)
+        assert (a.chosen, a.validation) == (b.chosen, b.validation)
+
+
+def test_validation_of_grouped_data_is_not_fooled_by_what_groups_share() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(24), 10)
+    y = rng.integers(0, 2, 24)[groups]  # one class a group, which the features do not tell but by the group
+    x = (rng.normal(size=(24, 20))[groups] + 0.01 * rng.normal(size=(240, 20))).astype(np.float32)
+    for options, fooled in (({}, True), ({"groups": groups}, False)):
+        part = Labelled(x, y, 2, **options)  # type: ignore[arg-type]
+        for probed in (
+            linear_probe(part, x, Scaler.fit(x), np.random.default_rng(0)),
+            knn_probe(part, x, np.random.default_rng(0)),
+        ):
+            assert probed.validation is not None
+            assert (probed.validation > 0.95) == fooled
+
+
+def test_one_group_alone_can_be_probed_but_not_validated() -> None:
+    x, y = blobs(40, 0.3)
+    part = Labelled(x, y, 4, groups=np.zeros(40))
+    for probed in (
+        linear_probe(part, x, Scaler.fit(x), np.random.default_rng(0)),
+        knn_probe(part, x, np.random.default_rng(0)),
+    ):
+        assert probed.validation is None
+        assert (probed.guesses == y).mean() > 0.9
+
+
+def test_balance_lets_rare_classes_speak() -> None:
+    rng = np.random.default_rng(0)
+    y = np.array([0] * 380 + [1] * 20)
+    x = (y[:, None] * 1.0 + rng.normal(size=(400, 5))).astype(np.float32)
+    guess = {
+        balance: linear_probe(Labelled(x, y, 2, balance=balance), x, Scaler.fit(x), np.random.default_rng(0)).guesses
+        for balance in (False, True)
+    }
+    assert (guess[True][y == 1] == 1).mean() > (guess[False][y == 1] == 1).mean() + 0.2

@@ -1,0 +1,240 @@
+"""The protocol end to end on a small run: what it reports, what it guards against, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+import torch
+from torch import nn
+
+from labelfree.errors import LabelfreeError
+from labelfree.evaluation.parts import fresh_encoder, read_parts
+from labelfree.evaluation.protocol import Evaluation, evaluate
+from labelfree.run import Run, write_json
+
+KEYS = {"verdict", "label_saving", "metric", "results", "left_out", "warnings", "duplicates", "comparisons", "about"}
+ROW = {"protocol", "budget", "method", "score", "low", "high", "seeds", "labels", "validation", "scores"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    return runs.save(tmp_path / "train.npz", 90, seed=1), runs.save(tmp_path / "test.npz", 60, seed=2)
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: tuple[Path, Path]) -> Run:
+    return runs.make_run(tmp_path / "run", data[0], seed=7)
+
+
+def quick(run: Run, train: Any, test: Any, **options: Any) -> Evaluation:
+    given = {"budgets": ["2/class"], "protocols": ["linear"], "label": "label", **options}
+    return evaluate(run, train, test, given.pop("label"), **given)
+
+
+def test_every_method_is_scored_at_every_budget_and_saved(run: Run, data: tuple[Path, Path]) -> None:
+    found = evaluate(run, *data, "label", budgets=["100%", "2/class"], most_steps=4, learning_rate=0.01)
+    answer = found.to_dict()
+    assert set(answer) == KEYS
+    assert all(set(row) == ROW for row in answer["results"])
+    assert {(r.protocol, r.method) for r in found.results} == {
+        ("knn", "pretrained"),
+        ("knn", "random"),
+        ("linear", "pretrained"),
+        ("linear", "random"),
+        ("linear", "raw"),
+        ("finetune", "pretrained"),
+        ("finetune", "scratch"),
+    }
+    assert [r.budget for r in found.results if (r.protocol, r.method) == ("linear", "raw")] == ["2/class", "100%"]
+    assert all(r.low <= r.score <= r.high and r.seeds == 3 for r in found.results)
+    assert {r.labels for r in found.results} == {6, 90}
+    assert found.path is not None
+    assert json.loads(found.path.read_text()) == json.loads(json.dumps(answer))
+    assert run.evaluations()[-1]["verdict"] == found.verdict
+    gallery = json.loads((found.path.parent / "gallery" / found.path.name).read_text())
+    assert len(gallery["map"]["points"]) == len(gallery["map"]["html"]) == 60
+    assert all(len(row["near"]) == 6 for row in gallery["neighbours"])
+    assert found.table().row_count == len(found.results)
+
+
+def test_the_same_seed_gives_the_same_answer_and_nothing_is_overwritten(run: Run, data: tuple[Path, Path]) -> None:
+    first, second = quick(run, *data), quick(run, *data)
+    assert first.results == second.results
+    assert [path.name for path in sorted(first.path.parent.glob("*.json"))] == ["001-label.json", "002-label.json"]
+    assert quick(run, *data, seed=1).results != first.results
+
+
+def test_a_good_encoder_is_told_from_a_useless_one(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
+    class Blind(nn.Module):
+        dim, shape = 16, "pooled"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(16))
+
+        def reset_parameters(self) -> None:
+            nn.init.ones_(self.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * x.new_ones(len(x), 1)
+
+    good = quick(run, *data, budgets=["100%"]).results
+    from labelfree.encoders.custom import Custom
+    from labelfree.run import save_encoder
+
+    save_encoder(tmp_path / "blind" / "encoder", Custom(Blind(), 16, "pooled"), run.modality, "custom:Blind", False)
+    write_json(tmp_path / "blind" / "run.json", run.info)
+    found = quick(Run(tmp_path / "blind", Blind()), *data, budgets=["100%"])
+    assert found.verdict.startswith("Pretraining did not help")
+    score = {r.method: r.score for r in found.results}
+    assert score["pretrained"] == pytest.approx(1 / 3, abs=0.1)
+    assert next(r.score for r in good if r.method == "pretrained") > 0.7
+
+
+def test_copies_of_training_samples_in_the_test_part_are_found(
+    run: Run, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    x, y = runs.pictures(60, seed=2)
+    x[:5] = runs.pictures(90, seed=1)[0][10:15]
+    np.savez(tmp_path / "leaky.npz", images=x, label=np.array(["rows", "columns", "diagonals"])[y])
+    clean, leaky = quick(run, *data), quick(run, data[0], tmp_path / "leaky.npz")
+    assert clean.duplicates["test_in_train"] == 0
+    assert clean.warnings == []
+    assert leaky.duplicates["test_in_train"] == 5
+    assert leaky.duplicates["examples"][0] == {"test": "row 0", "train": "row 10"}
+    assert "5 of 60 test samples (8.3%) are exact copies" in leaky.warnings[0]
+
+
+def test_testing_on_the_training_source_is_named(run: Run, data: tuple[Path, Path]) -> None:
+    found = quick(run, data[0], data[0])
+    assert any("say nothing about new data" in words for words in found.warnings)
+    assert found.duplicates["share"] == 1
+
+
+def test_pretraining_on_the_test_source_is_named(run: Run, data: tuple[Path, Path]) -> None:
+    found = quick(run, data[1], data[0])
+    assert any("pretrained on the test source" in words for words in found.warnings)
+
+
+def test_without_a_test_source_a_fifth_is_held_out_with_copies_on_one_side(run: Run, tmp_path: Path) -> None:
+    x, y = runs.pictures(60, seed=1)
+    np.savez(tmp_path / "twice.npz", images=np.concatenate([x, x]), label=np.concatenate([y, y]))
+    parts = read_parts(run, tmp_path / "twice.npz", None, "label", None, 0)
+    assert len(parts.test) == 24
+    assert len(parts.train) == 96
+    assert parts.duplicates["test_in_train"] == 0
+    assert set(parts.test.y) == {0, 1, 2}
+    assert "held out" in parts.warnings[0]
+
+
+def test_groups_stay_whole_and_shared_ones_are_named(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
+    people = np.array([f"person {i // 9}" for i in range(90)])
+    train = runs.save(tmp_path / "people.npz", 90, seed=1, person=people)
+    parts = read_parts(run, train, None, "label", "person", 0)
+    assert parts.shared_groups == []
+    assert not set(parts.train.groups) & set(parts.test.groups)
+    test = runs.save(tmp_path / "others.npz", 60, seed=2, person=people[30:])
+    found = quick(run, train, test, group="person", budgets=["10%"])
+    assert found.about["shared_groups"]
+    assert any("values of 'person' are in the training and in the test part" in words for words in found.warnings)
+
+
+def test_labels_that_the_encoder_saw_are_refused(tmp_path: Path) -> None:
+    import csv
+
+    from labelfree.modalities.series import Series
+
+    with (tmp_path / "long.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "speed", "force"])
+        rows.writerows([[i // 20, 0.1 * i % 7, 0.3 * i % 5] for i in range(400)])
+    dataset = Series().open(tmp_path / "long.csv")
+    with pytest.raises(LabelfreeError, match=r"encoder sees.*cannot be a label"):
+        dataset.column("force")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label": "lable"}, "no column 'lable'"),
+        ({"protocols": ["liner"]}, "no protocol 'liner'.*'linear'"),
+        ({"budgets": ["lots"]}, "'lots' is not a label budget"),
+        ({"metric": "f2"}, "no metric 'f2'"),
+        ({"seeds": 0}, "nothing to evaluate"),
+        ({"group": "nobody"}, "no column 'nobody'"),
+        ({"epoch": 3}, "no setting 'epoch'"),
+    ],
+)
+def test_mistakes_are_one_sentence(run: Run, data: tuple[Path, Path], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(LabelfreeError, match=words):
+        quick(run, *data, **options)
+    assert not (run.path / "evaluation").exists()
+
+
+def test_a_class_with_one_label_is_refused_by_name(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
+    x, y = runs.pictures(31, seed=1, classes=2)
+    np.savez(tmp_path / "odd.npz", images=x, label=np.where(np.arange(31) == 30, "odd one", y.astype(str)))
+    with pytest.raises(LabelfreeError, match="at least 2 labelled samples: 'odd one' has 1"):
+        quick(run, tmp_path / "odd.npz", data[1])
+
+
+def test_uneven_classes_are_scored_by_balanced_accuracy(run: Run, tmp_path: Path) -> None:
+    rows = np.r_[np.arange(0, 90, 3), np.arange(1, 12, 3), np.arange(2, 12, 3)]
+    for name, seed in (("a", 1), ("b", 2)):
+        x, y = runs.pictures(90, seed=seed)
+        np.savez(tmp_path / f"{name}.npz", images=x[rows], label=y[rows])
+    assert quick(run, tmp_path / "a.npz", tmp_path / "b.npz").metric == "balanced_accuracy"
+    found = quick(run, tmp_path / "a.npz", tmp_path / "b.npz", metric="accuracy")
+    assert found.metric == "accuracy"
+    assert set(found.results[0].scores) == {"accuracy", "balanced_accuracy", "macro_f1"}
+
+
+def test_a_time_limit_is_kept_and_what_it_left_out_is_said(run: Run, data: tuple[Path, Path]) -> None:
+    found = evaluate(run, *data, "label", budgets=["2/class", "100%"], time_limit=2, epochs=100_000, most_steps=10**7)
+    assert found.about["seconds"] < 10
+    assert any("finetune" in words for words in found.left_out)
+    assert any(r.method == "pretrained" for r in found.results)
+
+
+def test_methods_of_one_seed_get_the_same_labels(run: Run, data: tuple[Path, Path]) -> None:
+    from labelfree.evaluation.bench import Bench, Clock
+    from labelfree.tasks.classifier import FinetuneSettings
+    from labelfree.tasks.labels import LabelBudget
+
+    parts = read_parts(run, *data, "label", None, 0)
+    budget = LabelBudget.parse("10%")
+    bench = Bench(run, parts, [budget], 3, "auto", 0, FinetuneSettings(), Clock(None))
+    rows = [bench.rows(budget, number) for number in range(3)]
+    assert not np.array_equal(rows[0], rows[1])
+    for number in range(3):
+        np.testing.assert_array_equal(bench.rows(budget, number), rows[number])
+        np.testing.assert_array_equal(bench._examples(budget, number).y, parts.train.y[rows[number]])
+
+
+def test_a_fresh_encoder_has_new_weights_by_seed_and_leaves_the_generator_alone(run: Run) -> None:
+    before = torch.get_rng_state()
+    first, again, other = fresh_encoder(run, 0), fresh_encoder(run, 0), fresh_encoder(run, 1)
+    assert torch.equal(before, torch.get_rng_state())
+    name = "network.body.0.weight"
+    assert torch.equal(first.state_dict()[name], again.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], run.encoder.state_dict()[name])
+
+
+def test_a_network_that_cannot_be_initialised_anew_is_named(run: Run) -> None:
+    class Stubborn(nn.Module):
+        dim = 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = runs.Net().body
+            self.own = nn.Parameter(torch.ones(1))
+
+    run.encoder.network = Stubborn()
+    with pytest.raises(LabelfreeError, match="Stubborn has 1 weights that cannot be initialised anew"):
+        fresh_encoder(run, 0)

@@ -1,0 +1,130 @@
+"""The report: whole, self-contained, safe, with and without an evaluation."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+
+from labelfree.evaluation.plots import Line, chart, scatter, ticks
+from labelfree.evaluation.protocol import evaluate
+from labelfree.evaluation.report import write_report
+from labelfree.run import Run
+
+VOID = {"meta", "br", "img", "i", "line", "circle", "polyline", "polygon", "path", "rect"}
+
+
+class Balanced(HTMLParser):
+    """Fails where tags do not close in order; gathers addresses that would be loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br", "img", "link", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert all(address.startswith("data:") for address in parser.addresses)
+    assert not re.search(r"@import|url\(\s*['\"]?http", text)
+    return text
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = runs.make_run(tmp_path / "run", runs.save(tmp_path / "train.npz", 60, seed=1))
+    lines = [
+        {"step": i, "loss": 2 / i, "effective_rank": 5.0, "feature_std": 0.9, "learning_rate": 1e-3}
+        for i in range(1, 41)
+    ]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.path / "quarantine.jsonl").write_text(json.dumps({"index": 3, "name": "<x>.png", "reason": "cut"}) + "\n")
+    return run
+
+
+def test_a_training_alone_is_reported(run: Run) -> None:
+    text = check(write_report(run))
+    assert "not known yet" in text
+    assert text.count('class="chart"') == 4
+    assert "&lt;x&gt;.png" in text
+    assert "<x>.png" not in text
+    assert "few &lt;pictures&gt;" in text
+    assert "Map of the features" not in text
+
+
+def test_a_run_without_logs_is_reported(run: Run) -> None:
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "quarantine.jsonl").unlink()
+    assert "The record" in check(write_report(run))
+
+
+def test_an_evaluation_is_reported_with_its_verdict_first(run: Run, tmp_path: Path) -> None:
+    test = runs.save(tmp_path / "test.npz", 40, seed=2)
+    found = evaluate(
+        run, tmp_path / "train.npz", test, "label", budgets=["2/class", "100%"], protocols=["knn", "linear"]
+    )
+    text = check(run.report())
+    heading = re.search(r"<h1>(.*?)</h1>", text)
+    assert heading is not None
+    assert found.verdict.startswith(heading.group(1).rstrip("."))
+    for words in ("Linear probe", "Nearest neighbours", "Label saving", "Map of the features", "random frozen encoder"):
+        assert words in text
+    points = json.loads(re.search(r'type="application/json">(.*?)</script>', text).group(1))  # type: ignore[union-attr]
+    assert len(points["y"]) == 40
+    assert len(text) < 6e6
+
+
+def test_names_cannot_break_out_of_the_page(run: Run, tmp_path: Path) -> None:
+    x, y = runs.pictures(40, seed=2)
+    names = np.array(["</script><script>alert(1)</script>", "<b>", "c"])[y]
+    np.savez(tmp_path / "evil.npz", images=x, label=names)
+    evaluate(run, tmp_path / "evil.npz", None, "label", budgets=["100%"], protocols=["knn"])
+    text = check(run.report())
+    assert "<script>alert" not in text
+    assert "<b>c" in text
+    assert "<b><b>" not in text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.34), (-3, 1200), (1e-9, 5e-9)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 3 <= len(found) <= 6
+    assert all(low - 1e-12 <= value <= high + 1e-12 for value in found)
+
+
+def test_ticks_of_nothing() -> None:
+    assert ticks(2, 2) == [2]
+    assert ticks(float("nan"), 1) != []
+
+
+def test_charts_thin_long_lines_and_skip_what_is_no_number() -> None:
+    x = list(range(5000))
+    y = [float("nan") if i % 7 == 0 else i / 10 for i in x]
+    drawn = chart([Line("plain", "loss", x, y)], "loss")
+    assert len(re.findall(r"[\d.]+,[\d.]+", drawn)) <= 300
+    assert "nan" not in drawn
+    assert chart([Line("plain", "loss", [1], [float("nan")])], "loss") == ""
+    assert chart([Line("plain", "loss", [3], [0.5], [0.4], [0.6])], "one", log=True, dots=True)
+
+
+def test_a_map_of_one_place_is_drawn() -> None:
+    assert scatter(np.zeros((3, 2)), ["k0"] * 3, "map").count("<circle") == 3

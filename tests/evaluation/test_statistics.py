@@ -1,0 +1,103 @@
+"""Scores, intervals and label saving, by their properties and against scikit-learn's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from labelfree.evaluation.statistics import TestPart, labels_needed, score, student
+
+
+def guesses(y: np.ndarray, right: float, rng: np.random.Generator, seeds: int = 3) -> np.ndarray:
+    """(S, N) guesses that are right with a given probability."""
+    wrong = (y + 1 + rng.integers(0, 2, (seeds, len(y)))) % 3
+    return np.where(rng.random((seeds, len(y))) < right, y, wrong)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_scores_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    y, guess = np.array(pairs).T
+    there = np.unique(y)
+    expected = {
+        "accuracy": accuracy_score(y, guess),
+        "balanced_accuracy": recall_score(y, guess, labels=there, average="macro", zero_division=0),
+        "macro_f1": f1_score(y, guess, labels=there, average="macro", zero_division=0),
+    }
+    for metric, value in expected.items():
+        assert score(metric, y, guess[None])[0, 0] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_a_weight_of_two_is_the_sample_twice(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 50)
+    guess = guesses(y, 0.6, rng)
+    weights = rng.integers(0, 3, (50, 1))
+    doubled = np.repeat(np.arange(50), weights[:, 0])
+    np.testing.assert_allclose(score(metric, y, guess, weights), score(metric, y[doubled], guess[:, doubled]))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(200):
+        y = rng.integers(0, 3, 150)
+        found = TestPart(y, seed=trial).interval("accuracy", guesses(y, 0.7, rng))
+        held += found.low <= 0.7 <= found.high
+    assert held >= 188
+
+
+def test_intervals_are_wider_with_fewer_test_samples_and_with_groups() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 3, 300)
+    guess = np.repeat(guesses(y, 0.7, rng, seeds=1), 3, axis=0)
+    wide, narrow = TestPart(y[:60]).interval("accuracy", guess[:, :60]), TestPart(y).interval("accuracy", guess)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    groups = np.argsort(np.argsort(guess[0] == y)) // 30  # ten groups, each all right or all wrong
+    grouped = TestPart(y, groups).interval("accuracy", guess)
+    assert grouped.high - grouped.low > 2 * (narrow.high - narrow.low)
+
+
+def test_a_difference_on_the_same_samples_is_sharper_than_two_intervals() -> None:
+    rng = np.random.default_rng(2)
+    y = rng.integers(0, 3, 200)
+    worse = guesses(y, 0.6, rng)
+    better = np.where((worse != y) & (rng.random(worse.shape) < 0.2), y, worse)
+    part = TestPart(y)
+    gain = part.interval("accuracy", better, worse)
+    assert gain.low > 0
+    assert part.interval("accuracy", better).low < part.interval("accuracy", worse).high
+    same = part.interval("accuracy", worse, worse)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_one_seed_leaves_the_uncertainty_of_the_test_samples() -> None:
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 100)
+    found = TestPart(y).interval("accuracy", guesses(y, 0.7, rng, seeds=1))
+    assert 0.05 < found.high - found.mean < 0.13
+
+
+def test_students_quantile() -> None:
+    assert student(3) == pytest.approx(4.3027, abs=1e-3)
+    assert student(10_000) == pytest.approx(1.96, abs=1e-2)
+
+
+def test_labels_needed_lie_on_the_learning_curve() -> None:
+    assert labels_needed([10, 100, 1000], [0.2, 0.4, 0.8], 0.4) == pytest.approx(100)
+    assert labels_needed([10, 100, 1000], [0.2, 0.4, 0.8], 0.6) == pytest.approx(316.2, abs=0.1)
+    assert labels_needed([10, 100, 1000], [0.2, 0.4, 0.8], 0.1) == 10
+    assert labels_needed([10, 100, 1000], [0.2, 0.4, 0.8], 0.9) is None
+    assert labels_needed([10, 100, 1000], [0.2, 0.5, 0.3], 0.45) < 100
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0, 1), st.floats(0, 1))
+def test_a_higher_score_never_needs_fewer_labels(curve: list[float], a: float, b: float) -> None:
+    labels = [10 * 3**i for i in range(len(curve))]
+    low, high = (labels_needed(labels, curve, target) for target in sorted((a, b)))
+    assert high is None or (low is not None and low <= high + 1e-6)

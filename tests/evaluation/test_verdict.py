@@ -1,0 +1,50 @@
+"""The verdict in words: failure comes first, and numbers are those that were measured."""
+
+from __future__ import annotations
+
+from labelfree.evaluation.statistics import Interval
+from labelfree.evaluation.verdict import Comparison, label_saving, verdict
+
+
+def compare(budget: str, labels: int, score: float, other: float, half: float = 0.02) -> Comparison:
+    gain = score - other
+    return Comparison(budget, labels, "linear", score, "scratch", other, Interval(gain, gain - half, gain + half))
+
+
+def test_no_help_is_said_first() -> None:
+    words = verdict([compare("1%", 10, 0.5, 0.49), compare("10%", 100, 0.6, 0.7)], {}, "accuracy")
+    assert words.startswith("Pretraining did not help: with 1% and 10% of the labels")
+    assert "60.0% accuracy" in words
+    assert "−10.0 points" in words
+
+
+def test_a_gain_within_the_interval_is_no_help() -> None:
+    assert verdict([compare("1%", 10, 0.55, 0.5, half=0.06)], {}, "accuracy").startswith("Pretraining did not help")
+    assert verdict([compare("1%", 10, 0.55, 0.5, half=0.04)], {}, "accuracy").startswith("Pretraining helped")
+
+
+def test_help_at_some_budgets_names_both() -> None:
+    words = verdict([compare("1%", 10, 0.5, 0.3), compare("100%", 1000, 0.8, 0.9)], {}, "macro_f1")
+    assert words.startswith("Pretraining helped with 1% of the labels; with 100% of the labels it did worse.")
+    assert "50.0% macro F1" in words
+    assert "90.0%" in words
+
+
+def test_label_saving_is_in_the_verdict() -> None:
+    found = [compare("5/class", 10, 0.5, 0.3)]
+    curve = {10: 0.3, 100: 0.5, 1000: 0.9}
+    saving = label_saving(found, {"scratch": curve, "raw": {10: 0.1, 1000: 0.2}})
+    assert saving["5/class"]["scratch"] == {"relation": "about", "labels": 100, "factor": 10.0}
+    assert saving["5/class"]["raw"] == {"relation": "more than", "labels": 1000, "factor": None}
+    words = verdict(found, saving, "accuracy")
+    assert words.startswith("Pretraining helped with 10 labels.")
+    assert "From scratch, that takes about 100 labels (10.0 times as many)." in words
+
+
+def test_a_curve_that_ends_before_the_budget_says_nothing_of_it() -> None:
+    saving = label_saving([compare("100%", 1000, 0.9, 0.1)], {"scratch": {10: 0.3}, "raw": {}})
+    assert set(saving["100%"]) == {"labels", "protocol", "score"}
+
+
+def test_without_a_baseline_nothing_is_claimed() -> None:
+    assert "not known" in verdict([], {}, "accuracy")
