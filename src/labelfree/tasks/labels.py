@@ -71,7 +71,7 @@ class Labels:
     Attributes:
         classes: their names, sorted (by number where all are numbers).
         y: (N,) int64 number of the class, -1 for a sample without a label.
-        groups: (N,) int64 number of the group (patient, device, document), or None.
+        groups: (N,) name of the group (patient, device, document) of each sample, or None.
         notes: sentences that a person ought to read.
     """
 
@@ -112,7 +112,8 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         notes.append(f"{strange.total():,} test samples are of classes without training labels ({names}); left out.")
     if (y < 0).all():
         raise LabelfreeError(f"No sample has a usable label in '{label}'.", "Name the column that holds the classes.")
-    return Labels(known, y, None if group is None else _numbers(dataset.column(group)), notes)
+    groups = None if group is None else np.array([str(value) for value in dataset.column(group).tolist()])
+    return Labels(known, y, groups, notes)
 
 
 def _sorted(words: set[str]) -> tuple[str, ...]:
@@ -120,11 +121,6 @@ def _sorted(words: set[str]) -> tuple[str, ...]:
         return tuple(sorted(words, key=float))
     except ValueError:
         return tuple(sorted(words))
-
-
-def _numbers(values: np.ndarray) -> np.ndarray:
-    """Equal values as equal numbers."""
-    return np.unique(np.asarray([str(value) for value in values]), return_inverse=True)[1].astype(np.int64)
 
 
 def _check_classes(raw: np.ndarray, classes: Sequence[str], label: str) -> None:
