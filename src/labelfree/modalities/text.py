@@ -117,12 +117,25 @@ class Text(Modality):
     # ---- statistics
 
     def fit(self, dataset: Dataset) -> None:
+        if isinstance(dataset, Documents):
+            self._check_enough(list(some_texts(dataset, characters=100_000)))
         if self.settings.tokenizer is not None:
             self._vocabulary = Vocabulary.read(self.settings.tokenizer)
         elif isinstance(dataset, Documents):
             self._vocabulary = Vocabulary.learn(some_texts(dataset), self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
+
+    def _check_enough(self, texts: list[str]) -> None:
+        """Raises LabelfreeError where there is nothing to learn from: one short text, or one that is repeated."""
+        if len(texts) > 1 and len(set(texts)) == 1:
+            raise LabelfreeError(
+                f"All texts are the same ({texts[0][:40]!r}): there is nothing to learn.", "Give different texts."
+            )
+        if len(texts) == 1 and len(texts[0]) < self.settings.length:
+            raise LabelfreeError(
+                f"Learning needs more than one text of {len(texts[0])} characters.", "Give more texts, or a longer one."
+            )
 
     def state(self) -> dict[str, Any]:
         return {"tokenizer": self.vocabulary.state()}

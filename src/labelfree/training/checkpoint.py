@@ -81,12 +81,16 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer,
         return final
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    digests = {
-        "model": write_tensors(beside / "model.safetensors", model),
-        "optimizer": write_tensors(beside / "optimizer.safetensors", moments),
-    }
-    content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
-    write_bytes(beside / "state.json", json.dumps(content).encode())
+    try:
+        digests = {
+            "model": write_tensors(beside / "model.safetensors", model),
+            "optimizer": write_tensors(beside / "optimizer.safetensors", moments),
+        }
+        content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
+        write_bytes(beside / "state.json", json.dumps(content).encode())
+    except LabelfreeError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     os.replace(beside, final)
     for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
 
 from labelfree import registry
+from labelfree.data.sources import existing
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.objectives.base import Objective, Recipe
@@ -68,12 +70,14 @@ def recognise(source: Any) -> tuple[str, str]:
     """The modality that `source` looks most like, and the words for why.
 
     Raises:
-        LabelfreeError: it looks like none.
+        LabelfreeError: it is not there, or looks like none.
     """
+    if isinstance(source, str | Path):
+        existing(source)
     guesses = {name: cls.recognise(source) for name, cls in registry.modalities().items()}
     name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
     if sure <= 0:
-        what = f"'{source}'" if isinstance(source, str) else type(source).__name__
+        what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__
         raise LabelfreeError(
             f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
             "Name it with --modality.",
