@@ -92,8 +92,34 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+#: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT.
+CANNOT = {
+    "timm:test_resnet": {"masked", "next", "cpc"},
+    "hf:bert-tiny": {"next", "cpc"},
+}
+
+
+def make_sources(folder: Path) -> dict[str, Path]:
+    return {kind: make(folder) for kind, make in SOURCES.items()}
+
+
 def encoders(kind: str) -> tuple[str, ...]:
     return ("transformer:nano", *OTHERS.get(kind, ()))
+
+
+def every_cell() -> list[tuple[str, str, str]]:
+    """(modality, objective, encoder), all of them."""
+    return [
+        (kind, method, encoder)
+        for kind in registry.modalities()
+        for method in registry.objectives()
+        for encoder in encoders(kind)
+    ]
+
+
+def fits(kind: str, method: str, encoder: str) -> bool:
+    gaps = registry.missing(registry.objectives()[method], registry.modalities()[kind])
+    return not gaps and method not in CANNOT.get(encoder, ())
 
 
 def steps_of(method: str) -> int:

@@ -10,25 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from cells import BATCH, SOURCES, assemble, encoders, steps_of
-from processes import average_gradients, together
-from torch import Tensor
+from cells import CANNOT, SOURCES, assemble, every_cell, make_sources, steps_of
 
 from labelfree import registry
 from labelfree.data.draw import Draw
-from labelfree.distributed import all_sum, world_size
 from labelfree.errors import Refusal
-from labelfree.training.batchnorm import synchronise
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.health import feature_health
 from labelfree.training.loop import Training
 
-CELLS = [
-    pytest.param(kind, method, encoder, id=f"{kind}-{method}-{encoder}")
-    for kind in registry.modalities()
-    for method in registry.objectives()
-    for encoder in encoders(kind)
-]
+CELLS = [pytest.param(*cell, id="-".join(cell)) for cell in every_cell()]
 RECIPES = [
     pytest.param(kind, name, id=f"{kind}-{name}")
     for name, (_, recipe) in registry.recipes().items()
@@ -40,17 +31,11 @@ PROMISED = {
     "series": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext", "ts2vec"},
     "text": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},
 }
-#: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT.
-CANNOT = {
-    "timm:test_resnet": {"masked", "next", "cpc"},
-    "hf:bert-tiny": {"next", "cpc"},
-}
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sources")
-    return {kind: make(folder) for kind, make in SOURCES.items()}
+    return make_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +95,6 @@ def check_cell(source: Path, kind: str, method: str, encoder: str, folder: Path)
         assert torch.equal(value, expected[name]), f"{name} differs after resuming"
 
 
-def fits(kind: str, method: str, encoder: str) -> bool:
-    gaps = registry.missing(registry.objectives()[method], registry.modalities()[kind])
-    return not gaps and method not in CANNOT.get(encoder, ())
-
-
 @pytest.mark.parametrize(("kind", "method", "encoder"), CELLS)
 def test_cell_learns_and_resumes_or_refuses(
     kind: str, method: str, encoder: str, sources: dict[str, Path], tmp_path: Path
@@ -144,32 +124,3 @@ def test_recipe_takes_a_step(kind: str, name: str, sources: dict[str, Path]) -> 
 def test_every_modality_and_promise_is_in_the_matrix() -> None:
     assert set(registry.modalities()) <= set(SOURCES), "give the new modality a tiny source in cells.py"
     assert set().union(*PROMISED.values()) <= set(registry.objectives())
-
-
-def first_step(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, str]]) -> dict[str, Tensor]:
-    """Loss, gradients and statistics of the first step of each cell, as all processes together see them."""
-    torch.set_num_threads(1)
-    found: dict[str, Tensor] = {}
-    for kind, method, encoder in cells:
-        training = assemble(sources[kind], kind, method, encoder)
-        objective = synchronise(training.objective) if world_size() > 1 else training.objective
-        batch = next(iter(training.loader.steps(0, 1)))
-        assert len(batch) == BATCH // world_size()
-        loss = objective(batch, Draw.start(0, 0, 0, batch.index)).loss
-        loss.backward()
-        if world_size() > 1:
-            average_gradients(objective)
-        cell = f"{kind} {method} {encoder}"
-        found[f"{cell}: loss"] = all_sum(loss.detach()) / world_size()
-        found |= {f"{cell}: {key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
-        found |= {f"{cell}: {key}": value.clone() for key, value in objective.named_buffers()}
-    return found
-
-
-def test_two_processes_give_the_loss_and_gradient_of_one(sources: dict[str, Path]) -> None:
-    cells = [cell.values for cell in CELLS if fits(*cell.values)]
-    one = first_step(0, sources, cells)
-    for other in together(first_step, sources, cells):
-        assert other.keys() == one.keys()
-        for name, expected in one.items():
-            torch.testing.assert_close(other[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,49 @@
+"""Every objective on every kind of data: two processes give the loss and gradient of one, at the same global batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from cells import BATCH, assemble, every_cell, fits, make_sources
+from processes import average_gradients, together
+from torch import Tensor
+
+from labelfree.data.draw import Draw
+from labelfree.distributed import all_sum, world_size
+from labelfree.training.batchnorm import synchronise
+
+#: What is also compared with the encoders of other makes, whose batch normalisation or dropout could differ.
+OTHERWISE = {"vicreg", "byol", "masked"}
+
+
+def first_step(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, str]]) -> dict[str, Tensor]:
+    """Loss, gradients and statistics of the first step of each cell, as all processes together see them."""
+    torch.set_num_threads(1)
+    found: dict[str, Tensor] = {}
+    for kind, method, encoder in cells:
+        training = assemble(sources[kind], kind, method, encoder)
+        objective = synchronise(training.objective) if world_size() > 1 else training.objective
+        batch = next(iter(training.loader.steps(0, 1)))
+        assert len(batch) == BATCH // world_size()
+        loss = objective(batch, Draw.start(0, 0, 0, batch.index)).loss
+        loss.backward()
+        if world_size() > 1:
+            average_gradients(objective)
+        cell = f"{kind} {method} {encoder}"
+        found[f"{cell}: loss"] = all_sum(loss.detach()) / world_size()
+        found |= {f"{cell}: {key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
+        found |= {f"{cell}: {key}": value.clone() for key, value in objective.named_buffers()}
+    return found
+
+
+def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path)
+    cells = [cell for cell in every_cell() if fits(*cell) and (cell[2] == "transformer:nano" or cell[1] in OTHERWISE)]
+    one = first_step(0, sources, cells)
+    for other in together(first_step, sources, cells):
+        assert other.keys() == one.keys()
+        for name, expected in one.items():
+            scale = max(1.0, float(expected.abs().max()))
+            error = float((other[name] - expected).abs().max()) / scale
+            assert error < 1e-5, f"{name} differs by {error:.1e}"
