@@ -91,7 +91,7 @@ def decode(encoded: Encoded, side: int = 0, alpha: bool = False) -> np.ndarray:
         OSError, ValueError, SyntaxError: truncated, or not a picture.
     """
     with _open(encoded) as image:
-        if side and image.format == "JPEG":
+        if side and image.format in ("JPEG", "MPO"):
             image.draft(None, (side, side))
         bands = _bands(image)
         if bands > 1:

@@ -405,7 +405,8 @@ class Items(Source):
 
     def fingerprint(self) -> str:
         some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)).tolist()
-        return sources.hash_of(len(self), *(np.asarray(item) for item in self.fetch(some)))
+        items = self.fetch(some)
+        return sources.hash_of(len(self), *(str(i) if isinstance(i, Exception) else np.asarray(i) for i in items))
 
     def _labels(self) -> Any:
         for name in ("targets", "labels", "y"):
