@@ -191,6 +191,77 @@ def test_embed_writes_a_row_a_sample(
     assert call(capsys, "embed", run, pictures, "--out", out, "--force")[0] == 0
 
 
+ROW = {"protocol", "budget", "method", "score", "low", "high", "seeds"}
+METHODS = {"pretrained", "scratch", "random", "raw"}
+
+
+def check_evaluation(found: dict[str, Any]) -> None:
+    """The keys of docs/json.md."""
+    assert {"verdict", "label_saving", "metric", "results"} <= set(found)
+    assert found["verdict"].endswith(".")
+    assert isinstance(found["label_saving"], dict)
+    for row in found["results"]:
+        assert set(row) >= ROW
+        assert row["method"] in METHODS
+        assert row["protocol"] in {"knn", "linear", "finetune"}
+        assert row["low"] <= row["score"] <= row["high"]
+
+
+def test_evaluate_answers_with_stable_keys(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--train", pictures, "--label", "kind", "--budgets", "10%,100%", "--seeds", "2"]
+    found = answer(capsys, "evaluate", run, *words, "epochs=1", "most_steps=4")
+    check_evaluation(found)
+    assert {row["method"] for row in found["results"]} == METHODS
+    assert {row["budget"] for row in found["results"]} == {"10%", "100%"}
+    assert json.loads(Path(found["file"]).read_text())["verdict"] == found["verdict"]
+
+
+def test_evaluate_shows_people_a_table_and_the_verdict(
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train", pictures, "--label", "kind", "--budgets", "50%", "--seeds", "2", "--protocols", "knn"]
+    code, out, _ = call(capsys, "evaluate", run, *words)
+    assert code == 0
+    assert "pretrained" in out
+    assert "retraining" in out.splitlines()[-1]
+
+
+def test_finetune_predict_and_report_answer_with_stable_keys(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train", pictures, "--label", "kind", "--out", tmp_path / "model"]
+    model = answer(capsys, "finetune", run, *words, "epochs=1", "most_steps=4", "learning_rate=1e-3")
+    assert set(model) == {"model", "classes", "validation"}
+    assert model["classes"] == ["above", "below"]
+    assert {"metric", "score"} <= set(model["validation"])
+    out = tmp_path / "answers.csv"
+    found = answer(capsys, "predict", model["model"], pictures, "--out", out)
+    assert found == {"out": str(out), "count": 48}
+    assert len(out.read_text().splitlines()) == 49
+    report = answer(capsys, "report", run)
+    assert set(report) == {"report"}
+    assert Path(report["report"]).read_text().startswith("<!")
+
+
+def test_demo_answers_with_stable_keys_and_shows_pretraining_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from labelfree import demo
+
+    small = {"encoder": "timm:test_resnet", "steps": 3, "batch_size": 8, "threads": 1, "projector": ("16", "8")}
+    monkeypatch.setattr(demo, "RECIPE", {"modality": "image", "method": "simclr", **small})
+    monkeypatch.setattr(demo, "EVALUATION", {"budgets": ("5%",), "protocols": ("knn", "linear"), "seeds": 2})
+    out = tmp_path / "demo"
+    found = answer(capsys, "demo", "--out", out)
+    check_evaluation(found)
+    assert Path(found["report"]).exists()
+    assert Path(json.loads((Path(found["run"]) / "run.json").read_text())["source"]).suffix == ".npy"
+    assert np.load(out / "unlabelled.npy").shape[1:] == (8, 8)
+    before = sorted(out.rglob("*"))
+    assert call(capsys, "demo", "--out", out)[0] == 2
+    assert sorted(out.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -6,6 +6,7 @@ its test part). Three tenths are held out; pretraining sees the pixels of the re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ RECIPE: dict[str, Any] = {
     "epochs": 15,
     "batch_size": 128,
     "augment": "V",
-    "crop_min": 0.4,
+    "crop_min": 0.5,
     "flip": 0.0,
     "solarise": 0.0,
 }
 EVALUATION: dict[str, Any] = {"budgets": ("1%", "5%", "10%"), "seeds": 5, "time_limit": "2m"}
+#: What the command line writes with two dashes.
+OPTIONS = ("modality", "method", "encoder", "epochs", "steps", "budgets", "protocols", "seeds", "time_limit")
 
 
 def demo(out: str | Path | None = None) -> tuple[Run, Evaluation, Path]:
@@ -46,16 +49,21 @@ def demo(out: str | Path | None = None) -> tuple[Run, Evaluation, Path]:
 
     folder = _new_folder(out)
     pictures, train, test = write_digits(folder)
-    flags = ("modality", "method", "encoder", "epochs")
-    words = [f"--{key} {RECIPE[key]}" for key in flags]
-    words += [f"{key}={value}" for key, value in RECIPE.items() if key not in flags]
-    say(f"$ labelfree pretrain {pictures} --out {folder / 'run'} {' '.join(words)}", "bold")
+    say(f"$ labelfree pretrain {pictures} --out {folder / 'run'} {_words(RECIPE)}", "bold")
     run = pretrain(pictures, out=folder / "run", **RECIPE)
-    words = [f"--budgets {','.join(EVALUATION['budgets'])}", f"--time-limit {EVALUATION['time_limit']}"]
-    say(f"$ labelfree evaluate {run.path} --train {train} --test {test} --label digit {' '.join(words)}", "bold")
+    say(f"$ labelfree evaluate {run.path} --train {train} --test {test} --label digit {_words(EVALUATION)}", "bold")
     evaluation = run.evaluate(train, test, "digit", **EVALUATION)
     say(f"$ labelfree report {run.path}", "bold")
     return run, evaluation, run.report()
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    """Options and settings as they are typed."""
+    words = []
+    for key, value in options.items():
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        words.append(f"--{key.replace('_', '-')} {text}" if key in OPTIONS else f"{key}={text}")
+    return " ".join(words)
 
 
 def write_digits(folder: Path) -> tuple[Path, Path, Path]:
