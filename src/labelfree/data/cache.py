@@ -71,7 +71,8 @@ class Cached(Dataset):
     def __init__(self, dataset: Dataset, modality: Modality, progress: Callable[[int], None] | None = None) -> None:
         self._dataset = dataset
         self._modality = modality
-        samples, self.unreadable = read_all(dataset, progress)
+        samples, unreadable = read_all(dataset, progress)
+        self.unreadable = [*dataset.unreadable, *unreadable]
         if not samples:
             raise LabelfreeError(f"None of the {len(dataset)} samples can be read.", "Check the source.")
         self.kept = np.array([sample.index for sample in samples])

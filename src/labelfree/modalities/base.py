@@ -44,6 +44,8 @@ class Dataset(ABC):
 
     #: Starts of the stretches that are cheap to read together (row groups, files); (0,) where any order is cheap.
     shards: Sequence[int] = (0,)
+    #: What was left out because it could not be read (documents that packing had to skip); not counted in `len`.
+    unreadable: Sequence[Unreadable] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -87,11 +87,9 @@ def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Pla
     return dataset, plan.model_copy(update={"training": changed, "choices": choices})
 
 
-def check_readable(dataset: Dataset, settings: TrainSettings) -> list[Unreadable]:
-    """The unreadable samples of a cached dataset, or LabelfreeError where they are too many."""
-    if not isinstance(dataset, Cached):
-        return []
-    bad, count = dataset.unreadable, len(dataset) + len(dataset.unreadable)
+def check_readable(dataset: Dataset, source: Dataset, settings: TrainSettings) -> list[Unreadable]:
+    """What `dataset`, the training set of `source`, left out as unreadable, or LabelfreeError where it is too much."""
+    bad, count = list(dataset.unreadable), len(source)
     if len(bad) > settings.max_unreadable * count:
         examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
         raise LabelfreeError(

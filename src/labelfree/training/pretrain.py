@@ -140,7 +140,7 @@ def _prepare(
     else:
         data.fit(dataset)
     nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
-    quarantine = jobs.check_readable(nearby, plan.training)
+    quarantine = jobs.check_readable(nearby, dataset, plan.training)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
     plan = resolve_machine(plan, streamed=plan.training.cache == "none")
     objective = jobs.build_objective(plan, data, nearby, network, init)
@@ -225,8 +225,9 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     """The job of a resolved plan, as it was when the plan was made (weights come from the checkpoint)."""
     data = plan.new_modality()
     data.load_state(state)
-    dataset, _ = jobs.near(data.training_set(data.open(source), plan.objective_class().needs), data, plan)
-    bad = jobs.check_readable(dataset, plan.training)
+    opened = data.open(source)
+    dataset, _ = jobs.near(data.training_set(opened, plan.objective_class().needs), data, plan)
+    bad = jobs.check_readable(dataset, opened, plan.training)
     return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, network, None), bad)
 
 
