@@ -33,8 +33,8 @@ class Shape:
 
 #: `base` is the published shape.
 SHAPES = {"tiny": Shape(32, 8, 128), "base": Shape(64, 10, 320), "large": Shape(128, 10, 640)}
-#: Rows (samples × steps) below which bfloat16 is slower than float32 on a CPU.
-_FEW_ROWS = 512
+#: Multiplications in a matrix product below which bfloat16 does not pay on a CPU, whose libraries prepare it longer.
+_SMALL = 1 << 22
 
 
 class _Convolve(torch.autograd.Function):
@@ -87,11 +87,14 @@ class DilatedConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(3, width, channels).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kind: torch.dtype) -> Tensor:
+        """(T, B, channels) → (T, B, width) by products in precision `kind`, but for small ones on a CPU."""
         steps, batch, channels = x.shape
+        if x.is_cpu and x.numel() * len(self.bias) < _SMALL:
+            kind = torch.float32
+        rows = x.reshape(steps * batch, channels).to(kind)
         shifts = tuple(shift * batch for shift in self.shifts)
-        out = _Convolve.apply(x.reshape(steps * batch, channels), self.weight, self.bias, shifts)
-        return out.view(steps, batch, -1)
+        return _Convolve.apply(rows, self.weight, self.bias, shifts).view(steps, batch, -1)
 
 
 class Block(nn.Module):
@@ -104,9 +107,9 @@ class Block(nn.Module):
         self.around = nn.Linear(channels, width) if channels != width else nn.Identity()
 
     def forward(self, x: Tensor, valid: Tensor | None, kind: torch.dtype) -> Tensor:
-        """(T, B, channels) → (T, B, width); the products in precision `kind`, what they are added to in float32."""
-        inner = self.first(_only(F.gelu(x), valid).to(kind))
-        return self.around(x) + self.second(_only(F.gelu(inner), valid))
+        """(T, B, channels) → (T, B, width); products in precision `kind` are added to what is in float32."""
+        inner = self.first(_only(F.gelu(x), valid), kind)
+        return self.around(x) + self.second(_only(F.gelu(inner), valid), kind)
 
 
 def _only(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -154,8 +157,9 @@ class Dilated(Encoder):
         return list(SHAPES)
 
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
-        kind = _precision(batch.data)
-        with torch.autocast(batch.data.device.type, enabled=False):
+        device = batch.data.device.type
+        kind = _precision(device)
+        with torch.autocast(device, enabled=False):
             cut = patches(batch.data, self.patch).transpose(0, 1)  # time comes first from here on
             missing = cut.isnan()
             local = self.project(cut.masked_fill(missing, 0.0))
@@ -178,12 +182,9 @@ class Dilated(Encoder):
         return [list(self.project.parameters()), *(list(block.parameters()) for block in self.blocks)]
 
 
-def _precision(data: Tensor) -> torch.dtype:
-    """Precision of the matrix products: autocast's, but for so few rows that a CPU spends more on preparing them."""
-    device = data.device.type
-    if not torch.is_autocast_enabled(device) or (device == "cpu" and data.shape[0] * data.shape[1] < _FEW_ROWS):
-        return torch.float32
-    return torch.get_autocast_dtype(device)
+def _precision(device: str) -> torch.dtype:
+    """Autocast's precision for matrix products."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def _greatest(tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -1,14 +1,19 @@
 """TS2Vec's hierarchical contrast (Yue et al. 2022, §3.3–3.4): steps told apart in time, and samples at each step.
 
-Legend: B samples of this process, T shared steps, D width. z (T, 2B, D) holds both views of the same steps, time first:
-z[:, b] and z[:, B + b] are sample b.
+The loss needs (2T)² similarities a sample at every scale. Here loss and gradient are made in one sweep, each block of
+similarities once and in place, so that none of them waits for a backward pass.
+
+Legend: B samples of this process, R processes, T shared steps, D width. z (2B, T, D) holds both views of the steps:
+z[b] and z[B + b] are sample b.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from labelfree.distributed import all_sum, gather, rank, world_size
@@ -28,118 +33,137 @@ def hierarchical_contrast(z1: Tensor, z2: Tensor, alpha: float = 0.5, valid: Ten
     Returns:
         Scalar: this process's part of the loss of the global batch.
     """
-    z = torch.cat([z1.transpose(0, 1), z2.transpose(0, 1)], dim=1)
-    known = None if valid is None else valid.t().repeat(1, 2)
-    scales = [(z, known)]
-    while len(scales[-1][0]) > 1:
-        scales.append(_halve(*scales[-1]))
-    total = z.new_zeros(())
-    if alpha > 0:
-        total = total + alpha * instance_contrast(scales)
-    if alpha < 1:
-        # One step has nothing to be told from: its scale adds nothing, but counts in the mean.
-        total = total + (1 - alpha) * sum((temporal_contrast(*scale) for scale in scales[:-1]), z.new_zeros(()))
-    return total / len(scales)
+    loss: Tensor = _Hierarchy.apply(torch.cat([z1, z2]), alpha, None if valid is None else valid.repeat(2, 1))
+    return loss
 
 
-#: z (T, 2B, D), and (T, 2B) bool: which are no padding, or None where all are.
-Scale = tuple[Tensor, Tensor | None]
+class _Hierarchy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, alpha: float, known: Tensor | None) -> Tensor:
+        scales, winners = [(z, known)], []
+        while scales[-1][0].shape[1] > 1:
+            halved, left, early = _halve(*scales[-1])
+            scales.append((halved, left))
+            winners.append(early)
+        grads = [torch.zeros_like(z) for z, _ in scales]
+        total = z.new_zeros(())
+        for (z, known), grad in zip(scales, grads, strict=True):
+            weights = _anchor_weights(z, known) / len(scales)
+            if alpha > 0:
+                total += instance_contrast(z, weights * alpha, known, grad)
+            if alpha < 1 and z.shape[1] > 1:  # a single step has nothing to be told from
+                total += temporal_contrast(z, weights * (1 - alpha), known, grad)
+        for (below, above), early in zip(reversed(list(pairwise(grads))), reversed(winners), strict=True):
+            _spread(above, early, below)
+        ctx.save_for_backward(grads[0])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grads[0], None, None
 
 
-def _halve(z: Tensor, known: Tensor | None) -> Scale:
+def _halve(z: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Maximum of neighbouring known steps (an odd last step falls away, as in the published code), which of them are
+    known, and 1 where the earlier was taken.
+    """
+    first, second = _pairs(z)
     if known is None:
-        return _pool(z), None
-    left = _pool(known)
-    hidden = z.masked_fill(~known[..., None], torch.finfo(z.dtype).min)
-    return _pool(hidden).masked_fill(~left[..., None], 0.0), left
+        return torch.maximum(first, second), None, (first >= second).to(z.dtype)
+    of_first, of_second = (part[..., None] for part in _pairs(known))
+    early = of_first & ((first >= second) | ~of_second)
+    return torch.where(early, first, second), (of_first | of_second)[..., 0], early.to(z.dtype)
 
 
-def _pool(x: Tensor) -> Tensor:
-    """Maximum of neighbouring steps; an odd last step falls away, as in the published code."""
-    even = len(x) // 2 * 2
-    return torch.maximum(x[0:even:2], x[1:even:2])
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    even = x.shape[1] // 2 * 2
+    return x[:, 0:even:2], x[:, 1:even:2]
 
 
-def instance_contrast(scales: list[Scale]) -> Tensor:
-    """Sum over scales of: at one step, tell a sample's other view from all other samples' views (eq. 2)."""
-    batch, total = scales[0][0].shape[1] // 2, scales[0][0].shape[1] // 2 * world_size()
-    device = scales[0][0].device
-    similarity = torch.cat([z @ _everyone(z).transpose(1, 2) for z, _ in scales])  # (S, 2B, 2RB), S steps of all scales
-    rows = torch.arange(2 * batch, device=device)
-    own = rows + rank() * batch + (rows >= batch) * (total - batch)
-    positive = similarity[:, rows, own.roll(batch)]
-    hidden = torch.zeros(2 * batch, 2 * total, dtype=torch.bool, device=device)
-    hidden[rows, own] = True
-    weights = torch.cat([_anchor_weights(z, known) for z, known in scales])
-    if scales[0][1] is not None:
-        known = torch.cat([part for _, part in scales if part is not None])
-        hidden = hidden | ~_everyone(known.to(similarity.dtype)).bool()[:, None, :]
-    lost = similarity.masked_fill(hidden, torch.finfo(similarity.dtype).min).logsumexp(dim=2) - positive
-    return (lost * weights).sum()
-
-
-def _everyone(z: Tensor) -> Tensor:
-    """(T, 2B, ...) → (T, 2RB, ...): the samples of all processes, first views before second ones."""
-    if world_size() == 1:
-        return z
-    views = z.unflatten(1, (2, -1)).movedim(2, 0)  # (B, T, 2, ...)
-    return gather(views.contiguous()).movedim(0, 2).flatten(1, 2)
+def _spread(above: Tensor, early: Tensor, below: Tensor) -> None:
+    """Add the gradient of a halved series to the steps it was taken from."""
+    first, second = _pairs(below)
+    share = above * early
+    first.add_(share)
+    second.add_(above).sub_(share)
 
 
 def _anchor_weights(z: Tensor, known: Tensor | None) -> Tensor:
-    """(T, 2B) weights: their sum over processes is the number of processes, equal where `known`."""
+    """(2B, T) weights: equal where `known`, their mean over processes sums to 1."""
     if known is None:
         return z.new_full(z.shape[:2], 1 / (z.shape[0] * z.shape[1]))
     weights = known.to(z.dtype)
     return weights / (all_sum(weights.sum()) / world_size()).clamp_min(1)
 
 
-def temporal_contrast(z: Tensor, known: Tensor | None = None) -> Tensor:
-    """In one sample, tell a step's other view from all other steps of both views (eq. 1)."""
-    weights = _anchor_weights(z, known).t()
-    loss: Tensor = _Temporal.apply(z, weights, None if known is None else known.t())
-    return loss
+def instance_contrast(z: Tensor, weights: Tensor, known: Tensor | None, grad: Tensor) -> Tensor:
+    """At one step, tell a sample's other view from all other samples' views (eq. 2).
 
+    Args:
+        z: (2B, T, D).
+        weights: (2B, T) of each anchor.
+        known: (2B, T) bool, false where there is padding; None where there is none.
+        grad: (2B, T, D) to which the loss's gradient is added.
 
-class _Temporal(torch.autograd.Function):
-    """Σ weight · (log Σ over other steps of exp(similarity) - similarity with the other view).
-
-    The (2T)² similarities of a sample fall into three blocks, [first, first], [second, second] and [first, second],
-    whose transpose is the fourth. The gradient is made in the forward pass, so that none of them outlives it.
+    Returns:
+        Scalar: the weighted sum over anchors.
     """
+    anchors, weights = z.transpose(0, 1), weights.t()[..., None]  # (T, 2B, ·)
+    keys = _everyone(z).transpose(0, 1)
+    mine, all_of_them = z.shape[0] // 2, keys.shape[1] // 2
+    rows = torch.arange(2 * mine, device=z.device)
+    own = rows + rank() * mine + (rows >= mine) * (all_of_them - mine)
+    other = own.roll(mine)
+    similarity = anchors @ keys.transpose(1, 2)
+    positive = similarity[:, rows, other]
+    least = torch.finfo(z.dtype).min
+    similarity[:, rows, own] = least
+    if known is not None:
+        similarity.masked_fill_(~_everyone(known.to(z.dtype)).t().bool()[:, None], least)
+    total = similarity.logsumexp(dim=2, keepdim=True)
+    pull = similarity.sub_(total).exp_().mul_(weights)
+    pull[:, rows, other] -= weights[..., 0]
+    if world_size() == 1:
+        grad += ((pull + pull.transpose(1, 2)) @ anchors).transpose(0, 1)
+    else:
+        back = pull.transpose(1, 2) @ anchors
+        dist.all_reduce(back)
+        grad += (pull @ keys + back[:, own]).transpose(0, 1)
+    return ((total[..., 0] - positive) * weights[..., 0]).sum()
 
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, weights: Tensor, known: Tensor | None) -> Tensor:
-        """z (T, 2B, D), weights (2B, T), known (2B, T) bool or None → scalar."""
-        views = z.transpose(0, 1)
-        half = len(views) // 2
-        first, second = views[:half], views[half:]
-        least = torch.finfo(z.dtype).min
-        same = views @ views.transpose(1, 2)
-        cross = first @ second.transpose(1, 2)
-        positive = cross.diagonal(dim1=1, dim2=2).repeat(2, 1)
-        same.diagonal(dim1=1, dim2=2).fill_(least)
-        if known is not None:
-            same.masked_fill_(~known[:, None], least)
-            cross.masked_fill_(~(known[:half, :, None] & known[half:, None]), least)
-        top = torch.maximum(same.amax(dim=2), torch.cat([cross.amax(dim=2), cross.amax(dim=1)]))
-        same.sub_(top[:, :, None]).exp_()
-        of_first = (cross - top[:half, :, None]).exp_()
-        of_second = cross.sub_(top[half:, None, :]).exp_()
-        total = same.sum(dim=2) + torch.cat([of_first.sum(dim=2), of_second.sum(dim=1)])
-        loss = ((total.log() + top - positive) * weights).sum()
-        if ctx.needs_input_grad[0]:
-            share = weights / total
-            same.mul_(share[:, :, None])
-            mixed = of_first.mul_(share[:half, :, None]).add_(of_second.mul_(share[half:, None, :]))
-            mixed.diagonal(dim1=1, dim2=2).sub_(weights[:half] + weights[half:])
-            grad = (same + same.transpose(1, 2)) @ views
-            grad[:half].baddbmm_(mixed, second)
-            grad[half:].baddbmm_(mixed.transpose(1, 2), first)
-            ctx.save_for_backward(grad)
-        return loss
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        (grad,) = ctx.saved_tensors
-        return (grad * grads[0]).transpose(0, 1), None, None
+def _everyone(x: Tensor) -> Tensor:
+    """(2B, ...) → (2RB, ...): the samples of all processes, first views before second ones."""
+    return x if world_size() == 1 else torch.cat([gather(half.contiguous()) for half in x.chunk(2)])
+
+
+def temporal_contrast(z: Tensor, weights: Tensor, known: Tensor | None, grad: Tensor) -> Tensor:
+    """In one sample, tell a step's other view from all other steps of both views (eq. 1); arguments as above.
+
+    A sample's similarities fall into three blocks, [first, first], [second, second] and [first, second], whose
+    transpose is the fourth.
+    """
+    half = len(z) // 2
+    first, second = z[:half], z[half:]
+    least = torch.finfo(z.dtype).min
+    same = z @ z.transpose(1, 2)
+    cross = first @ second.transpose(1, 2)
+    positive = cross.diagonal(dim1=1, dim2=2).repeat(2, 1)
+    same.diagonal(dim1=1, dim2=2).fill_(least)
+    if known is not None:
+        same.masked_fill_(~known[:, None], least)
+        cross.masked_fill_(~(known[:half, :, None] & known[half:, None]), least)
+    top = torch.maximum(same.amax(dim=2), torch.cat([cross.amax(dim=2), cross.amax(dim=1)]))
+    same.sub_(top[:, :, None]).exp_()
+    of_first = (cross - top[:half, :, None]).exp_()
+    of_second = cross.sub_(top[half:, None, :]).exp_()
+    total = same.sum(dim=2) + torch.cat([of_first.sum(dim=2), of_second.sum(dim=1)])
+    share = weights / total
+    same.mul_(share[:, :, None])
+    mixed = of_first.mul_(share[:half, :, None]).addcmul_(of_second, share[half:, None, :])
+    mixed.diagonal(dim1=1, dim2=2).sub_(weights[:half] + weights[half:])
+    grad.baddbmm_(same + same.transpose(1, 2), z)
+    grad[:half].baddbmm_(mixed, second)
+    grad[half:].baddbmm_(mixed.transpose(1, 2), first)
+    return ((total.log() + top - positive) * weights).sum()
