@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -150,7 +150,11 @@ def looks_wide(table: pa.Table) -> bool:
 
 
 def choose_channels(
-    table: pa.Table, taken: Sequence[str], options: ReadOptions, constant_inside: Mapping[str, bool]
+    table: pa.Table,
+    taken: Sequence[str],
+    options: ReadOptions,
+    constant_inside: Mapping[str, bool] | None = None,
+    suspects: Collection[str] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Names of the channels, and of what was left out with the reason.
 
@@ -159,6 +163,7 @@ def choose_channels(
         taken: columns already known to be times, groups or identities.
         options: what the user said.
         constant_inside: for numeric columns of a long table, whether they never change within a recording.
+        suspects: columns that may be codes of classes; None for all.
 
     Raises:
         LabelfreeError: a column named by the user, or one that the encoder was trained on, is missing or not numeric;
@@ -182,9 +187,9 @@ def choose_channels(
             reason = "named like a label"
         elif plain(name) in IDENTITY_NAMES or _counts_rows(table, name):
             reason = "numbers the rows"
-        elif constant_inside.get(name):
+        elif constant_inside and constant_inside.get(name):
             reason = "never changes within a recording"
-        elif smooth and name not in smooth and pc.count_distinct(table.column(name)).as_py() <= _FEW:
+        elif (suspects is None or name in suspects) and smooth and name not in smooth and _few(table, name):
             reason = "few whole numbers, as a label has"
         if reason:
             left[name] = reason
@@ -201,6 +206,10 @@ def _whole(table: pa.Table, name: str) -> bool:
     values = numbers(table, name)
     known = values[~np.isnan(values)]
     return bool(len(known)) and bool((known == np.round(known)).all())
+
+
+def _few(table: pa.Table, name: str) -> bool:
+    return 2 <= pc.count_distinct(table.column(name)).as_py() <= _FEW
 
 
 def _counts_rows(table: pa.Table, name: str) -> bool:

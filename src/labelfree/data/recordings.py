@@ -207,9 +207,8 @@ def _from_table(table: pa.Table, options: ReadOptions, what: str, recording: boo
 def _layout(table: pa.Table, options: ReadOptions) -> tuple[str, str]:
     if options.layout != "auto":
         return options.layout, "as told"
-    if options.channels:
-        wide = not set(options.channels) <= set(table.column_names)
-        return ("wide" if wide else "long"), "as the encoder was trained"
+    if options.channels and not _unnamed(options.channels):
+        return "long", "as the encoder was trained"
     if col.looks_wide(table):
         return "wide", "columns are numbered through"
     time = col.time_column(table, options)
@@ -222,10 +221,15 @@ def _layout(table: pa.Table, options: ReadOptions) -> tuple[str, str]:
     return "long", "a row a time step"
 
 
+def _unnamed(channels: Sequence[str]) -> bool:
+    """Whether channels have the names that this file gives where a source has none."""
+    return channels == ("value",) or list(channels) == [str(number) for number in range(len(channels))]
+
+
 def _wide(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
     if options.group:
         col.require(table, [options.group], "group")
-    names, left = col.choose_channels(table, [options.group], _without_channels(options), {})
+    names, left = col.choose_channels(table, [options.group], _without_channels(options), suspects=_beside_steps(table))
     matrix = np.stack([col.numbers(table, name) for name in names], axis=1)
     others = {name: _plain_values(table, name) for name in table.column_names if name not in names}
     found = _from_arrays({"": matrix, **others}, options, what)
@@ -233,8 +237,16 @@ def _wide(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
     return Recordings(**{**vars(found), "facts": facts})
 
 
+def _beside_steps(table: pa.Table) -> list[str]:
+    """Columns of a wide table that may be a label: not numbered; or, without a header, the first and the last."""
+    names = table.column_names
+    if names == [f"f{number}" for number in range(len(names))]:  # as pyarrow names columns that have no names
+        return [names[0], names[-1]]
+    return [name for name in names if not name[-1:].isdigit()]
+
+
 def _without_channels(options: ReadOptions) -> ReadOptions:
-    """In a wide table the channel is not a column: what the encoder calls its channel says nothing here."""
+    """Where the encoder's channels have no names of their own, columns are chosen as if there were no encoder."""
     return ReadOptions(**{**vars(options), "channels": ()})
 
 
@@ -249,7 +261,9 @@ def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
     order, bounds, gaps = col.cut(identity, time, options.gap)
     taken = [*identities, *([clock] if clock else [])]
     constant = _constant_inside(table, taken, order, bounds) if len(bounds) > 2 else {}
-    names, left = col.choose_channels(table, taken, options, constant)
+    free = _unnamed(options.channels) and not set(options.channels) <= set(table.column_names)
+    names, left = col.choose_channels(table, taken, _without_channels(options) if free else options, constant)
+    channels = _check_count(tuple(names), options, what) if free else tuple(names)
     values = _clean(np.stack([col.numbers(table, name) for name in names], axis=1)[order])
     facts = {"left out": _words(left)} if left else {}
     if clock and time is not None:
@@ -257,7 +271,7 @@ def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
     return Recordings(
         values=values,
         spans=_trim(values, bounds),
-        channels=tuple(names),
+        channels=channels,
         time=None if time is None else time[order],
         rows={name: _plain_values(table, name)[order] for name in table.column_names if name not in (*names, clock)},
         group=identities[0] if identities else "",

@@ -95,6 +95,7 @@ class SeriesDataset(Dataset):
     def __init__(self, source: Recordings, window: int, stride: int) -> None:
         self.source = source
         self.channels = source.channels
+        self.unreadable = source.unreadable
         self.window = window
         self.spans, self.recording = cut_windows(source.spans, window, stride)
         self._groups = _group_numbers(source, self.spans, self.recording)
