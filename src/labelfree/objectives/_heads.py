@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from labelfree.encoders.base import Features
+
+#: Numbers of a prediction that are held at once; 128 MB in float32.
+MOST = 1 << 25
 
 
 def mlp(*sizes: int, norm: bool = True) -> nn.Sequential:
@@ -35,3 +40,25 @@ def real(features: Features) -> Tensor:
         return features.valid
     assert features.tokens is not None
     return torch.ones(features.tokens.shape[:2], dtype=torch.bool, device=features.tokens.device)
+
+
+def losses_of(
+    head: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, target: Tensor, width: int
+) -> Tensor:
+    """(B, N) `loss` of what `head` predicts from tokens (B, N, D).
+
+    A whole vocabulary for every token of a batch would fill the memory: larger predictions are made for some samples at
+    a time, and made again in the backward pass.
+
+    Args:
+        width: of the prediction for one token.
+    """
+
+    def part(tokens: Tensor, target: Tensor) -> Tensor:
+        return loss(head(tokens).float(), target)
+
+    rows = max(1, MOST // (tokens.shape[1] * width))
+    if rows >= len(tokens):
+        return part(tokens, target)
+    pieces = zip(tokens.split(rows), target.split(rows), strict=True)
+    return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])

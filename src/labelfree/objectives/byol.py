@@ -16,7 +16,7 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
 from labelfree.objectives._views import ViewSettings, halves, two_views
-from labelfree.objectives.base import Objective, Step
+from labelfree.objectives.base import Objective, Recipe, Step
 
 
 class BYOLSettings(ViewSettings):
@@ -39,6 +39,17 @@ class BYOL(Objective):
     settings_class = BYOLSettings
     needs = frozenset({Need.VIEWS})
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-5, "warmup": 0.03}
+
+    recipes = {
+        "byol-resnet": Recipe(
+            source="Grill et al. 2020, §3, with the settings of solo-learn (da Costa et al. 2022) for small pictures; "
+            "there 92.6 % linear on CIFAR-10 after 1000 epochs",
+            training={"optimizer": "lars", "learning_rate": 1.0, "weight_decay": 1e-5, "warmup": 0.01},
+            options={"augment": "A"},
+            modalities=("image",),
+            encoder="timm:resnet18",
+        ),
+    }
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: BYOLSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)

@@ -53,7 +53,7 @@ class Masked(Objective):
     recipes = {
         "mae": Recipe(
             source="He et al. 2022, MAE, §3, §4.1: 75 % of the patches are dropped; decoder scaled to the encoder",
-            settings={"ratio": 0.75, "hide": "drop", "decoder_depth": 4},
+            settings={"ratio": 0.75, "hide": "drop"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),

@@ -12,7 +12,7 @@ from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import real, token_head
+from labelfree.objectives._heads import losses_of, real, token_head
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -62,6 +62,6 @@ class Next(Objective):
         view = self.modality.view(batch, draw, self.settings.views)
         features = self.encoder(view)
         ahead = min(self.settings.ahead, features.tokens.shape[1] - 1)
-        prediction = self.head(features.tokens[:, :-ahead])
-        losses = self.modality.token_loss(prediction.float(), self.modality.targets(view)[:, ahead:])
+        target, modality = self.modality.targets(view)[:, ahead:], self.modality
+        losses = losses_of(self.head, modality.token_loss, features.tokens[:, :-ahead], target, modality.target_dim)
         return Step(weighted_mean(losses, real(features)[:, ahead:]), features.pooled.detach())

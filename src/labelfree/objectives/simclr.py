@@ -7,6 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
+from labelfree.errors import Refusal
 from labelfree.losses.contrastive import nt_xent
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
@@ -24,7 +25,7 @@ class SimCLRSettings(ViewSettings):
     projector: tuple[PositiveInt, ...] = (2048, 256)
     """widths of the projection head's layers"""
     same_group: bool = False
-    """whether samples of one group (a patient, a device) are positives of each other, as in MICLe"""
+    """whether samples of one group (a patient, a device) are positives of each other, as in MICLe (data with groups)"""
 
 
 class SimCLR(Objective):
@@ -44,9 +45,14 @@ class SimCLR(Objective):
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
         ),
-        "micle": Recipe(
-            source="Azizi et al. 2021, MICLe, §3.2: other samples of the same group are positives too",
-            settings={"same_group": True, "temperature": 0.1},
+        "simclr-resnet": Recipe(
+            source="Chen et al. 2020, §2, with the settings of solo-learn (da Costa et al. 2022) for small pictures; "
+            "there 90.7 % linear on CIFAR-10 after 1000 epochs",
+            settings={"temperature": 0.2, "projector": (2048, 256)},
+            training={"optimizer": "lars", "learning_rate": 0.4, "weight_decay": 1e-4, "warmup": 0.01},
+            options={"augment": "S"},
+            modalities=("image",),
+            encoder="timm:resnet18",
         ),
     }
 
@@ -58,6 +64,10 @@ class SimCLR(Objective):
         h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
         a, b = halves(self.projector(h))
         group = batch.group if self.settings.same_group else None
+        if self.settings.same_group and group is None:
+            raise Refusal(
+                f"This {self.modality.name} data has no groups.", "Name them with group, or leave same_group."
+            )
         loss = nt_xent(a, b, self.settings.temperature, group)
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})

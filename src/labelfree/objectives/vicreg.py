@@ -13,7 +13,7 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import ViewSettings, halves, two_views
-from labelfree.objectives.base import Objective, Step
+from labelfree.objectives.base import Objective, Recipe, Step
 
 
 class VICRegSettings(ViewSettings):
@@ -36,6 +36,17 @@ class VICReg(Objective):
     settings_class = VICRegSettings
     needs = frozenset({Need.VIEWS})
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup": 0.03}
+
+    recipes = {
+        "vicreg-resnet": Recipe(
+            source="Bardes et al. 2022, §4, with the settings of solo-learn (da Costa et al. 2022) for small pictures; "
+            "there 92.1 % linear on CIFAR-10 after 1000 epochs",
+            training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-4, "warmup": 0.01},
+            options={"augment": "V"},
+            modalities=("image",),
+            encoder="timm:resnet18",
+        ),
+    }
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: VICRegSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)

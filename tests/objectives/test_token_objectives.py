@@ -1,0 +1,179 @@
+"""Objectives on tokens: only what is hidden, or lies ahead, is predicted; padding and absence count nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cells import assemble, pictures, series, texts
+from torch import Tensor
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.errors import Refusal
+from labelfree.modalities.base import hidden_count
+from labelfree.objectives import _heads
+from labelfree.objectives._decoder import Decoder, sinusoids
+from labelfree.objectives._heads import losses_of
+from labelfree.objectives.cpc import CPC, Pool
+from labelfree.objectives.masked import Masked, MaskedSettings
+from labelfree.objectives.pretext import Pretext, PretextSettings
+from labelfree.training.loop import Training
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sources")
+    return {"image": pictures(folder), "series": series(folder), "text": texts(folder)}
+
+
+def first_batch(training: Training) -> tuple[Batch, Draw]:
+    batch = next(iter(training.loader.steps(0, 1)))
+    return batch, Draw.start(0, 0, 0, batch.index)
+
+
+class Spy:
+    """A modality that remembers what `token_loss` was asked."""
+
+    def __init__(self, modality: Any) -> None:
+        self.modality, self.asked = modality, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.modality, name)
+
+    def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        self.asked.append((prediction.shape, target))
+        return self.modality.token_loss(prediction, target)
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("image", 0.75), ("series", 0.5), ("text", 0.15)])
+def test_masked_predicts_the_hidden_tokens_and_no_others(kind: str, ratio: float, sources: dict[str, Path]) -> None:
+    training = assemble(sources[kind], kind, "masked", "transformer:nano")
+    settings = MaskedSettings(ratio=ratio, decoder_width=32, decoder_depth=1)
+    spy = Spy(training.objective.modality)
+    objective = Masked(training.objective.encoder, spy, settings)  # type: ignore[arg-type]
+    batch, draw = first_batch(training)
+    objective(batch, draw)
+    view = spy.view(batch, draw, settings.views)
+    mask = spy.sample_mask(view, draw, ratio)
+    [(shape, target)] = spy.asked
+    assert shape == (len(batch), hidden_count(mask.shape[1], ratio), spy.target_dim)
+    expected = spy.targets(view)
+    for row in range(len(batch)):
+        hidden = expected[row][mask[row]]
+        torch.testing.assert_close(target[row][: len(hidden)], hidden, equal_nan=True)
+
+
+def test_masked_loss_does_not_see_what_it_asks_for(sources: dict[str, Path]) -> None:
+    """Where tokens are dropped, a change of the hidden pixels changes no feature."""
+    training = assemble(sources["image"], "image", "masked", "transformer:nano")
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    modality = objective.modality
+    view = modality.view(batch, draw, "none")
+    mask = modality.sample_mask(view, draw, 0.75)
+    squares = mask.view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    changed = view.with_(data=torch.where(squares, torch.randn_like(view.data), view.data))
+    for hide in ("drop", "replace"):
+        a, b = (objective.encoder(v, mask, hide).pooled for v in (view, changed))
+        torch.testing.assert_close(a, b)
+
+
+def test_masked_refuses_a_way_of_hiding_that_the_encoder_does_not_know(sources: dict[str, Path]) -> None:
+    training = assemble(sources["series"], "series", "masked", "dilated")
+    with pytest.raises(Refusal, match=r"cannot drop hidden tokens.*hide=replace"):
+        Masked(training.objective.encoder, training.objective.modality, MaskedSettings(hide="drop"))
+
+
+def test_decoder_knows_where_each_token_lies() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(8, 32, 1, 5)
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1]]).bool()
+    out = decoder(torch.randn(1, 2, 8), mask, torch.tensor([[1, 2, 4, 5]]), (2, 3))
+    assert out.shape == (1, 4, 5)
+    assert len(torch.unique(out.detach(), dim=1)[0]) == 4, "mask tokens differ by their place alone"
+    codes = sinusoids((2, 3), 32, torch.device("cpu"))
+    assert codes.shape == (6, 32)
+    assert torch.pdist(codes).min() > 0.1
+
+
+def test_next_predicts_from_the_past_alone(sources: dict[str, Path]) -> None:
+    training = assemble(sources["text"], "text", "next", "transformer:nano")
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    view = objective.modality.view(batch, draw, "none")
+    future = view.data.clone()
+    future[:, 6:] = future[:, 6:].flip(0)
+    a, b = objective.encoder(view).tokens, objective.encoder(view.with_(data=future)).tokens
+    assert a is not None
+    assert b is not None
+    torch.testing.assert_close(a[:, :6], b[:, :6])
+    assert not torch.allclose(a[:, 6:], b[:, 6:])
+
+
+def test_next_gives_padding_no_weight(sources: dict[str, Path]) -> None:
+    training = assemble(sources["text"], "text", "next", "transformer:nano")
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    lengths = torch.full_like(batch.index, batch.data.shape[1] - 4)
+    pad = objective.modality.vocabulary.pad  # type: ignore[attr-defined]
+    padded, other = batch.data.clone(), batch.data.clone()
+    padded[:, -4:], other[:, -4:] = pad, pad + 5
+    losses = [objective(batch.with_(data=data, lengths=lengths), draw).loss for data in (padded, other)]
+    short = objective(batch.with_(data=batch.data[:, :-4]), draw).loss
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], short)
+
+
+def test_large_predictions_are_made_in_parts_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head, tokens, target = torch.nn.Linear(4, 9), torch.randn(5, 3, 4, requires_grad=True), torch.randn(5, 3, 9)
+
+    def error(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().mean(dim=-1)
+
+    results = []
+    for most in (1 << 25, 3 * 9 * 2):
+        monkeypatch.setattr(_heads, "MOST", most)
+        losses = losses_of(head, error, tokens, target, 9)
+        results.append((losses, *torch.autograd.grad(losses.sum(), [tokens, head.weight])))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_cpc_pool_leaves_out_padding_and_the_moment_itself() -> None:
+    samples, tokens = 6, 5
+    z = torch.arange(samples * tokens).float().view(samples, tokens, 1)
+    valid = torch.ones(samples, tokens, dtype=torch.bool)
+    valid[2, 3:] = False
+    pool = Pool(z, valid, Draw.start(0, 0, 0, torch.arange(samples)), 18)
+    names = pool.z.flatten().long().tolist()
+    assert len(names) == len(set(names)) == 18
+    padding = {2 * tokens + 3, 2 * tokens + 4}
+    for k in (1, 3):
+        excluded = pool.excluded(k, tokens)
+        assert excluded.shape == (samples, tokens - k, 18)
+        for b in range(samples):
+            for t in range(k, tokens):
+                expected = [name in padding or name == b * tokens + t for name in names]
+                assert excluded[b, t - k].tolist() == expected
+
+
+def test_cpc_cannot_be_solved_without_context(sources: dict[str, Path]) -> None:
+    """With predictions of zero every moment looks alike: the loss is that of guessing."""
+    training = assemble(sources["series"], "series", "cpc", "transformer:nano")
+    objective, (batch, draw) = training.objective, first_batch(training)
+    assert isinstance(objective, CPC)
+    for predictor in objective.predictors:
+        torch.nn.init.zeros_(predictor.weight)  # type: ignore[arg-type]
+    loss = float(objective(batch, draw).loss.detach())
+    assert torch.tensor(32.0).log() - 0.3 < loss <= torch.tensor(33.0).log() + 1e-4
+
+
+def test_pretext_asks_which_and_names_what_there_is(sources: dict[str, Path]) -> None:
+    training = assemble(sources["image"], "image", "pretext", "transformer:nano")
+    encoder, modality = training.objective.encoder, training.objective.modality
+    step = training.objective(*first_batch(training))
+    assert 0 <= float(step.logs["pretext_accuracy"]) <= 1
+    jigsaw = Pretext(encoder, modality, PretextSettings(transformation="jigsaw"))
+    assert jigsaw.transformation.count == modality.transformations()["jigsaw"].count
+    with pytest.raises(Refusal, match=r"no transformation 'rotatoin'.*Did you mean 'rotation'"):
+        Pretext(encoder, modality, PretextSettings(transformation="rotatoin"))

@@ -1,0 +1,110 @@
+"""Objectives on two views: what the teacher does, what the views are, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from cells import assemble, series
+
+from labelfree.data.draw import Draw
+from labelfree.errors import LabelfreeError
+from labelfree.losses.contrastive import nt_xent
+from labelfree.objectives._heads import mlp
+from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives.byol import BYOL
+from labelfree.objectives.simclr import SimCLR, SimCLRSettings
+from labelfree.training.loop import Training
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return series(tmp_path_factory.mktemp("series"))
+
+
+def first_batch(training: Training) -> tuple:
+    batch = next(iter(training.loader.steps(0, 1)))
+    return batch, Draw.start(0, 0, 0, batch.index)
+
+
+def test_teacher_moves_by_the_momentum_and_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    student = torch.nn.Linear(3, 2)
+    teacher = frozen_copy(student)
+    start = teacher.weight.clone()
+    with torch.no_grad():
+        student.weight += 1
+    follow(teacher, student, 0.9)
+    torch.testing.assert_close(teacher.weight, start + 0.1)
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_momentum_rises_along_a_cosine_to_one() -> None:
+    assert rising_momentum(0.99, 0.0) == pytest.approx(0.99)
+    assert rising_momentum(0.99, 0.5) == pytest.approx(0.995)
+    assert rising_momentum(0.99, 1.0) == 1.0
+    assert rising_momentum(0.9, 0.25) == pytest.approx(1 - 0.1 * (math.cos(math.pi / 4) + 1) / 2)
+
+
+def test_byol_keeps_its_student_and_moves_its_teacher_after_the_step(source: Path) -> None:
+    objective = assemble(source, "series", "byol", "transformer:nano").objective
+    assert isinstance(objective, BYOL)
+    with torch.no_grad():
+        for parameter in objective.encoder.parameters():
+            parameter += 0.5
+    before = [p.clone() for p in objective.teacher_encoder.parameters()]
+    objective.after_step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.teacher_encoder.parameters(), strict=True))
+    objective.after_step(0.5)
+    moved = [not torch.equal(a, b) for a, b in zip(before, objective.teacher_encoder.parameters(), strict=True)]
+    assert all(moved)
+    assert objective.product is objective.encoder
+
+
+def test_byol_is_symmetric_in_its_views_and_stops_the_target(source: Path) -> None:
+    training = assemble(source, "series", "byol", "transformer:nano")
+    batch, draw = first_batch(training)
+    step = training.objective(batch, draw)
+    step.loss.backward()
+    assert 0 < float(step.loss.detach()) < 8
+    assert all(p.grad is None for p in training.objective.teacher_projector.parameters())  # type: ignore[union-attr]
+    assert any(p.grad is not None for p in training.objective.encoder.parameters())
+
+
+def test_simclr_compares_two_different_views_of_each_sample(source: Path) -> None:
+    training = assemble(source, "series", "simclr", "transformer:nano")
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    a = objective.modality.view(batch, draw.view(0))
+    b = objective.modality.view(batch, draw.view(1))
+    assert not torch.equal(a.data.nan_to_num(), b.data.nan_to_num())
+    z = [objective.projector(objective.encoder(view).pooled) for view in (a, b)]  # type: ignore[operator]
+    step = objective(batch, draw)
+    torch.testing.assert_close(step.loss, nt_xent(*z, 0.2))
+    assert step.features.shape == (len(batch), objective.encoder.dim)
+    assert not step.features.requires_grad
+
+
+def test_positives_by_group_need_groups(source: Path) -> None:
+    training = assemble(source, "series", "simclr", "transformer:nano")
+    settings = SimCLRSettings(projector=(16,), same_group=True)
+    objective = SimCLR(training.objective.encoder, training.objective.modality, settings)
+    batch, draw = first_batch(training)
+    together = objective(batch.with_(group=torch.zeros_like(batch.index)), draw).loss
+    assert float(together.detach()) == pytest.approx(math.log(2 * len(batch) - 1), rel=0.05), "all are positives"
+    with pytest.raises(LabelfreeError, match="has no groups"):
+        objective(batch.with_(group=None), draw)
+
+
+def test_heads_have_the_widths_that_settings_say() -> None:
+    head = mlp(8, 32, 16)
+    assert [tuple(p.shape) for p in head.parameters() if p.ndim == 2] == [(32, 8), (16, 32)]
+    assert head[0].bias is None, "a bias before a normalisation does nothing"
+    assert len(mlp(8, 16)) == 1
+
+
+def test_settings_name_the_key_and_what_is_allowed() -> None:
+    with pytest.raises(LabelfreeError, match=r"temperature.*greater than 0.*-1"):
+        SimCLRSettings.read({"temperature": -1}, "simclr")
+    assert SimCLRSettings.read({"projector": "64,32"}, "simclr").projector == (64, 32)
