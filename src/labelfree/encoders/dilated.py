@@ -52,7 +52,7 @@ class _Convolve(torch.autograd.Function):
         for tap, target, source in _taps(shifts, len(rows)):
             out[target].addmm_(rows[source], weight[tap].t())
         ctx.save_for_backward(rows, weight)
-        ctx.shifts, ctx.kinds = shifts, (weight.dtype, bias.dtype)
+        ctx.shifts, ctx.kind = shifts, bias.dtype
         return out
 
     @staticmethod
@@ -66,7 +66,7 @@ class _Convolve(torch.autograd.Function):
         for tap, target, source in _taps(ctx.shifts, len(rows)):
             to_rows[source].addmm_(grad[target], weight[tap])
             torch.mm(grad[target].t(), rows[source], out=to_weight[tap])
-        return to_rows, to_weight.float(), grad.sum(dim=0, dtype=torch.float32), None
+        return to_rows, to_weight.to(ctx.kind), grad.sum(dim=0, dtype=ctx.kind), None
 
 
 def _taps(shifts: tuple[int, ...], rows: int) -> Iterator[tuple[int, slice, slice]]:
@@ -91,7 +91,7 @@ class DilatedConv(nn.Module):
         """(T, B, channels) → (T, B, width) by products in precision `kind`, but for small ones on a CPU."""
         steps, batch, channels = x.shape
         if x.is_cpu and x.numel() * len(self.bias) < _SMALL:
-            kind = torch.float32
+            kind = x.dtype
         rows = x.reshape(steps * batch, channels).to(kind)
         shifts = tuple(shift * batch for shift in self.shifts)
         return _Convolve.apply(rows, self.weight, self.bias, shifts).view(steps, batch, -1)
@@ -158,7 +158,7 @@ class Dilated(Encoder):
 
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
         device = batch.data.device.type
-        kind = _precision(device)
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else batch.data.dtype
         with torch.autocast(device, enabled=False):
             cut = patches(batch.data, self.patch).transpose(0, 1)  # time comes first from here on
             missing = cut.isnan()
@@ -180,11 +180,6 @@ class Dilated(Encoder):
 
     def layers(self) -> list[list[nn.Parameter]]:
         return [list(self.project.parameters()), *(list(block.parameters()) for block in self.blocks)]
-
-
-def _precision(device: str) -> torch.dtype:
-    """Autocast's precision for matrix products."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def _greatest(tokens: Tensor, valid: Tensor | None) -> Tensor:

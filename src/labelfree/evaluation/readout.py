@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import SVC
@@ -41,5 +43,9 @@ def svm_readout(
         folds = max(2, min(_FOLDS, int(counts.min())))
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
         model = GridSearchCV(SVC(gamma="scale"), {"C": list(PENALTIES)}, cv=splits)
-    model.fit(x, y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "The least populated class", UserWarning
+        )  # one sample: in no fold's test part
+        model.fit(x, y)
     return np.asarray(model.predict(np.nan_to_num(test_features)))
