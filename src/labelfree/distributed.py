@@ -71,7 +71,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def whole(x: Tensor) -> Tensor:
     """A tensor with all its rows: that of a sharded one put together (all processes must ask), any other as it is."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[no-any-return]
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def whole_state(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -81,8 +81,8 @@ def whole_state(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def shard_like(x: Tensor, other: Tensor) -> Tensor:
     """This process's shard of the whole tensor `x`, cut as `other` is; `x` itself where `other` is not sharded."""
-    if not hasattr(other, "device_mesh"):
-        return x
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    if not isinstance(other, DTensor):
+        return x
     return distribute_tensor(x.to(other.device), other.device_mesh, other.placements)

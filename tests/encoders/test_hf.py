@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_in_words(bert, text, tmp_path):
     with pytest.raises(LabelfreeError, match="is no encoder of text"):
         build_encoder("hf:t5", text)
     other = Text(TextSettings(vocabulary=262))
-    other.fit(other.open(["aaaa"]))
+    other.fit(other.open(["aaaa", "abab"]))
     with pytest.raises(Refusal, match=r"read with another, of 26\d"):
         build_encoder(f"hf:{bert}", other)
     (bert / "config.json").write_text("[]")

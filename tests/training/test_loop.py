@@ -21,7 +21,6 @@ CPU = torch.device("cpu")
 
 
 class Normalised(Encoder):
-    name = ""
     dim = 4
 
     def __init__(self):
@@ -39,7 +38,6 @@ class Normalised(Encoder):
 class Shrink(Objective):
     """Pull features to a point; on steps in `poison` the loss is not a number."""
 
-    name = ""
     settings_class = Settings
     needs = frozenset()
     poison = frozenset()

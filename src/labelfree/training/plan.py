@@ -213,6 +213,7 @@ def resolve_machine(plan: Plan, streamed: bool) -> Plan:
     cores = runtime.cores()
     workers = 0 if not streamed else max(0, min(8, (cores - 1) // settings.devices)) if device.type != "cpu" else 0
     update = {
+        "accelerator": resolve("accelerator", device.type, "the fastest device here"),
         "precision": resolve("precision", runtime.best_precision(device), fast),
         "threads": resolve(
             "threads", max(1, cores // settings.devices), f"{cores} cores for {settings.devices} process(es)"
