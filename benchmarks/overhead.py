@@ -1,6 +1,6 @@
 """What the loop, the loader and the logs cost over the bare forward, backward and step.
 
-    python benchmarks/overhead.py [--rounds 7] [--threads 2]
+    python benchmarks/overhead.py [--rounds 5] [--threads 2]
 
 Both sides train the same network with the same objective on the same pictures, held in memory. The bare side has its
 batches ready and does nothing but forward, backward, step. The two take turns, and the median of the ratios is printed.
@@ -24,7 +24,7 @@ from labelfree.training import loop, runtime
 from labelfree.training.logs import Meter, MetricsFile
 from labelfree.training.plan import make_plan, resolve_machine
 
-STEPS = 6
+STEPS = 3
 
 
 def assemble(encoder: str, batch_size: int) -> loop.Training:
@@ -70,7 +70,7 @@ def ours(training: loop.Training, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=runtime.cores())
     parser.add_argument("--encoder", default="timm:resnet18")
     parser.add_argument("--batch-size", type=int, default=256)
