@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
     "flip": 0.0,
     "solarise": 0.0,
 }
-EVALUATION: dict[str, Any] = {"budgets": ("1%", "5%", "10%"), "seeds": 5, "time_limit": "2m"}
+EVALUATION: dict[str, Any] = {"budgets": ("1%", "5%", "10%"), "seeds": 4, "time_limit": "150s"}
 #: What the command line writes with two dashes.
 OPTIONS = ("modality", "method", "encoder", "epochs", "steps", "budgets", "protocols", "seeds", "time_limit")
 
