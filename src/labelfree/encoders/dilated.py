@@ -33,46 +33,68 @@ class Shape:
 
 #: `base` is the published shape.
 SHAPES = {"tiny": Shape(32, 8, 128), "base": Shape(64, 10, 320), "large": Shape(128, 10, 640)}
-#: Multiplications in a matrix product below which bfloat16 does not pay on a CPU, whose libraries prepare it longer.
-_SMALL = 1 << 22
+#: Multiplications in a matrix product below which half precision does not pay on a CPU.
+_SMALL = 1 << 23
 
 
 class _Convolve(torch.autograd.Function):
     """A convolution over time-major rows: row t·B + b is step t of sample b, so a shift in time is a shift in rows.
 
-    Each tap is one matrix product of a stretch of rows, without padding or copying; a tap that reaches beyond the
-    series for every step costs nothing. Taps and result are of the rows' precision.
+    Each tap is one matrix product of a stretch of rows, added in place; a tap that reaches beyond the series for every
+    step costs nothing. In float32 the stretches are cut where the series ends, which saves products with zeros. In half
+    precision the rows are copied anyway, so they are copied between zeros, and all stretches are of one shape:
+    libraries prepare a product anew for each shape, and the lengths of crops differ at every step.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, shifts: tuple[int, ...]) -> Tensor:
-        """(R, C) rows, (K, O, C) taps, (O,) bias → (R, O); tap k looks `shifts[k]` rows ahead, one of them none."""
-        weight = weight.to(rows.dtype)
-        out = torch.addmm(bias.to(rows.dtype), rows, weight[shifts.index(0)].t())
-        for tap, target, source in _taps(shifts, len(rows)):
-            out[target].addmm_(rows[source], weight[tap].t())
-        ctx.save_for_backward(rows, weight)
-        ctx.shifts, ctx.kind = shifts, bias.dtype
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, shifts: tuple[int, ...], kind: torch.dtype
+    ) -> Tensor:
+        """(R, C) rows, (K, O, C) taps, (O,) bias → (R, O) of type `kind`; tap k looks `shifts[k]` rows ahead."""
+        held, start = _between_zeros(rows, shifts, kind)
+        weight, here = weight.to(kind), shifts.index(0)
+        out = torch.addmm(bias.to(kind), held[start : start + len(rows)], weight[here].t())
+        for tap, target, source in _taps(shifts, len(rows), start):
+            out[target].addmm_(held[source], weight[tap].t())
+        ctx.save_for_backward(held, weight)
+        ctx.start, ctx.shifts, ctx.kinds = start, shifts, (rows.dtype, bias.dtype)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        here = ctx.shifts.index(0)
-        to_rows = grad @ weight[here]
+        held, weight = ctx.saved_tensors
+        start, shifts, (kind, own) = ctx.start, ctx.shifts, ctx.kinds
+        grad, count, here = grads[0].contiguous(), len(grads[0]), shifts.index(0)
         to_weight = torch.zeros_like(weight)
-        torch.mm(grad.t(), rows, out=to_weight[here])
-        for tap, target, source in _taps(ctx.shifts, len(rows)):
-            to_rows[source].addmm_(grad[target], weight[tap])
-            torch.mm(grad[target].t(), rows[source], out=to_weight[tap])
-        return to_rows, to_weight.to(ctx.kind), grad.sum(dim=0, dtype=ctx.kind), None
+        torch.mm(grad.t(), held[start : start + count], out=to_weight[here])
+        for tap, target, source in _taps(shifts, count, start):
+            torch.mm(grad[target].t(), held[source], out=to_weight[tap])
+        back = tuple(-shift for shift in shifts)  # where a row was looked at from
+        held, start = _between_zeros(grad, back, grad.dtype)
+        to_rows = grad @ weight[here]
+        for tap, target, source in _taps(back, count, start):
+            to_rows[target].addmm_(held[source], weight[tap])
+        return to_rows.to(kind), to_weight.to(own), grad.sum(dim=0, dtype=own), None, None
 
 
-def _taps(shifts: tuple[int, ...], rows: int) -> Iterator[tuple[int, slice, slice]]:
-    """Of the taps that look elsewhere, those that find something: (tap, rows that look, rows looked at)."""
+def _between_zeros(rows: Tensor, shifts: tuple[int, ...], kind: torch.dtype) -> tuple[Tensor, int]:
+    """The rows as they are looked at, and where the first one is."""
+    if kind not in (torch.bfloat16, torch.float16):
+        return rows.to(kind), 0
+    reach = max((abs(shift) for shift in shifts if abs(shift) < len(rows)), default=0)
+    held = rows.new_zeros(len(rows) + 2 * reach, rows.shape[1], dtype=kind)
+    held[reach : reach + len(rows)] = rows
+    return held, reach
+
+
+def _taps(shifts: tuple[int, ...], rows: int, start: int) -> Iterator[tuple[int, slice, slice]]:
+    """Of the taps that look elsewhere, those that find something: (tap, rows that look, held rows looked at)."""
     for tap, shift in enumerate(shifts):
-        if 0 < abs(shift) < rows:
+        if shift == 0 or abs(shift) >= rows:
+            continue
+        if start:
+            yield tap, slice(0, rows), slice(start + shift, start + shift + rows)
+        else:
             early, late = slice(0, rows - abs(shift)), slice(abs(shift), rows)
             yield (tap, early, late) if shift > 0 else (tap, late, early)
 
@@ -92,9 +114,8 @@ class DilatedConv(nn.Module):
         steps, batch, channels = x.shape
         if x.is_cpu and x.numel() * len(self.bias) < _SMALL:
             kind = x.dtype
-        rows = x.reshape(steps * batch, channels).to(kind)
-        shifts = tuple(shift * batch for shift in self.shifts)
-        return _Convolve.apply(rows, self.weight, self.bias, shifts).view(steps, batch, -1)
+        rows, shifts = x.reshape(steps * batch, channels), tuple(shift * batch for shift in self.shifts)
+        return _Convolve.apply(rows, self.weight, self.bias, shifts, kind).view(steps, batch, -1)
 
 
 class Block(nn.Module):
@@ -104,12 +125,18 @@ class Block(nn.Module):
         super().__init__()
         self.first = DilatedConv(channels, width, dilation, causal)
         self.second = DilatedConv(width, width, dilation, causal)
-        self.around = nn.Linear(channels, width) if channels != width else nn.Identity()
+        self.around = nn.Linear(channels, width) if channels != width else None
 
     def forward(self, x: Tensor, valid: Tensor | None, kind: torch.dtype) -> Tensor:
         """(T, B, channels) → (T, B, width); products in precision `kind` are added to what is in float32."""
         inner = self.first(_only(F.gelu(x), valid), kind)
-        return self.around(x) + self.second(_only(F.gelu(inner), valid), kind)
+        around = x if self.around is None else _linear(self.around, x, inner.dtype)
+        return around + self.second(_only(F.gelu(inner), valid), kind)
+
+
+def _linear(layer: nn.Linear, x: Tensor, kind: torch.dtype) -> Tensor:
+    """The layer, computed in precision `kind`."""
+    return F.linear(x.to(kind), layer.weight.to(kind), layer.bias.to(kind)).to(x.dtype)
 
 
 def _only(x: Tensor, valid: Tensor | None) -> Tensor:

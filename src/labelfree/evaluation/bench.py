@@ -26,10 +26,11 @@ from labelfree.tasks.classifier import (
 from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
+from labelfree.training import runtime
 from labelfree.training.logs import say
 
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
-LEAST_STEPS = 0.25
+LEAST_STEPS = 0.5
 
 
 class Clock:
@@ -81,13 +82,11 @@ class Bench:
         self.tuning, self.clock = tuning, clock
         self.left_out: list[str] = []
         self.parts = parts
-        counts = np.bincount(parts.train.y, minlength=len(parts.classes))
-        uneven = is_uneven(counts)
-        self.metric = ("balanced_accuracy" if uneven else "accuracy") if metric == "auto" else metric
+        suitable = "balanced_accuracy" if is_uneven(self._counts(parts.train)) else "accuracy"
+        self.metric = suitable if metric == "auto" else metric
         self.balance = self.metric != "accuracy"
-        self._thin()
-        counts = np.bincount(self.train.y, minlength=len(parts.classes))
-        self.quotas = {budget.name: budget.quotas(counts) for budget in budgets}
+        self.train, self.test = self._thinned(parts)
+        self.quotas = {budget.name: budget.quotas(self._counts(self.train)) for budget in budgets}
         self.budgets = sorted(budgets, key=lambda budget: self.labels(budget.name))
         self.judge = TestPart(self.test.y, self.test.groups, seed)
         self.guesses: dict[tuple[str, str, str], np.ndarray] = {}
@@ -97,29 +96,32 @@ class Bench:
 
     # ---- samples
 
-    def _thin(self) -> None:
-        """Where embedding alone would use up the time, take fewer samples, and say so."""
-        self.train, self.test = self.parts.train, self.parts.test
+    def _counts(self, part: Part) -> np.ndarray:
+        return np.bincount(part.y, minlength=len(self.parts.classes))
+
+    def _thinned(self, parts: Parts) -> tuple[Part, Part]:
+        """Training and test part; fewer samples of them, said so, where embedding alone would use up the time."""
         if self.clock.limit is None:
-            return
-        few = self.train.only(np.arange(min(64, len(self.train))))
+            return parts.train, parts.test
+        few = parts.train.only(np.arange(min(64, len(parts.train))))
+        self._embed_part(self.run.encoder, few)  # the first time is slower
         _, seconds = self.clock.time(lambda: self._embed_part(self.run.encoder, few))
-        total = seconds / len(few) * (len(self.train) + len(self.test)) * (1 + self.seeds)
+        total = seconds / len(few) * (len(parts.train) + len(parts.test)) * (1 + self.seeds)
         share = 0.3 * self.clock.limit / max(total, 1e-9)
-        if share >= 1:
-            return
-        rng = np.random.default_rng(self.seed)
-        for name in ("train", "test"):
-            part: Part = getattr(self, name)
-            size = min(len(part), max(200, 2 * len(self.parts.classes), int(share * len(part))))
-            counts = np.bincount(part.y, minlength=len(self.parts.classes))
-            kept = choose(part.y, LabelBudget(name, count=size).quotas(counts), rng)
-            if len(kept) < len(part):
-                self.left_out.append(f"{len(part) - len(kept):,} of {len(part):,} {name} samples were not used.")
-                setattr(self, name, part.only(kept))
+        return self._fewer(parts.train, share, "training"), self._fewer(parts.test, share, "test")
+
+    def _fewer(self, part: Part, share: float, name: str) -> Part:
+        size = max(200, 2 * len(self.parts.classes), int(share * len(part)))
+        if size >= len(part):
+            return part
+        quotas = LabelBudget(name, count=size).quotas(self._counts(part))
+        kept = choose(part.y, quotas, np.random.default_rng(self.seed))
+        self.left_out.append(f"{len(part) - len(kept):,} of {len(part):,} {name} samples were not used.")
+        return part.only(kept)
 
     def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
-        return embed(encoder, self.run.modality, part.dataset, indices=part.rows)
+        precision = runtime.best_precision(runtime.device())
+        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision=precision)
 
     def _embed(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
         """Features of the training and of the test part."""
@@ -133,6 +135,8 @@ class Bench:
         bad = int((~good).sum() + (~fine).sum())
         self.parts.warnings.append(f"{bad:,} samples cannot be read and are left out.")
         self.train, self.test = self.train.only(good), self.test.only(fine)
+        most = self._counts(self.train)
+        self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
         self.judge = TestPart(self.test.y, self.test.groups, self.seed)
         return train[good], test[fine]
 
@@ -245,9 +249,9 @@ class Bench:
         """Measured seconds of a step, by batch size."""
         found: dict[int, float] = {}
         for budget in self.budgets:
-            examples = self._examples(budget, 0)
-            size = self.tuning.batch(len(examples.y))
+            size = self.tuning.batch(self.labels(budget.name))
             if size not in found:
+                examples = self._examples(budget, 0)
                 model = Classifier(fresh_encoder(self.run, self.seed), examples.classes)
                 found[size] = seconds_a_step(model, self.run.modality, examples, self.tuning)
         return found
@@ -293,6 +297,7 @@ class Bench:
                 seed=self.seed + number,
                 pretrained=pretrained,
             )
-            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows)
+            precision = runtime.best_precision(runtime.device())
+            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision=precision)
             probed.append(Probed(np.nan_to_num(odds).argmax(axis=1), search.score, search.rate))
         return probed

@@ -121,11 +121,11 @@ def linear_probe(part: Labelled, test: Any, scaler: Scaler, rng: np.random.Gener
         x, others = span(x, others)
     penalty, validation = _search(Labelled(x, part.y, part.classes, part.groups, part.balance), rng)
     found = fit_logistic(x, part.y, part.classes, np.array([penalty]), weights)[:, 0]
-    return Probed(_guess(others[0], found), validation, penalty)
+    return Probed(_logits(others[0], found).argmax(axis=1), validation, penalty)
 
 
-def _guess(x: Any, w: np.ndarray) -> np.ndarray:
-    return np.asarray(x @ w[:-1] + w[-1]).argmax(axis=1)
+def _logits(x: Any, w: np.ndarray) -> np.ndarray:
+    return np.asarray(x @ w[:-1] + w[-1])
 
 
 def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
@@ -143,11 +143,17 @@ def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | No
     # the penalty that suits a mean over fewer samples is larger by as much
     fewer = (columns[:, 0] > 0).sum() / len(part.y)
     found = fit_logistic(part.x[rows], part.y[rows], part.classes, np.tile(PENALTIES / fewer, len(tried)), columns)
-    guesses = np.zeros((len(PENALTIES), len(part.y)), dtype=np.int64)
+    logits = np.zeros((len(PENALTIES), len(part.y), part.classes), dtype=np.float32)
     for problem in range(columns.shape[1]):
         out = fold == tried[problem // len(PENALTIES)]
-        guesses[problem % len(PENALTIES), out] = _guess(part.x[out], found[:, problem])
+        logits[problem % len(PENALTIES), out] = _logits(part.x[out], found[:, problem])
     held = np.isin(fold, tried)
-    scores = [part.score(part.y[held], guess[held]) for guess in guesses]
-    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], i))
+    scores = [part.score(part.y[held], each[held].argmax(axis=1)) for each in logits]
+    # scores of few samples are coarse: the likelihood settles ties
+    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], _likelihood(logits[i][held], part.y[held])))
     return float(PENALTIES[best]), scores[best]
+
+
+def _likelihood(logits: np.ndarray, y: np.ndarray) -> float:
+    """Mean logarithm of the probability of the truth."""
+    return -float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(y)))

@@ -137,6 +137,7 @@ def evaluate(
     _check(protocols, seeds, metric)
     wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in budgets))
     tuning = FinetuneSettings.read(settings, "finetune")
+    runtime.prepare_machine()
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
     parts = read_parts(run, train, test, label, group, seed)
     say(
@@ -184,6 +185,7 @@ def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
         "seed": bench.seed,
         "interval": INTERVAL,
         "shared_groups": bench.parts.shared_groups,
+        "precision": runtime.best_precision(runtime.device()),
         "finetune": bench.tuning.model_dump(mode="json"),
         "seconds": round(bench.clock.spent, 1),
         "versions": runtime.versions(),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
-RESAMPLES = 200
+#: Resamplings of the test part, fewer where it is so large that they would fill the memory.
+RESAMPLES, WEIGHTS = 200, 20_000_000
 
 
 def score(metric: str, y: np.ndarray, guesses: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -66,7 +67,8 @@ class TestPart:
         rng = np.random.default_rng(seed)
         place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
         count = int(place.max()) + 1
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).T
+        times = max(25, min(RESAMPLES, WEIGHTS // len(y)))
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=times).T
         self.weights = drawn.astype(np.float32)[place]
         self.weights = self.weights[:, self.weights.sum(axis=0) > 0]
 

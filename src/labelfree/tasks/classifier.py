@@ -50,9 +50,9 @@ class FinetuneSettings(Settings):
     """share of the training in which the learning rate rises"""
 
     def batch(self, labels: int) -> int:
-        if self.batch_size != "auto":
-            return int(self.batch_size)
-        return 128 if labels >= 4000 else 32
+        """Samples of a step, for so many labels."""
+        most = (128 if labels >= 4000 else 32) if self.batch_size == "auto" else int(self.batch_size)
+        return min(most, max(16, labels))
 
     def steps(self, labels: int) -> int:
         """Steps for so many labels."""
@@ -61,7 +61,7 @@ class FinetuneSettings(Settings):
     @property
     def rates(self) -> tuple[float, ...]:
         """The search: learning rates that are tried. The same for pretrained networks and for those from scratch."""
-        return (1e-3, 2e-4) if self.learning_rate == "auto" else (float(self.learning_rate),)
+        return (2e-3, 4e-4) if self.learning_rate == "auto" else (float(self.learning_rate),)
 
 
 class Classifier(nn.Module):
@@ -191,7 +191,7 @@ def train_classifier(
     model.to(where).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, rate, settings, pretrained), fused=True)
     weights = examples.class_weights().to(where)
-    size = min(settings.batch(len(examples.y)), max(16, len(examples.y)))
+    size = settings.batch(len(examples.y))
     warmup = round(settings.warmup * steps)
     for step, (chosen, number) in enumerate(_orders(len(examples.y), size, steps, seed)):
         raw, y = examples.batch(modality, chosen)
@@ -281,14 +281,13 @@ def search_rate(
         model = train_classifier(
             make(fit), modality, fit, settings, rate=rate, steps=math.ceil(steps / 2), seed=seed, pretrained=pretrained
         )
-        guess = class_probabilities(model, modality, held.dataset, indices=held.rows)
-        readable = ~np.isnan(guess[:, 0])
-        found.append(
-            Search(
-                rate, score(held.y[readable], guess[readable].argmax(axis=1)) if readable.any() else 0, score.__name__
-            )
-        )
-    return max(found, key=lambda search: search.score or 0.0)
+        odds = class_probabilities(model, modality, held.dataset, indices=held.rows)
+        y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
+        # the score of few samples is coarse: the likelihood settles ties
+        likelihood = float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0
+        found.append((score(y, odds.argmax(axis=1)) if len(y) else 0.0, likelihood, rate))
+    best = max(found)
+    return Search(best[2], best[0], score.__name__)
 
 
 def train_searched(

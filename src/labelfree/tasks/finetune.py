@@ -133,6 +133,7 @@ def finetune(
     from labelfree.training.pretrain import parse_duration
 
     began = time.perf_counter()
+    runtime.prepare_machine()
     folder = writable(out, force)
     chosen = FinetuneSettings.read(settings, "finetune")
     limit = None if time_limit is None else parse_duration(time_limit)
