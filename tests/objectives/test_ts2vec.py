@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.dilated import Dilated
+from labelfree.modalities.base import Description
 from labelfree.modalities.series import Series
 from labelfree.objectives.ts2vec import TS2Vec, TS2VecSettings
 
@@ -66,6 +68,14 @@ def test_resuming_from_the_state_continues_the_mean() -> None:
 def test_without_averaging_the_learning_encoder_is_kept() -> None:
     objective, _ = setting(average=False)
     assert objective.product is objective.encoder
+
+
+@pytest.mark.parametrize(("count", "values", "steps"), [(30, 9e4, 200), (300, 2e5, 600), (8000, 8e5, 2000)])
+def test_the_published_number_of_steps_is_enough_unless_there_is_more_to_see(
+    count: int, values: float, steps: int
+) -> None:
+    assert TS2Vec.enough(Description("series", count, numbers={"values": values})) == steps
+    assert TS2Vec.enough(Description("text", count)) is None
 
 
 def test_hiding_tokens_changes_what_the_encoder_sees() -> None:

@@ -20,7 +20,6 @@ from labelfree.distributed import all_sum, gather, rank, world_size
 from labelfree.losses.precision import full_precision
 
 
-@full_precision
 def hierarchical_contrast(z1: Tensor, z2: Tensor, alpha: float = 0.5, valid: Tensor | None = None) -> Tensor:
     """Mean, over all scales, of α · instance contrast + (1 - α) · temporal contrast; scale by scale, time is halved by
     max-pooling until one step is left.
@@ -33,13 +32,26 @@ def hierarchical_contrast(z1: Tensor, z2: Tensor, alpha: float = 0.5, valid: Ten
     Returns:
         Scalar: this process's part of the loss of the global batch.
     """
-    loss: Tensor = _Hierarchy.apply(torch.cat([z1, z2]), alpha, None if valid is None else valid.repeat(2, 1))
+    device = z1.device.type
+    quick = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return _contrast(z1, z2, alpha, valid, quick)
+
+
+#: Steps from which half precision pays for the gradient's products.
+_LONG = 128
+
+
+@full_precision
+def _contrast(z1: Tensor, z2: Tensor, alpha: float, valid: Tensor | None, quick: torch.dtype | None) -> Tensor:
+    """The loss in float32; `quick` is the precision of the gradient's matrix products, where it is lower."""
+    known = None if valid is None else valid.repeat(2, 1)
+    loss: Tensor = _Hierarchy.apply(torch.cat([z1, z2]), alpha, known, quick)
     return loss
 
 
 class _Hierarchy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, alpha: float, known: Tensor | None) -> Tensor:
+    def forward(ctx: Any, z: Tensor, alpha: float, known: Tensor | None, quick: torch.dtype | None) -> Tensor:
         scales, winners = [(z, known)], []
         while scales[-1][0].shape[1] > 1:
             halved, left, early = _halve(*scales[-1])
@@ -52,16 +64,16 @@ class _Hierarchy(torch.autograd.Function):
             if alpha > 0:
                 total += instance_contrast(z, weights * alpha, known, grad)
             if alpha < 1 and z.shape[1] > 1:  # a single step has nothing to be told from
-                total += temporal_contrast(z, weights * (1 - alpha), known, grad)
+                total += temporal_contrast(z, weights * (1 - alpha), known, grad, quick)
         for (below, above), early in zip(reversed(list(pairwise(grads))), reversed(winners), strict=True):
             _spread(above, early, below)
         ctx.save_for_backward(grads[0])
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return grad * grads[0], None, None
+        return grad * grads[0], None, None, None
 
 
 def _halve(z: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -138,8 +150,11 @@ def _everyone(x: Tensor) -> Tensor:
     return x if world_size() == 1 else torch.cat([gather(half.contiguous()) for half in x.chunk(2)])
 
 
-def temporal_contrast(z: Tensor, weights: Tensor, known: Tensor | None, grad: Tensor) -> Tensor:
-    """In one sample, tell a step's other view from all other steps of both views (eq. 1); arguments as above.
+def temporal_contrast(
+    z: Tensor, weights: Tensor, known: Tensor | None, grad: Tensor, quick: torch.dtype | None = None
+) -> Tensor:
+    """In one sample, tell a step's other view from all other steps of both views (eq. 1); arguments as above, and
+    `quick`, a precision for the gradient's products where they are large.
 
     A sample's similarities fall into three blocks, [first, first], [second, second] and [first, second], whose
     transpose is the fourth.
@@ -163,7 +178,14 @@ def temporal_contrast(z: Tensor, weights: Tensor, known: Tensor | None, grad: Te
     same.mul_(share[:, :, None])
     mixed = of_first.mul_(share[:half, :, None]).addcmul_(of_second, share[half:, None, :])
     mixed.diagonal(dim1=1, dim2=2).sub_(weights[:half] + weights[half:])
-    grad.baddbmm_(same + same.transpose(1, 2), z)
-    grad[:half].baddbmm_(mixed, second)
-    grad[half:].baddbmm_(mixed.transpose(1, 2), first)
+    same = same + same.transpose(1, 2)
+    if quick is None or z.shape[1] < _LONG:
+        grad.baddbmm_(same, z)
+        grad[:half].baddbmm_(mixed, second)
+        grad[half:].baddbmm_(mixed.transpose(1, 2), first)
+    else:
+        same, mixed, z = same.to(quick), mixed.to(quick), z.to(quick)
+        grad += same @ z
+        grad[:half] += mixed @ z[half:]
+        grad[half:] += mixed.transpose(1, 2) @ z[:half]
     return ((total.log() + top - positive) * weights).sum()

@@ -122,7 +122,8 @@ class SeriesDataset(Dataset):
         return f"{name}, steps {start}–{stop - 1}" if self.window else name
 
     def columns(self) -> Sequence[str]:
-        return [*self.source.rows, *self.source.columns]
+        """Those of the source, and "recording": the number of the recording a window is from, to split by."""
+        return [*self.source.rows, *self.source.columns, *(["recording"] if self.window else [])]
 
     def column(self, name: str) -> np.ndarray:
         if name in self.source.rows:
@@ -131,6 +132,8 @@ class SeriesDataset(Dataset):
             return np.array(found, dtype=values.dtype)
         if name in self.source.columns:
             return self.source.columns[name][self.recording]
+        if name == "recording" and self.window:
+            return self.recording
         if name in self.channels:
             raise LabelfreeError(
                 f"'{name}' is a channel, which the encoder sees, so it cannot be a label.",

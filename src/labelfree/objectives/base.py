@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
-from labelfree.modalities.base import Modality
+from labelfree.modalities.base import Description, Modality
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -78,6 +78,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, draw: Draw) -> Step:
         """The loss of a raw batch."""
+
+    @classmethod
+    def enough(cls, found: Description) -> int | None:
+        """Steps after which more are known to add little on a source like this; None: all the time allowed is used."""
+        return None
 
     @property
     def product(self) -> Encoder:

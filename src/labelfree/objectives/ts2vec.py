@@ -13,7 +13,7 @@ from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder, Features
 from labelfree.losses.hierarchical import hierarchical_contrast
 from labelfree.losses.masked import take
-from labelfree.modalities.base import Modality
+from labelfree.modalities.base import Description, Modality
 from labelfree.needs import Need
 from labelfree.objectives._teacher import frozen_copy
 from labelfree.objectives.base import Objective, Step
@@ -51,6 +51,14 @@ class TS2Vec(Objective):
         self._hides = Need.MASK in encoder.can and self.settings.mask > 0
         self.averaged = frozen_copy(encoder) if self.settings.average else None
         self.register_buffer("averages", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def enough(cls, found: Description) -> int | None:
+        """As published (appendix C.3: 200 steps, 600 for more than 100,000 values), but every sample twice."""
+        if "values" not in found.numbers:
+            return None
+        published = 200 if found.numbers["values"] <= 100_000 else 600
+        return max(published, 2 * found.count // int(cls.defaults["batch_size"]))
 
     @property
     def product(self) -> Encoder:

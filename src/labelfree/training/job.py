@@ -218,20 +218,23 @@ def peak_memory(device: torch.device) -> int:
 
 
 def resolve_length(
-    plan: Plan, epoch_steps: int, length: Mapping[str, Any], step_seconds: float, left: float | None
+    plan: Plan,
+    epoch_steps: int,
+    length: Mapping[str, Any],
+    step_seconds: float,
+    left: float | None,
+    enough: int | None = None,
 ) -> Plan:
-    """Turn epochs or time into steps, and choose the intervals of logs and checkpoints."""
+    """Turn epochs or time into steps (at most `enough` of them), and choose the intervals of logs and checkpoints."""
     settings, choices = plan.training, list(plan.choices)
     if left is None:
         steps = length["steps"] or length["epochs"] * epoch_steps
     else:
-        most = MOST_EPOCHS * epoch_steps
+        most, why = MOST_EPOCHS * epoch_steps, f"{MOST_EPOCHS} epochs; more rarely helps"
+        if enough is not None and enough < most:
+            most, why = enough, f"what {plan.method} needs on a source of this size"
         steps = max(1, min(int(left / step_seconds), most))
-        reason = (
-            f"{duration(left)} at {step_seconds:.3g} s a step"
-            if steps < most
-            else f"{MOST_EPOCHS} epochs; more rarely helps"
-        )
+        reason = f"{duration(left)} at {step_seconds:.3g} s a step" if steps < most else why
         choices.append(vars(Choice("steps", steps, reason)))
     log_every = max(1, min(50, steps // 100)) if settings.log_every == "auto" else settings.log_every
     save_every = (

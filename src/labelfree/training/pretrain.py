@@ -86,7 +86,8 @@ def pretrain(
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
     step_seconds = jobs.try_steps(job, device, world, allowance)
     left = None if seconds is None else max(step_seconds, 0.97 * (seconds - (time.perf_counter() - began)))
-    plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left)
+    enough = plan.objective_class().enough(found)
+    plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left, enough)
     job.plan = plan
     _say_plan(plan, step_seconds, jobs.peak_memory(device))
     _start_folder(folder, job, source, found)
