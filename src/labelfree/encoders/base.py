@@ -83,6 +83,10 @@ class Encoder(nn.Module, ABC):
         """Width of `Features.local`."""
         return self.dim
 
+    def token_table(self) -> nn.Parameter | None:
+        """(V, D) the vector of each id, where inputs are ids of a vocabulary: heads that predict ids share it."""
+        return None
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from input to output, for layer-wise learning-rate decay; one group by default."""
         return [list(self.parameters())]

@@ -164,6 +164,10 @@ class HF(Encoder):
         local = self.model.get_input_embeddings()(ids)
         return Features(mean_of(tokens, valid), tokens, valid, local)
 
+    def token_table(self) -> nn.Parameter | None:
+        weight: nn.Parameter = self.model.get_input_embeddings().weight
+        return weight
+
     def layers(self) -> list[list[nn.Parameter]]:
         stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
         blocks = [list(block.parameters()) for block in max(stacks, key=len)]

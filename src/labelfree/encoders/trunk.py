@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +138,10 @@ class Trunk(Transformer):
         if not self.training or self.dropout == 0 or batch.draw is None:
             return None
         return Dropout(batch.draw, self.dropout, name="trunk")
+
+    def token_table(self) -> nn.Parameter | None:
+        embedding = getattr(self.stem, "embedding", None)
+        return cast(nn.Parameter, embedding.weight) if isinstance(embedding, nn.Embedding) else None
 
     def layers(self) -> list[list[nn.Parameter]]:
         first = [*self.stem.parameters(), self.mask_token, *self.norm_in.parameters()]

@@ -28,10 +28,18 @@ def mlp(*sizes: int, norm: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-def token_head(dim: int, layers: int, out: int) -> nn.Sequential:
-    """Prediction for one token: `layers` × (linear, GELU, layer norm), as BERT's, then linear to `out`."""
+def token_head(dim: int, layers: int, out: int, table: nn.Parameter | None = None) -> nn.Sequential:
+    """Prediction for one token: `layers` × (linear, GELU, layer norm), as BERT's, then linear to `out`.
+
+    Args:
+        table: (out, dim) vectors of the ids that are predicted, shared with the encoder (Press & Wolf 2017): each step
+            then moves the vectors of all ids, not only of those it has seen. Ignored where it has another shape.
+    """
     hidden = [part for _ in range(layers) for part in (nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))]
-    return nn.Sequential(*hidden, nn.Linear(dim, out))
+    last = nn.Linear(dim, out)
+    if table is not None and table.shape == last.weight.shape:
+        last.weight = table
+    return nn.Sequential(*hidden, last)
 
 
 def real(features: Features) -> Tensor:

@@ -91,7 +91,7 @@ class Masked(Objective):
             width = min(512, encoder.dim // HEAD * HEAD) if own.decoder_width == "auto" else own.decoder_width
             self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, modality.target_dim)
         else:
-            self.head = token_head(encoder.dim, own.head_layers, modality.target_dim)
+            self.head = token_head(encoder.dim, own.head_layers, modality.target_dim, encoder.token_table())
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings

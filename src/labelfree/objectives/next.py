@@ -56,7 +56,7 @@ class Next(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: NextSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim)
+        self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, encoder.token_table())
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         view = self.modality.view(batch, draw, self.settings.views)
