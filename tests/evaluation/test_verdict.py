@@ -41,6 +41,12 @@ def test_label_saving_is_in_the_verdict() -> None:
     assert "From scratch, that takes about 100 labels (10.0 times as many)." in words
 
 
+def test_raw_features_speak_where_scratch_was_not_measured() -> None:
+    saving = label_saving([compare("1%", 10, 0.5, 0.3)], {"scratch": {}, "raw": {10: 0.3, 1000: 0.4}})
+    words = verdict([compare("1%", 10, 0.5, 0.3)], saving, "accuracy")
+    assert words.endswith("With raw features, 1,000 labels are not enough for that.")
+
+
 def test_a_curve_that_ends_before_the_budget_says_nothing_of_it() -> None:
     saving = label_saving([compare("100%", 1000, 0.9, 0.1)], {"scratch": {10: 0.3}, "raw": {}})
     assert set(saving["100%"]) == {"labels", "protocol", "score"}

@@ -34,7 +34,7 @@ class Shape:
 #: `base` is the published shape.
 SHAPES = {"tiny": Shape(32, 8, 128), "base": Shape(64, 10, 320), "large": Shape(128, 10, 640)}
 #: Multiplications in a matrix product below which half precision does not pay on a CPU.
-_SMALL = 1 << 23
+_SMALL = 1 << 22
 
 
 class _Convolve(torch.autograd.Function):

@@ -19,8 +19,8 @@ from labelfree.tasks.logistic import Scaler, fit_logistic, span
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURE = 0.07
 PENALTIES = np.logspace(-6, -1, 6)
-#: A search for the penalty sees at most so many labels, and cuts folds only below the second number of them.
-SEARCH, FOLDED = 4000, 1000
+#: A search for the penalty sees at most so many labels, and cross-validates below so many labels times classes.
+SEARCH, FOLDED = 4000, 10_000
 #: Above so many labels the problem is not rotated into their span.
 SPAN = 1500
 
@@ -134,24 +134,46 @@ def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | No
     tried = [f for f in range(5) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
     if not tried:
         return float(PENALTIES[len(PENALTIES) // 2]), None
-    rows = np.arange(len(part.y))
-    if len(part.y) >= FOLDED:
-        tried = tried[:1]
-        rows = rng.permutation(np.flatnonzero(fold != tried[0]))[:SEARCH]
-    base = part.class_weights()[part.y[rows]]
-    columns = np.stack([base * (fold[rows] != f) for f in tried for _ in PENALTIES], axis=1)
-    # the penalty that suits a mean over fewer samples is larger by as much
-    fewer = (columns[:, 0] > 0).sum() / len(part.y)
-    found = fit_logistic(part.x[rows], part.y[rows], part.classes, np.tile(PENALTIES / fewer, len(tried)), columns)
+    if len(part.y) * part.classes < FOLDED:
+        logits = _cross_validate(part, fold, tried)
+        held = np.isin(fold, tried)
+    else:
+        held = fold == tried[0]
+        logits = _hold_out(part, rng.permutation(np.flatnonzero(~held)), held)
+    y, scores = part.y[held], [part.score(part.y[held], each.argmax(axis=1)) for each in logits]
+    # scores of few samples are coarse: the likelihood settles ties
+    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], _likelihood(logits[i], y)))
+    return float(PENALTIES[best]), scores[best]
+
+
+def _cross_validate(part: Labelled, fold: np.ndarray, tried: list[int]) -> np.ndarray:
+    """(penalties, held-out samples, C) logits of each sample of a tried fold, by what was fitted without that fold."""
+    weights = part.class_weights()[part.y]
+    columns = np.stack([weights * (fold != f) for f in tried for _ in PENALTIES], axis=1)
+    found = fit_logistic(part.x, part.y, part.classes, np.tile(_for(PENALTIES, 0.8), len(tried)), columns)
     logits = np.zeros((len(PENALTIES), len(part.y), part.classes), dtype=np.float32)
     for problem in range(columns.shape[1]):
         out = fold == tried[problem // len(PENALTIES)]
         logits[problem % len(PENALTIES), out] = _logits(part.x[out], found[:, problem])
-    held = np.isin(fold, tried)
-    scores = [part.score(part.y[held], each[held].argmax(axis=1)) for each in logits]
-    # scores of few samples are coarse: the likelihood settles ties
-    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], _likelihood(logits[i][held], part.y[held])))
-    return float(PENALTIES[best]), scores[best]
+    return logits[:, np.isin(fold, tried)]
+
+
+def _hold_out(part: Labelled, order: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """(penalties, held-out samples, C) logits by what was fitted to the first of `order`: as many as is quick."""
+    wide = part.x.shape[1] > SEARCH
+    rows = order[: SPAN if wide else SEARCH]
+    x, out = part.x[rows], part.x[held]
+    if wide and len(rows) < x.shape[1]:
+        x, (out,) = span(x, [out])
+    weights = np.repeat(part.class_weights()[part.y[rows]][:, None], len(PENALTIES), axis=1)
+    penalties = _for(PENALTIES, len(rows) / len(part.y))
+    found = fit_logistic(x, part.y[rows], part.classes, penalties, weights)
+    return np.stack([_logits(out, found[:, i]) for i in range(len(PENALTIES))])
+
+
+def _for(penalties: np.ndarray, share: float) -> np.ndarray:
+    """The penalties that do to a share of the samples what these do to all: the loss is a mean, so they are larger."""
+    return penalties / share
 
 
 def _likelihood(logits: np.ndarray, y: np.ndarray) -> float:

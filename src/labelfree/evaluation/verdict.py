@@ -91,15 +91,15 @@ def _numbers(c: Comparison, metric: str) -> str:
 
 
 def _saving_words(entry: Mapping[str, Any]) -> str:
-    need = entry.get("scratch")
-    if not need:
+    """How many labels the network from scratch needs for the same, or raw features where that was not measured."""
+    who, need = next(((who, entry[who]) for who in ("scratch", "raw") if who in entry), ("", None))
+    if need is None or need["relation"] == "at most":
         return ""
+    name = {"scratch": "From scratch", "raw": "With raw features"}[who]
     if need["relation"] == "more than":
-        return f" From scratch, {need['labels']:,} labels are not enough for that."
-    if need["relation"] == "at most":
-        return ""
+        return f" {name}, {need['labels']:,} labels are not enough for that."
     times = f" ({need['factor']:.1f} times as many)" if need["factor"] > 1.05 else ""
-    return f" From scratch, that takes about {need['labels']:,} labels{times}."
+    return f" {name}, that takes about {need['labels']:,} labels{times}."
 
 
 def label_saving(

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+Products = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]
+
+#: Unknowns that are solved for at once: more problems than that take turns, since L-BFGS remembers many copies.
+UNKNOWNS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,21 @@ def fit_logistic(
     Returns:
         (D + 1, P, C): weights, and in the last row biases.
     """
-    times, transposed = _products(x)
+    at_once = max(1, UNKNOWNS // ((x.shape[1] + 1) * classes))
+    parts = [slice(i, i + at_once) for i in range(0, len(penalties), at_once)]
+    products = _products(x)
+    solved = [_solve(products, y, classes, penalties[part], weights[:, part], iterations) for part in parts]
+    return np.concatenate(solved, axis=1)
+
+
+def _solve(
+    products: Products, y: np.ndarray, classes: int, penalties: np.ndarray, weights: np.ndarray, iterations: int
+) -> np.ndarray:
+    times, transposed, width = products
     target = torch.as_tensor(y)[:, None, None].expand(-1, len(penalties), 1)
     share = torch.as_tensor(weights / weights.sum(axis=0), dtype=torch.float32)[:, :, None]
     penalty = torch.as_tensor(penalties, dtype=torch.float32)[None, :, None]
-    shape = (x.shape[1] + 1, len(penalties), classes)
+    shape = (width + 1, len(penalties), classes)
 
     def objective(w: Tensor) -> tuple[Tensor, Tensor]:
         logits = times(w[:-1].reshape(shape[0] - 1, -1)).view(-1, *shape[1:]) + w[-1]
@@ -96,13 +110,13 @@ def fit_logistic(
     return minimise(objective, torch.zeros(shape), iterations).numpy()
 
 
-def _products(x: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Multiplication by x and by its transpose."""
+def _products(x: Any) -> Products:
+    """Multiplication by x and by its transpose, and the width of x."""
     if isinstance(x, np.ndarray):
         dense = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-        return lambda w: dense @ w, lambda g: dense.T @ g
+        return lambda w: dense @ w, lambda g: dense.T @ g, x.shape[1]
     rows, columns = x.tocsr(), x.T.tocsr()
-    return lambda w: torch.from_numpy(rows @ w.numpy()), lambda g: torch.from_numpy(columns @ g.numpy())
+    return lambda w: torch.from_numpy(rows @ w.numpy()), lambda g: torch.from_numpy(columns @ g.numpy()), x.shape[1]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
