@@ -55,3 +55,10 @@ def test_a_window_keeps_neighbouring_shards_together():
     order = Order(count=1000, batch_size=50, seed=0, shards=range(0, 1000, 25), window=100)
     for step in range(order.steps_per_epoch):
         assert len({index // 25 for index in order.batch(step).tolist()}) <= 8
+
+
+def test_without_shuffling_samples_come_in_the_order_of_the_source():
+    order = Order(count=100, batch_size=12, seed=1, shuffle=False)
+    seen = np.concatenate([order.batch(step, part, 2) for step in range(8) for part in (0, 1)])
+    assert np.array_equal(seen, np.arange(96))
+    assert np.array_equal(order.batch(8), order.batch(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,11 +18,14 @@ class Sample:
     """One item of a source in the compact form that a cache keeps.
 
     Attributes:
-        data: pictures uint8/uint16 (C, H, W); series float32 (T, C), NaN where missing; text int32 ids (T,).
+        data: pictures uint8/uint16 (C, H, W); series float32 (T, C), NaN where missing; text int32 ids (T,); what the
+            modality says for other kinds.
         index: place in the source.
         group: number of the patient, speaker, device … it belongs to; -1 without one.
         time: (T,) float64 timestamps in seconds, or None.
         meta: single numbers that the modality needs later (a picture's aspect ratio before resizing).
+        extra: further arrays that the modality needs (a graph's edges).
+        parts: the samples of other modalities that this one ties together, by their name; absent where missing.
     """
 
     data: np.ndarray
@@ -30,6 +33,17 @@ class Sample:
     group: int = -1
     time: np.ndarray | None = None
     meta: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    parts: Mapping[str, Sample] = field(default_factory=dict)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Every array of the sample: what it weighs, and what must be alike for samples to be stacked."""
+        own = [self.data, *([] if self.time is None else [self.time]), *(self.extra[key] for key in sorted(self.extra))]
+        return own + [array for key in sorted(self.parts) for array in self.parts[key].arrays()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +66,8 @@ class Batch:
         time: (B, T) float64 timestamps in seconds.
         group: (B,) int64, -1 without a group.
         draw: the randomness that belongs to these samples in this view (dropout inside the encoder uses it).
-        extra: further (B, ...) tensors of the modality (crop boxes, offsets, aspect ratios).
+        extra: further (B, ...) tensors of the modality (crop boxes, offsets, aspect ratios, padded edges).
+        parts: batches of the same B samples in other modalities, where a sample ties several together.
     """
 
     data: Tensor
@@ -62,6 +77,7 @@ class Batch:
     group: Tensor | None = None
     draw: Draw | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Batch] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -70,22 +86,31 @@ class Batch:
         """A copy with some fields replaced."""
         return replace(self, **changes)
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the batch."""
+        own = [value for value in (self.data, self.index, self.lengths, self.time, self.group) if value is not None]
+        return [*own, *self.extra.values(), *(value for part in self.parts.values() for value in part.tensors())]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=non_blocking)
             if isinstance(value, Draw):
                 return value.to(device)
-            return value
+            return value.to(device, non_blocking=non_blocking)
 
-        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "extra"}
-        return Batch(**moved, extra={key: move(value) for key, value in self.extra.items()})
+        return self._map(move)
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
         """The chosen samples of the batch (a slice, or an index tensor)."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        chosen = {key: None if value is None else value[rows] for key, value in chosen.items()}
-        return Batch(**chosen, extra={key: value[rows] for key, value in self.extra.items()})
+        return self._map(lambda value: value[rows])
+
+    def _map(self, change: Callable[[Any], Any]) -> Batch:
+        """Every field that is there, the batches in `parts` included, changed the same way."""
+        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "parts")}
+        return Batch(
+            **{key: None if value is None else change(value) for key, value in own.items()},
+            extra={key: change(value) for key, value in self.extra.items()},
+            parts={key: change(part) for key, part in self.parts.items()},
+        )
 
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
@@ -96,6 +121,8 @@ class Batch:
             values = [getattr(batch, f.name) for batch in batches]
             if f.name == "extra":
                 joined[f.name] = {key: torch.cat([value[key] for value in values]) for key in first.extra}
+            elif f.name == "parts":
+                joined[f.name] = {key: Batch.cat([value[key] for value in values]) for key in first.parts}
             elif values[0] is None:
                 joined[f.name] = None
             elif f.name == "draw":

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.errors import LabelfreeError
@@ -31,7 +29,7 @@ def sample_bytes(dataset: Dataset, tries: int = 16) -> float:
     """
     where = sorted(set(np.linspace(0, len(dataset) - 1, min(tries, len(dataset))).astype(int).tolist()))
     read = dataset.read(where)
-    sizes = [sample.data.nbytes for sample in read if isinstance(sample, Sample)]
+    sizes = [sample.nbytes for sample in read if isinstance(sample, Sample)]
     if not sizes:
         example = next(item for item in read if isinstance(item, Unreadable))
         raise LabelfreeError(
@@ -124,7 +122,7 @@ class Cached(Dataset):
 def _collate_all(samples: list[Sample], modality: Modality) -> Iterator[Batch]:
     """Raw batches of all samples, which are let go as they are taken: memory need not hold them twice over."""
     # Pieces of unequal samples would be padded to different lengths, and could not be joined.
-    step = CHUNK if len({sample.data.shape for sample in samples}) == 1 else len(samples)
+    step = CHUNK if len({_shapes(sample) for sample in samples}) == 1 else len(samples)
     samples.reverse()
     while samples:
         chunk = samples[: -step - 1 : -1]
@@ -132,11 +130,20 @@ def _collate_all(samples: list[Sample], modality: Modality) -> Iterator[Batch]:
         yield modality.collate(chunk)
 
 
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in sample.arrays())
+
+
 def _alike(samples: Sequence[Sample]) -> bool:
     """Whether one padded tensor of all samples costs little more than the samples."""
-    shapes = np.array([sample.data.shape for sample in samples])
-    padded = len(samples) * shapes.max(axis=0).prod()
-    return bool(padded <= 1.25 * shapes.prod(axis=1).sum())
+    if len({len(_shapes(sample)) for sample in samples}) > 1:
+        return False
+    padded = actual = 0.0
+    for arrays in zip(*(sample.arrays() for sample in samples), strict=True):
+        shapes = np.array([array.shape for array in arrays])
+        padded += arrays[0].itemsize * len(shapes) * shapes.max(axis=0).prod()
+        actual += arrays[0].itemsize * shapes.prod(axis=1).sum()
+    return bool(padded <= 1.25 * actual)
 
 
 def cached(dataset: Dataset, modality: Modality) -> Dataset:
@@ -144,9 +151,3 @@ def cached(dataset: Dataset, modality: Modality) -> Dataset:
     if isinstance(dataset, Cached) or sample_bytes(dataset) * len(dataset) > memory_for_cache():
         return dataset
     return Cached(dataset, modality)
-
-
-def batch_bytes(batch: Batch) -> int:
-    """Bytes of a batch's tensors."""
-    values: list[Any] = [batch.data, batch.index, batch.lengths, batch.time, batch.group, *batch.extra.values()]
-    return sum(value.nbytes for value in values if isinstance(value, Tensor))

@@ -23,6 +23,7 @@ class Order:
         seed: of the run.
         shards: first sample of each shard, ascending, starting with 0.
         window: samples, at least, of a window; 0 for all.
+        shuffle: false where samples must come in the order of the source (events in time).
     """
 
     count: int
@@ -30,6 +31,7 @@ class Order:
     seed: int
     shards: Sequence[int] = (0,)
     window: int = 0
+    shuffle: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,6 +46,8 @@ class Order:
         epoch, place = divmod(step, self.steps_per_epoch)
         first, size = place * self.batch_size, self.batch_size // parts
         start = first + part * size
+        if not self.shuffle:
+            return np.arange(start, start + size)
         return self._slice(epoch, start, start + size)
 
     def _slice(self, epoch: int, start: int, stop: int) -> np.ndarray:

@@ -142,6 +142,10 @@ class Modality(ABC):
     settings_class: ClassVar[type[Settings]]
     #: What this kind of data offers to objectives.
     offers: ClassVar[frozenset[Need]]
+    #: Whether training sees samples in random order; false where they must come as they happened.
+    shuffled: ClassVar[bool] = True
+    #: Classical models on `raw_features` that evaluation sets beside the encoder ("linear", "boosting").
+    classical: ClassVar[tuple[str, ...]] = ("linear",)
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings if settings is not None else self.settings_class()
@@ -214,6 +218,10 @@ class Modality(ABC):
         """The shared transformer of `size` (nano, tiny, small, base) with this modality's stem; timm's ViT for
         pictures.
         """
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """(B, K, C, H, W): a view as K pictures a sample, for networks that look at pictures (spectrograms, frames)."""
+        raise Refusal(f"{self.name} data cannot be looked at as pictures.", "Use another encoder.")
 
     def token_count(self, batch: Batch) -> int:
         """N, the tokens of a view: one a step of its data, unless the kind of data makes patches."""

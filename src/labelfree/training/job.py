@@ -57,6 +57,7 @@ class Job:
             seed=self.plan.seed,
             shards=(0,) if isinstance(self.dataset, Cached) else self.dataset.shards,
             window=0 if settings.shuffle_window == "auto" else settings.shuffle_window,
+            shuffle=self.modality.shuffled,
         )
         workers = 0 if settings.workers == "auto" else settings.workers
         return Loader(self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend)
