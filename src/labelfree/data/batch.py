@@ -105,12 +105,13 @@ class Batch:
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
         """Every field that is there, the batches in `parts` included, changed the same way."""
-        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "parts")}
-        return Batch(
-            **{key: None if value is None else change(value) for key, value in own.items()},
-            extra={key: change(value) for key, value in self.extra.items()},
-            parts={key: change(part) for key, part in self.parts.items()},
-        )
+
+        def of(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: change(item) for key, item in value.items()}
+            return None if value is None else change(value)
+
+        return Batch(**{f.name: of(getattr(self, f.name)) for f in fields(self)})
 
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
