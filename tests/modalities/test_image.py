@@ -21,11 +21,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image as Pillow
 from torchvision.transforms.v2 import functional as tv
 
+from labelfree.data import encoded
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.pictures import Form, decode, keep
 from labelfree.errors import LabelfreeError
-from labelfree.modalities import _image_sources
 from labelfree.modalities._image_views import Policy, blurring, central_boxes, crop, random_boxes, recolour
 from labelfree.modalities.base import Budget
 from labelfree.modalities.image import Image, ImageSettings, jigsaw_orders
@@ -162,8 +162,8 @@ def test_grey_and_colour_in_one_source_become_colour(tmp_path: Path) -> None:
 @pytest.mark.parametrize("large", [False, True], ids=["row groups", "one row group"])
 def test_parquet_is_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
     if large:
-        monkeypatch.setattr(_image_sources, "LARGEST_GROUP", 1)
-    monkeypatch.setattr(_image_sources, "REACH", 4000)
+        monkeypatch.setattr(encoded, "LARGEST_GROUP", 1)
+    monkeypatch.setattr(encoded, "REACH", 4000)
     pictures = [picture() for _ in range(11)]
     dataset = Image().open(parquet_of(tmp_path / "a.parquet", pictures))
     assert list(dataset.shards) == ([0] if large else [0, 4, 8])
@@ -178,7 +178,7 @@ def test_parquet_is_read_in_any_order(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_workers_share_what_was_copied_from_a_large_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_image_sources, "LARGEST_GROUP", 1)
+    monkeypatch.setattr(encoded, "LARGEST_GROUP", 1)
     source = Image().open(parquet_of(tmp_path / "a.parquet", [picture() for _ in range(8)])).source
     expected = [bytes(item) for item in source.fetch(range(8))]
     loader = torch.utils.data.DataLoader(

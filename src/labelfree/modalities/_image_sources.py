@@ -2,335 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import threading
-import weakref
-from abc import ABC, abstractmethod
-from array import array
-from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from labelfree.data import sources
+from labelfree.data.encoded import (
+    Files,
+    HuggingFace,
+    Kind,
+    Source,
+    choose_column,
+    is_hugging_face,
+    open_folder,
+    open_once,
+    open_table,
+)
 from labelfree.data.pictures import SUFFIXES, looks_like_picture
-from labelfree.errors import LabelfreeError, nearest
+from labelfree.errors import LabelfreeError
 
-#: Row groups larger than this are copied to a temporary file once, where any picture can be read alone.
-LARGEST_GROUP = 64 << 20
-#: Bytes of row groups that are kept in reach.
-REACH = 128 << 20
-#: Shards that are looked into for headers and statistics.
-MOST_SHARDS = 32
-
-
-class Source(ABC):
-    """Pictures by index, not yet decoded: paths, bytes, arrays, or whatever exception came instead."""
-
-    #: What a person calls the source ("1,203 JPG files").
-    words: str
-    shards: Sequence[int] = (0,)
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def fetch(self, indices: Sequence[int]) -> list[Any]: ...
-
-    @abstractmethod
-    def fingerprint(self) -> str: ...
-
-    def name(self, index: int) -> str:
-        return f"row {index}"
-
-    def columns(self) -> list[str]:
-        return []
-
-    def column(self, name: str) -> np.ndarray:
-        raise KeyError(name)
-
-
-def spread(count: int, shards: Sequence[int], wanted: int) -> list[int]:
-    """Up to `wanted` indices all over a source of `count`, but from few of its shards where it has many."""
-    if len(shards) <= MOST_SHARDS:
-        return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int)).tolist()
-    chosen = np.unique(np.linspace(0, len(shards) - 1, MOST_SHARDS).astype(int))
-    starts, ends = np.asarray(shards)[chosen], np.asarray([*shards[1:], count])[chosen]
-    each = -(-wanted // MOST_SHARDS)
-    parts = [np.linspace(a, b - 1, min(each, b - a)).astype(int) for a, b in zip(starts, ends, strict=True)]
-    return np.unique(np.concatenate(parts)).tolist()
-
-
-class Files(Source):
-    """Picture files, and the table beside them."""
-
-    def __init__(self, paths: list[Path], root: Path) -> None:
-        self.paths, self.root = paths, root
-        kinds = Counter(path.suffix.lower()[1:].replace("jpeg", "jpg").upper() for path in paths)
-        self.words = " and ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) + " files"
-        self._table: pa.Table | None = None
-        self._looked = False
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def fetch(self, indices: Sequence[int]) -> list[Any]:
-        return [self.paths[index] for index in indices]
-
-    def fingerprint(self) -> str:
-        return sources.hash_files(self.paths, self.root)
-
-    def name(self, index: int) -> str:
-        return self.paths[index].relative_to(self.root).as_posix()
-
-    def _sidecar(self) -> pa.Table | None:
-        if not self._looked:
-            names = [self.name(index) for index in range(len(self))]
-            self._table = sources.sidecar(self.root, names)
-            if self._table is None:
-                inner = [f"{self.root.name}/{name}" for name in names]
-                self._table = sources.sidecar(self.root.parent, inner)
-            self._looked = True
-        return self._table
-
-    def columns(self) -> list[str]:
-        table = self._sidecar()
-        return ["folder", *(table.column_names if table is not None else ())]
-
-    def column(self, name: str) -> np.ndarray:
-        table = self._sidecar()
-        if name == "folder" or table is None:
-            return np.array([path.parent.name for path in self.paths], dtype=object)
-        return sources.column_values(table, name)
-
-
-def picture_columns(schema: pa.Schema) -> list[str]:
-    """Columns of a table that hold, or may hold, encoded pictures."""
-
-    def holds(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    return [field.name for field in schema if holds(field.type)]
-
-
-def choose_column(names: Sequence[str], wanted: str, where: object) -> str:
-    """The one picture column of `names`, or the one that is wanted. Raises LabelfreeError otherwise."""
-    if wanted != "auto":
-        if wanted in names:
-            return wanted
-        raise LabelfreeError(
-            f"'{where}' has no pictures called '{wanted}': it has {', '.join(names) or 'none'}.", nearest(wanted, names)
-        )
-    if len(names) == 1:
-        return names[0]
-    usual = [name for name in names if name.lower() in ("image", "images", "img", "picture", "x", "data")]
-    if len(usual) == 1:
-        return usual[0]
-    found = f"several: {', '.join(names)}" if names else "none"
-    raise LabelfreeError(f"'{where}' should have one column of pictures, but has {found}.", "Name it: column=NAME.")
-
-
-def _encoded(values: pa.Array, row: int, folder: Path) -> Any:
-    """Bytes of one row of a picture column, or the path that it names."""
-    if not pa.types.is_struct(values.type):
-        scalar = values[row]
-        return memoryview(scalar.as_buffer()) if scalar.is_valid else ValueError("is missing")
-    content = values.field("bytes")[row]
-    if content.is_valid and values[row].is_valid:
-        return memoryview(content.as_buffer())
-    if values.type.get_field_index("path") >= 0 and (path := values.field("path")[row].as_py()):
-        return folder / path
-    return ValueError("is missing")
-
-
-class Table(Source):
-    """A picture column of Parquet or Arrow files, read a row group at a time; only a few groups are in memory."""
-
-    def __init__(self, paths: list[Path], column: str = "auto") -> None:
-        self.paths = paths
-        self._files = [_TableFile(path) for path in paths]
-        schema = self._files[0].schema
-        self._column = choose_column(picture_columns(schema), column, paths[0])
-        self._names = [
-            field.name
-            for field in schema
-            if field.name != self._column and not pa.types.is_nested(field.type) and field.name not in (self._column,)
-        ]
-        rows = [size for file in self._files for size in file.group_rows]
-        self._where = [(number, group) for number, file in enumerate(self._files) for group in range(file.groups)]
-        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._lock = threading.Lock()
-        self._groups: OrderedDict[int, pa.Array] = OrderedDict()
-        self._spool: _Spool | None = None
-        self._large = any(size > LARGEST_GROUP for f in self._files for size in f.group_bytes(self._column))
-        self.shards = (0,) if self._large else self._starts[:-1].tolist() or (0,)
-        self.words = f"column '{self._column}' of {len(paths)} {paths[0].suffix[1:]} file{'s' * (len(paths) > 1)}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "column": self._column, "spool": self._spool}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["paths"], state["column"])  # type: ignore[misc]
-        self._spool = state["spool"]
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def fetch(self, indices: Sequence[int]) -> list[Any]:
-        if self._large:
-            return self._spooled().fetch(indices)
-        groups = np.searchsorted(self._starts, indices, side="right") - 1
-        found: list[Any] = [None] * len(indices)
-        for group in np.unique(groups):
-            values, folder = self._group(int(group)), self.paths[self._where[group][0]].parent
-            for place in np.flatnonzero(groups == group).tolist():
-                found[place] = _encoded(values, int(indices[place] - self._starts[group]), folder)
-        return found
-
-    def _group(self, group: int) -> pa.Array:
-        with self._lock:
-            if group in self._groups:
-                self._groups.move_to_end(group)
-                return self._groups[group]
-            number, inside = self._where[group]
-            values = self._files[number].read(inside, self._column)
-            self._groups[group] = values
-            while len(self._groups) > 1 and sum(v.nbytes for v in self._groups.values()) > REACH:
-                self._groups.popitem(last=False)
-            return values
-
-    def _spooled(self) -> _Spool:
-        with self._lock:
-            if self._spool is None:
-                spool = _Spool()
-                for file in self._files:
-                    for values in file.stream(self._column):
-                        spool.add([_encoded(values, row, file.path.parent) for row in range(len(values))])
-                self._spool = spool
-            return self._spool
-
-    def fingerprint(self) -> str:
-        return sources.hash_of(sources.hash_files(self.paths, self.paths[0].parent), self._column)
-
-    def columns(self) -> list[str]:
-        return list(self._names)
-
-    def column(self, name: str) -> np.ndarray:
-        return sources.column_values(pa.concat_tables([file.columns([name]) for file in self._files]), name)
-
-
-class _TableFile:
-    """One Parquet or Arrow (file or stream) file: what it holds, and its row groups."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._arrow: pa.Table | None = None
-        self._parquet: pq.ParquetFile | None = None
-        try:
-            if path.suffix.lower() == ".parquet":
-                self._parquet = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-                self.schema = self._parquet.schema_arrow
-                self.groups = self._parquet.num_row_groups
-                self.group_rows = [self._parquet.metadata.row_group(g).num_rows for g in range(self.groups)]
-            else:
-                self._arrow = _map_arrow(path)
-                self.schema = self._arrow.schema
-                batches = self._arrow.to_batches()
-                self.groups, self.group_rows = len(batches), [len(batch) for batch in batches]
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise LabelfreeError(f"'{path}' cannot be read: {reason}.", "Check that it is whole.") from None
-
-    def group_bytes(self, column: str) -> list[int]:
-        """Bytes that each row group takes in memory; 0 where it is only mapped."""
-        if self._parquet is None:
-            return [0] * self.groups
-        groups = [self._parquet.metadata.row_group(g) for g in range(self.groups)]
-        parts = [[group.column(c) for c in range(group.num_columns)] for group in groups]
-        return [sum(p.total_uncompressed_size for p in ps if p.path_in_schema.split(".")[0] == column) for ps in parts]
-
-    def read(self, group: int, column: str) -> pa.Array:
-        if self._parquet is not None:
-            values = self._parquet.read_row_group(group, columns=[column], use_threads=False).column(0)
-            return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-        assert self._arrow is not None
-        return self._arrow.column(column).chunk(group)
-
-    def stream(self, column: str) -> Any:
-        if self._parquet is not None:
-            for batch in self._parquet.iter_batches(256, columns=[column], use_threads=False):
-                yield batch.column(0)
-        else:
-            assert self._arrow is not None
-            yield from self._arrow.column(column).chunks
-
-    def columns(self, names: list[str]) -> pa.Table:
-        if self._parquet is not None:
-            return self._parquet.read(columns=names)
-        assert self._arrow is not None
-        return self._arrow.select(names)
-
-
-def _map_arrow(path: Path) -> pa.Table:
-    """An Arrow file, or an Arrow stream (as Hugging Face writes), mapped into memory."""
-    mapped = pa.memory_map(str(path))
-    try:
-        return pa.ipc.open_file(mapped).read_all()
-    except pa.ArrowInvalid:
-        mapped.seek(0)
-        return pa.ipc.open_stream(mapped).read_all()
-
-
-class _Spool:
-    """Encoded pictures in one temporary file, each to be read alone.
-
-    The file has no name, so that it goes with its last process, however that ends; a copy in another process has a
-    duplicate of the open file.
-    """
-
-    def __init__(self) -> None:
-        self._file, name = tempfile.mkstemp(prefix="labelfree-")
-        os.unlink(name)
-        self._ends = array("q", [0])
-        weakref.finalize(self, os.close, self._file)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": DupFd(self._file), "ends": self._ends}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._file, self._ends = state["file"].detach(), state["ends"]
-        weakref.finalize(self, os.close, self._file)
-
-    def add(self, items: Sequence[Any]) -> None:
-        """Append pictures; missing ones take no bytes."""
-        contents = [item.read_bytes() if isinstance(item, Path) else item for item in items]
-        contents = [b"" if isinstance(content, Exception) else content for content in contents]
-        for content in contents:
-            self._ends.append(self._ends[-1] + len(content))
-        whole = memoryview(b"".join(contents))
-        try:
-            while whole:
-                whole = whole[os.write(self._file, whole) :]
-        except OSError as error:
-            raise LabelfreeError(
-                f"The pictures could not be copied to '{tempfile.gettempdir()}': {error.strerror}.",
-                "Free space, name another folder in TMPDIR, or write the Parquet file with smaller row groups.",
-            ) from None
-
-    def fetch(self, indices: Sequence[int]) -> list[Any]:
-        found: list[Any] = []
-        for index in indices:
-            start, end = self._ends[index : index + 2]
-            found.append(os.pread(self._file, end - start, start) or ValueError("is missing"))
-        return found
+PICTURES = Kind("pictures", SUFFIXES, ("image", "images", "img", "picture", "x", "data"), "Image")
 
 
 class Arrays(Source):
@@ -378,7 +71,7 @@ def from_arrays(arrays: dict[str, np.ndarray], wanted: str, where: object) -> Ar
     """The pictures among named arrays, and the others of that length as columns. Raises LabelfreeError."""
     names = [name for name, array in arrays.items() if could_be_pictures(array.shape, array.dtype.kind)]
     four = [name for name in names if arrays[name].ndim == 4]
-    name = choose_column(four if len(four) == 1 and wanted == "auto" else names, wanted, where)
+    name = choose_column(four if len(four) == 1 and wanted == "auto" else names, wanted, where, PICTURES)
     pictures = arrays[name]
     columns = {k: np.asarray(v) for k, v in arrays.items() if k != name and v.ndim == 1 and len(v) == len(pictures)}
     return Arrays(pictures, columns)
@@ -433,67 +126,17 @@ def first_of(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) else item
 
 
-class HuggingFace(Source):
-    """A local `datasets.Dataset` with an image column."""
-
-    def __init__(self, dataset: Any, column: str = "auto") -> None:
-        from datasets import Image
-
-        names = [name for name, kind in dataset.features.items() if isinstance(kind, Image)]
-        self._column = choose_column(names, column, "the dataset")
-        self._dataset = dataset
-        self._encoded = dataset.select_columns([self._column]).cast_column(self._column, Image(decode=False))
-        self.words = f"column '{self._column}' of a Hugging Face dataset"
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def fetch(self, indices: Sequence[int]) -> list[Any]:
-        rows = self._encoded[list(indices)][self._column]
-        return [_of_row(row) for row in rows]
-
-    def fingerprint(self) -> str:
-        return sources.hash_of(len(self), self._column, self._dataset._fingerprint)
-
-    def columns(self) -> list[str]:
-        return [name for name in self._dataset.column_names if name != self._column]
-
-    def column(self, name: str) -> np.ndarray:
-        return np.asarray(self._dataset[name][:])
-
-
-def _of_row(row: dict[str, Any] | None) -> Any:
-    if row is None:
-        return ValueError("is missing")
-    return row["bytes"] if row.get("bytes") else Path(row["path"])
-
-
-#: Sources that are open, by path, column and time of change: opening one again costs nothing.
-_open_paths: weakref.WeakValueDictionary[tuple[str, str, int], Source] = weakref.WeakValueDictionary()
-
-
 def open_source(source: Any, column: str = "auto") -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
     if isinstance(source, str | Path):
-        path = sources.existing(source)
-        key = (str(path.resolve()), column, path.stat().st_mtime_ns)
-        opened = _open_paths.get(key) if path.is_file() else None
-        if opened is None:
-            opened = _open_path(path, column)
-            _open_paths[key] = opened
-        return opened
+        return open_once(sources.existing(source), PICTURES, column, _open_path)
     if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
         array = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
         return from_arrays({"the array": array}, "auto", "the array")
     if isinstance(source, dict) and all(isinstance(value, np.ndarray) for value in source.values()):
         return from_arrays(source, column, "the arrays")
-    if type(source).__module__.split(".")[0] == "datasets":
-        if isinstance(source, dict):
-            raise LabelfreeError(
-                f"This Hugging Face dataset has the splits {', '.join(source)}: one was expected.",
-                "Name one, for instance dataset['train'].",
-            )
-        return HuggingFace(source, column)
+    if is_hugging_face(source):
+        return HuggingFace(source, PICTURES, column)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return Items(source)
     raise LabelfreeError(
@@ -503,30 +146,15 @@ def open_source(source: Any, column: str = "auto") -> Source:
 
 
 def _open_path(path: Path, column: str) -> Source:
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix in sources.ARRAYS:
-        return from_arrays(sources.load_arrays(path), column, path)
-    if path.is_file() and suffix in (".parquet", ".arrow", ".feather"):
-        return Table([path], column)
     if path.is_dir():
-        return _open_folder(path, column)
+        return open_folder(path, PICTURES, column)
+    if path.suffix.lower() in sources.ARRAYS:
+        return from_arrays(sources.load_arrays(path), column, path)
+    if (table := open_table(path, PICTURES, column)) is not None:
+        return table
     with path.open("rb") as file:
         if looks_like_picture(file.read(16)):
             return Files([path], path.parent)
     raise LabelfreeError(
         f"'{path}' is no source of pictures: a folder, Parquet, Arrow, .npy, .npz or a picture file was expected."
-    )
-
-
-def _open_folder(path: Path, column: str) -> Source:
-    if pictures := sources.list_files(path, SUFFIXES):
-        return Files(pictures, path)
-    for suffixes in ((".parquet",), (".arrow", ".feather")):
-        if tables := sources.list_files(path, suffixes):
-            return Table(tables, column)
-    others = Counter(p.suffix.lower() or "no suffix" for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "no files"
-    raise LabelfreeError(
-        f"'{path}' holds no pictures: files ending in {', '.join(SUFFIXES)} were expected, found: {found}.",
-        "Name a folder of pictures, or another modality.",
     )

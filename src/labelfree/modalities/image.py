@@ -21,17 +21,10 @@ from torch import Tensor
 from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
+from labelfree.data.encoded import Source, encoded_columns, has_feature, is_hugging_face, spread
 from labelfree.data.pictures import SUFFIXES, Form, Header, as_array, decode, header, keep, thumbnail, value_range
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._image_sources import (
-    Arrays,
-    Source,
-    could_be_pictures,
-    first_of,
-    open_source,
-    picture_columns,
-    spread,
-)
+from labelfree.modalities._image_sources import PICTURES, Arrays, could_be_pictures, first_of, open_source
 from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, random_boxes, recolour
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
 from labelfree.needs import Need
@@ -292,9 +285,9 @@ class Image(Modality):
             return _recognise_path(Path(source).expanduser())
         if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
             return _recognise_array(tuple(source.shape), str(source.dtype).removeprefix("torch."))
-        if type(source).__module__.split(".")[0] == "datasets":
-            kinds = {type(kind).__name__ for kind in getattr(source, "features", {}).values()}
-            return (0.95, "a Hugging Face dataset with an image column") if "Image" in kinds else (0.0, "")
+        if is_hugging_face(source):
+            fits = has_feature(source, PICTURES)
+            return (0.95, "a Hugging Face dataset with an image column") if fits else (0.0, "")
         if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, dict):
             return _recognise_items(source)
         return 0.0, ""
@@ -522,7 +515,7 @@ def _recognise_path(path: Path) -> tuple[float, str]:
         found = [_recognise_array(a.shape, str(a.dtype)) for a in sources.load_arrays(path).values()]
         return max(found, default=(0.0, ""))
     if suffix == ".parquet":
-        names = picture_columns(pq.read_schema(path))
+        names = encoded_columns(pq.read_schema(path))
         return (0.9, f"pictures in column '{names[0]}'") if names else (0.0, "")
     return 0.0, ""
 
