@@ -22,12 +22,12 @@ def modalities() -> list[Entry]:
 
 def encoders() -> list[Entry]:
     """Name, variants, modalities it serves, and what it is."""
-    every = list(registry.modalities())
+    every = registry.modalities().items()
     return [
         {
             "name": name,
             "variants": cls.variants(),
-            "modalities": [m for m in every if not cls.modalities or m in cls.modalities],
+            "modalities": [key for key, kind in every if cls.serves(kind)],
             "about": _about(cls),
         }
         for name, cls in registry.encoders().items()

@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Need(Enum):
-    """A need; modalities and encoders offer them, objectives require them."""
+    """A need; modalities and encoders offer them, objectives (and some encoders) require them."""
 
     VIEWS = "randomly augmented views of a sample"
     ALIGNED_VIEWS = "two overlapping crops whose shared steps are known"
@@ -16,6 +16,8 @@ class Need(Enum):
     ORDER = "tokens in a natural order (time, reading order)"
     CAUSAL = "an encoder that can be kept from seeing the future"
     TRANSFORMATIONS = "a named set of transformations to recognise"
+    PAIR = "two or more sides of each sample"
+    PICTURES = "views that can be looked at as pictures"
 
     def __str__(self) -> str:
         return self.value

@@ -92,11 +92,9 @@ def build_encoder(spec: str | nn.Module, modality: Modality, causal: bool = Fals
     if name in ("nano", "tiny", "small", "base"):
         name, variant = "transformer", name
     cls = find("encoder", encoders(), name)
-    if cls.modalities and modality.name not in cls.modalities:
-        served = " and ".join(sorted(cls.modalities))
-        fitting = [
-            key for key, other in encoders().items() if not other.modalities or modality.name in other.modalities
-        ]
+    if not cls.serves(modality):
+        served = " and ".join(key for key, kind in modalities().items() if cls.serves(kind))
+        fitting = [key for key, other in encoders().items() if other.serves(modality)]
         raise Refusal(f"Encoder '{name}' is for {served}, not for {modality.name}.", f"Use {', '.join(fitting)}.")
     return cls.build(variant, modality, causal=causal)
 

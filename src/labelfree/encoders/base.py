@@ -48,6 +48,8 @@ class Encoder(nn.Module, ABC):
     spec: str = ""
     #: The modalities it serves; empty for all.
     modalities: ClassVar[frozenset[str]] = frozenset()
+    #: What a modality has to offer for it.
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     @classmethod
     @abstractmethod
@@ -57,6 +59,11 @@ class Encoder(nn.Module, ABC):
         Raises:
             LabelfreeError: unknown variant (with the nearest), or `causal` where it cannot be.
         """
+
+    @classmethod
+    def serves(cls, modality: Modality | type[Modality]) -> bool:
+        """Whether it can be built for data of this kind."""
+        return (not cls.modalities or modality.name in cls.modalities) and cls.needs <= modality.offers
 
     @classmethod
     def variants(cls) -> list[str]:

@@ -14,7 +14,7 @@ from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Hide
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
-from labelfree.modalities.base import Modality
+from labelfree.modalities.base import Modality, PictureForm
 from labelfree.needs import Need
 
 #: Pictures up to this side get the small-image stem.
@@ -53,7 +53,10 @@ def small_stem(network: Any, size: int) -> Any:
 
 
 class Timm(Encoder):
-    """`timm:NAME`: any network of timm's, for pictures.
+    """`timm:NAME`: any network of timm's, for pictures and for what can be looked at as pictures.
+
+    Where a sample is several pictures, its tokens are those of all of them, and its pooled feature is their weighted
+    mean.
 
     Convolution nets give a token per place of their last map and the mean as pooled feature, in channels-last memory.
     Vision transformers give a token per patch (class and register tokens left out) and the mean of these; they can hide
@@ -61,25 +64,27 @@ class Timm(Encoder):
 
     Args:
         network: a timm model without its classifier.
+        modality: gives the pictures; where its tokens are their patches, a vision transformer can hide them.
         causal: tokens see only themselves and those before them.
     """
 
     name = "timm"
-    modalities = frozenset({"image"})
+    needs = frozenset({Need.PICTURES})
 
-    def __init__(self, network: Any, causal: bool = False) -> None:
+    def __init__(self, network: Any, modality: Modality, causal: bool = False) -> None:
         super().__init__()
         self.network: Any = network
         self.causal = causal
+        self._pictures = modality.pictures
         self.dim = int(network.num_features)
         self.can = frozenset({Need.TOKENS})
         self._plain_vit = isinstance(network, VisionTransformer)
-        if self._plain_vit:
+        if self._plain_vit and modality.patched:
             self.can |= {Need.MASK} | ({Need.CAUSAL} if causal else set())
             self.hides = ("drop", "replace")
             self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim))
             nn.init.normal_(self.mask_token, std=0.02)
-        else:
+        if not self._plain_vit:
             self.network.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -89,24 +94,25 @@ class Timm(Encoder):
                 f"timm {timm.__version__} has no network '{variant}'.",
                 nearest(variant, timm.list_models()) or "`timm.list_models()` names them all.",
             )
-        size, channels = modality.size, modality.channels  # type: ignore[attr-defined]
-        create = partial(timm.create_model, variant, pretrained=False, num_classes=0, in_chans=channels)
-        if is_model_in_modules(variant, ("vision_transformer",)):
-            return cls(create(img_size=size, patch_size=modality.patch), causal)  # type: ignore[attr-defined]
+        form = modality.picture_form()
+        create = partial(timm.create_model, variant, pretrained=False, num_classes=0, in_chans=form.channels)
+        vit = is_model_in_modules(variant, ("vision_transformer",))
+        if vit and (modality.patched or not causal):
+            return cls(create(img_size=(form.height, form.width), patch_size=form.patch), modality, causal)
         if causal:
             raise Refusal(
                 f"'timm:{variant}' cannot be kept from seeing the future.", "Use transformer:tiny or timm:vit_…."
             )
-        return cls(_create(create, size))
+        return cls(_create(create, form), modality)
 
     @classmethod
     def transformer(cls, size: str, modality: Modality, causal: bool) -> Encoder:
         """timm's Vision Transformer of one of our sizes, without class token."""
-        shape = SIZES[size]
+        shape, form = SIZES[size], modality.picture_form()
         network = VisionTransformer(
-            img_size=modality.size,  # type: ignore[attr-defined]
-            patch_size=modality.patch,  # type: ignore[attr-defined]
-            in_chans=modality.channels,  # type: ignore[attr-defined]
+            img_size=(form.height, form.width),
+            patch_size=form.patch,
+            in_chans=form.channels,
             num_classes=0,
             embed_dim=shape.dim,
             depth=shape.depth,
@@ -115,23 +121,36 @@ class Timm(Encoder):
             global_pool="avg",
             fc_norm=False,
         )
-        return cls(network, causal)
+        return cls(network, modality, causal)
 
     @classmethod
     def variants(cls) -> list[str]:
         return list(WORTH_LISTING)
 
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
-        if self._plain_vit:
-            return self._transform(batch.data, mask, hide)
-        out = self.network.forward_features(batch.data.contiguous(memory_format=torch.channels_last))
+        pictures, weights = self._pictures(batch)
+        flat = pictures.flatten(0, 1)
+        if weights is None:
+            found = self._transform(flat, mask, hide) if self._plain_vit else self._convolve(flat)
+            return found if pictures.shape[1] == 1 else _joined(found, len(batch), None)
+        # Pictures that a sample does not have would cost time, and enter the statistics of batch normalisation.
+        kept = weights.flatten().nonzero().squeeze(1)
+        some = self._transform(flat[kept]) if self._plain_vit else self._convolve(flat[kept])
+        assert some.tokens is not None
+        pooled, tokens = (
+            x.new_zeros(len(flat), *x.shape[1:]).index_copy(0, kept, x) for x in (some.pooled, some.tokens)
+        )
+        return _joined(Features(pooled, tokens), len(batch), weights)
+
+    def _convolve(self, data: Tensor) -> Features:
+        out = self.network.forward_features(data.contiguous(memory_format=torch.channels_last))
         if out.ndim == 4:
             nchw = out if out.shape[1] == self.dim else out.permute(0, 3, 1, 2)
             return Features(nchw.mean(dim=(2, 3)), nchw.flatten(2).transpose(1, 2))
         tokens = out[:, getattr(self.network, "num_prefix_tokens", 0) :]
         return Features(tokens.mean(dim=1), tokens)
 
-    def _transform(self, data: Tensor, mask: Tensor | None, hide: Hide) -> Features:
+    def _transform(self, data: Tensor, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
         network = self.network
         x = local = network.patch_embed(data)
         if mask is not None and hide == "replace":
@@ -158,7 +177,7 @@ class Timm(Encoder):
         groups: dict[int, list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             groups.setdefault(place[name], []).append(parameter)
-        if self._plain_vit:
+        if self.hides:
             groups[min(groups)].append(self.mask_token)
         return [groups[key] for key in sorted(groups)]
 
@@ -187,10 +206,26 @@ class Timm(Encoder):
         self.network.load_state_dict(given)
 
 
-def _create(create: Any, size: int) -> Any:
+def _joined(of: Features, samples: int, weights: Tensor | None) -> Features:
+    """Features of B·K pictures → of B samples: the weighted mean, and the tokens of all pictures that count."""
+    assert of.tokens is not None
+    pooled, tokens = (x.unflatten(0, (samples, -1)) for x in (of.pooled, of.tokens))
+    valid, (places, dim) = None, tokens.shape[2:]
+    if weights is None:
+        pooled = pooled.mean(dim=1)
+    else:
+        share = (weights / weights.sum(dim=1, keepdim=True)).to(pooled.dtype)
+        pooled = (pooled * share[..., None]).sum(dim=1)
+        valid = (weights > 0).repeat_interleave(places, dim=1)
+    return Features(pooled, tokens.reshape(samples, -1, dim), valid)
+
+
+def _create(create: Any, form: PictureForm) -> Any:
     """A network that is no plain ViT, told the picture's size where it asks for it, with the small-image stem."""
+    size = min(form.height, form.width)
     small = size <= SMALL
-    tries: list[dict[str, Any]] = [{"img_size": size}, {"patch_size": 1 if size <= 32 else 2} if small else {}, {}]
+    whole = size if form.height == form.width else (form.height, form.width)
+    tries: list[dict[str, Any]] = [{"img_size": whole}, {"patch_size": 1 if size <= 32 else 2} if small else {}, {}]
     for arguments in tries:
         try:
             network = create(**arguments)

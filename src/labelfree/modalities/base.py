@@ -61,6 +61,10 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """A hash that changes when the source's content does (names, sizes, times, shapes; not every byte)."""
 
+    def collated(self) -> Batch | None:
+        """The raw batch of all samples, where the source is one array already; None where each has to be read."""
+        return None
+
     def origin(self) -> tuple[Dataset, np.ndarray]:
         """The dataset as it was opened, and (N,) which of its samples these are; itself unless it stands for a part."""
         return self, np.arange(len(self))
@@ -108,6 +112,16 @@ class Transformation:
 
 
 @dataclass(frozen=True)
+class PictureForm:
+    """What `Modality.pictures` gives: the shape of a picture, and the side of the squares that it divides into."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """A default chosen from the data, the machine and the time allowed, with the reason that is printed."""
 
@@ -146,6 +160,9 @@ class Modality(ABC):
     shuffled: ClassVar[bool] = True
     #: Classical models on `raw_features` that evaluation sets beside the encoder ("linear", "boosting").
     classical: ClassVar[tuple[str, ...]] = ("linear",)
+    #: Whether the tokens of this kind of data are the square patches of its one picture, so that vision transformers
+    #: can hide them and read them in order.
+    patched: ClassVar[bool] = False
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings if settings is not None else self.settings_class()
@@ -219,9 +236,18 @@ class Modality(ABC):
         pictures.
         """
 
-    def pictures(self, batch: Batch) -> Tensor:
-        """(B, K, C, H, W): a view as K pictures a sample, for networks that look at pictures (spectrograms, frames)."""
-        raise Refusal(f"{self.name} data cannot be looked at as pictures.", "Use another encoder.")
+    def picture_form(self) -> PictureForm:
+        """Of the pictures that `pictures` gives, known before any is made."""
+        raise Refusal(f"{self.name} data does not offer {Need.PICTURES}.", "Use another encoder.")
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """A view as pictures, for networks that look at these (spectrograms, frames).
+
+        Returns:
+            (B, K, C, H, W) K pictures a sample; and (B, K) float32, what each counts in the sample's mean, 0 where a
+            sample has fewer than K. None where all count the same.
+        """
+        raise Refusal(f"{self.name} data does not offer {Need.PICTURES}.", "Use another encoder.")
 
     def token_count(self, batch: Batch) -> int:
         """N, the tokens of a view: one a step of its data, unless the kind of data makes patches."""

@@ -26,7 +26,16 @@ from labelfree.data.pictures import SUFFIXES, Form, Header, as_array, decode, he
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._image_sources import PICTURES, Arrays, could_be_pictures, first_of, open_source
 from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, random_boxes, recolour
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Modality,
+    PictureForm,
+    Transformation,
+    token_mask,
+)
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -241,8 +250,9 @@ class Image(Modality):
     name = "image"
     settings_class = ImageSettings
     offers: ClassVar[frozenset[Need]] = frozenset(
-        {Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS}
+        {Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS, Need.PICTURES}
     )
+    patched = True
 
     def __init__(self, settings: ImageSettings | None = None) -> None:
         super().__init__(settings)
@@ -431,6 +441,12 @@ class Image(Modality):
         from labelfree.encoders.timm import Timm
 
         return Timm.transformer(size, self, causal)
+
+    def picture_form(self) -> PictureForm:
+        return PictureForm(self.channels, self.size, self.size, self.patch)
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return batch.data[:, None], None
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         return token_mask(draw.uniform("mask", (self.size // self.patch) ** 2), ratio)
