@@ -69,15 +69,19 @@ class Cached(Dataset):
     def __init__(self, dataset: Dataset, modality: Modality, progress: Callable[[int], None] | None = None) -> None:
         self._dataset = dataset
         self._modality = modality
+        self._samples: list[Sample] | None = None
+        self.whole: Batch | None = dataset.collated()
+        if self.whole is not None:
+            self.unreadable, self.kept = dataset.unreadable, np.arange(len(dataset))
+            return
         samples, unreadable = read_all(dataset, progress)
         self.unreadable = [*dataset.unreadable, *unreadable]
         if not samples:
             raise LabelfreeError(f"None of the {len(dataset)} samples can be read.", "Check the source.")
         self.kept = np.array([sample.index for sample in samples])
-        self._samples: list[Sample] | None = samples
-        self.whole: Batch | None = None
-        if _alike(samples):
-            self._samples = None
+        if not _alike(samples):
+            self._samples = samples
+        else:
             self.whole = Batch.cat(list(_collate_all(samples, modality)))
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,11 @@ from labelfree.errors import LabelfreeError
 
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
 ARRAYS = (".npy", ".npz")
+
+
+def is_address(source: object) -> bool:
+    """Whether a source is the address of something that is no file (`sqlite:///shop.db`)."""
+    return isinstance(source, str) and "://" in source
 
 
 def existing(source: str | Path) -> Path:
@@ -42,7 +48,7 @@ def read_table(path: Path) -> pa.Table:
     try:
         if suffix in (".csv", ".tsv"):
             tab = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-            return csv.read_csv(path, parse_options=tab)
+            return _read_csv(path, tab)
         if suffix == ".parquet":
             return parquet.read_table(path)
         if suffix in (".arrow", ".feather"):
@@ -53,6 +59,19 @@ def read_table(path: Path) -> pa.Table:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LabelfreeError(f"'{path}' cannot be read as {suffix[1:]}: {reason}.", "Check that it is whole.") from None
     raise LabelfreeError(f"'{path}' is not a table.", f"Tables end in {', '.join(TABLES)}.")
+
+
+def _read_csv(path: Path, form: Any) -> pa.Table:
+    """Types are guessed from the first megabyte; from the whole file where that guess turns out to be wrong."""
+    from pyarrow import csv
+
+    try:
+        return csv.read_csv(path, parse_options=form)
+    except pa.ArrowInvalid as error:
+        size = path.stat().st_size
+        if "conversion error" not in str(error) or size >= 1 << 31:
+            raise
+        return csv.read_csv(path, parse_options=form, read_options=csv.ReadOptions(block_size=size + 1))
 
 
 def column_values(table: pa.Table, name: str) -> np.ndarray:

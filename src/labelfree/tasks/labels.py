@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
-from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description
 
@@ -32,6 +33,11 @@ class Subset(Dataset):
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         items = self._dataset.read([int(self._rows[i]) for i in indices])
         return [replace(item, index=int(i)) for i, item in zip(indices, items, strict=True)]
+
+    def collated(self) -> Batch | None:
+        batch = self._dataset.collated()
+        rows = torch.as_tensor(self._rows)
+        return None if batch is None else batch[rows].with_(index=torch.arange(len(self)))
 
     def describe(self) -> Description:
         return replace(self._dataset.describe(), count=len(self))

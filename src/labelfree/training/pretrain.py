@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from labelfree.data.batch import Unreadable
+from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description, Modality
 from labelfree.run import Run, read_json, save_encoder, write_json
@@ -164,13 +165,20 @@ def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
     )
 
 
+def _place(source: Any) -> str | None:
+    """Where a source lies, as it can be found again from anywhere; None where it has no place."""
+    if is_address(source):
+        return str(source)
+    return str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None
+
+
 def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> None:
     """Write what is known before the first step."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = job.plan
     info = {
         "state": "running",
-        "source": str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None,
+        "source": _place(source),
         "found": {"count": found.count, "facts": dict(found.facts)},
         "fingerprint": job.dataset.fingerprint(),
         "modality": plan.modality,
