@@ -1,6 +1,8 @@
-"""Two processes are one: started here, or by torchrun."""
+"""Two processes are one: started here, by torchrun, or by SLURM's srun."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +73,28 @@ def test_torchrun(pictures, alone, tmp_path):
     assert done.returncode == 0, done.stderr
     check_equal(alone.path, out)
     assert torch.isfinite(next(iter(weights(out).values()))).all()
+
+
+def test_srun(pictures, alone, tmp_path):
+    """What srun gives to each of two tasks."""
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"SLURM_NTASKS": 2, "SLURM_NNODES": 1, "SLURM_STEP_NUM_TASKS": 2, "SLURM_JOB_ID": 7, "SLURM_NODEID": 0}
+    words = [sys.executable, "-m", "labelfree", *command(pictures, out)]
+    tasks = []
+    for rank in (0, 1):
+        told = job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {key: str(value) for key, value in told.items()}
+        tasks.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [task.communicate()[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors
+    check_equal(alone.path, out)
+
+
+def test_a_batch_script_without_srun_is_one_process(pictures, tmp_path):
+    told = os.environ | {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
+    words = [sys.executable, "-m", "labelfree", *command(pictures, tmp_path / "run")]
+    done = subprocess.run(words, env=told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -23,13 +23,36 @@ from labelfree.training.optim import build_optimizer
 
 
 def outside_world() -> int:
-    """Processes that torchrun, SLURM or this module has started; 1 if none."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")) or 1)
+    """Processes that torchrun, srun or this module has started; 1 if none."""
+    return int(os.environ.get("WORLD_SIZE") or _from_srun("NTASKS", 1))
 
 
 def is_first() -> bool:
     """Whether this is the process that chooses, writes and speaks."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) or 0) == 0
+    return int(os.environ.get("RANK") or _from_srun("PROCID", 0)) == 0
+
+
+def _from_srun(name: str, alone: int) -> int:
+    """A number that srun gave this process; a batch script has most of SLURM's variables too, and is alone."""
+    return int(os.environ[f"SLURM_{name}"]) if "SLURM_STEP_NUM_TASKS" in os.environ else alone
+
+
+def _say_as_torchrun_does() -> None:
+    """Give a process of srun's the variables that torchrun would have given it."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    nodes = os.environ.get("SLURM_NODELIST", "127.0.0.1")
+    names = {
+        "RANK": _from_srun("PROCID", 0),
+        "LOCAL_RANK": _from_srun("LOCALID", 0),
+        "NODE_RANK": _from_srun("NODEID", 0),
+        "WORLD_SIZE": _from_srun("NTASKS", 1),
+        "LOCAL_WORLD_SIZE": _from_srun("NTASKS", 1) // _from_srun("NNODES", 1),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(nodes),
+        # any that all tasks of the job agree on, and other jobs on the node hardly take
+        "MASTER_PORT": os.environ.get("MASTER_PORT", 15000 + _from_srun("JOB_ID", 0) % 40000),
+    }
+    os.environ |= {name: str(value) for name, value in names.items()}
 
 
 def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, accelerator: str, world: int) -> None:
@@ -95,16 +118,20 @@ def _signals_passed_to(pids: list[int]) -> Iterator[None]:
 def _make_fabric(accelerator: str, world: int) -> Any:
     """Fabric for this process, alone or one of several that exist already."""
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
     for name in ("lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if world == 1:
-        return Fabric(accelerator=accelerator, devices=1)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world)))
+        return Fabric(accelerator=accelerator, devices=1, plugins=[LightningEnvironment()])
+    if "WORLD_SIZE" not in os.environ:
+        _say_as_torchrun_does()
+    around: Any = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     # which weights a step uses is the objective's affair (a mask vector, for instance, has no part in every step)
     strategy = DDPStrategy(find_unused_parameters=True)
-    return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy)
+    return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, plugins=[around])
 
 
 def wrap(fabric: Any, training: Training) -> None:
