@@ -46,6 +46,8 @@ class Encoder(nn.Module, ABC):
     dim: int
     #: Name under which this network is built again, where the one it was asked for may not last (a folder that moves).
     spec: str = ""
+    #: Whether the pooled features depend on the order of a sample's parts.
+    sees_order: bool = True
     #: The modalities it serves; empty for all.
     modalities: ClassVar[frozenset[str]] = frozenset()
     #: What a modality has to offer for it.

@@ -78,6 +78,7 @@ class Timm(Encoder):
         self._pictures = modality.pictures
         self.dim = int(network.num_features)
         self.can = frozenset({Need.TOKENS})
+        self.sees_order = modality.picture_form().count == 1
         self._plain_vit = isinstance(network, VisionTransformer)
         if self._plain_vit and modality.patched:
             self.can |= {Need.MASK} | ({Need.CAUSAL} if causal else set())

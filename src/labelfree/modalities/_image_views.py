@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
+from labelfree.errors import LabelfreeError
 
 #: From RGB to YIQ, whose first row is ITU-R BT.601 luma, and back.
 YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
@@ -45,6 +46,19 @@ class Policy:
     grey: float = 0.0
     blur: float = 0.0
     solarise: float = 0.0
+
+
+def patch_side(size: int, wanted: int | str) -> int:
+    """Side of a token's square: the one `wanted`, or for "auto" the largest usual one of which 8 or more go across.
+
+    Raises:
+        LabelfreeError: it does not divide the size.
+    """
+    if isinstance(wanted, str):
+        return next((p for p in (16, 14, 8, 7, 6, 5, 4, 3, 2) if size % p == 0 and size // p >= 8), 1)
+    if size % wanted:
+        raise LabelfreeError(f"patch={wanted} does not divide size={size}.", "Choose a divisor, or patch=auto.")
+    return wanted
 
 
 def random_boxes(aspect: Tensor, draw: Draw, policy: Policy, tries: int = 10) -> Tensor:

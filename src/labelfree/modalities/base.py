@@ -105,20 +105,26 @@ class Transformation:
     Attributes:
         count: how many there are.
         apply: (batch, which (B,) int64, draw) → the transformed batch, ready for an encoder.
+        ordered: whether only an encoder that sees the order of a sample's parts can tell.
     """
 
     count: int
     apply: Callable[[Batch, Tensor, Draw], Batch]
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
 class PictureForm:
-    """What `Modality.pictures` gives: the shape of a picture, and the side of the squares that it divides into."""
+    """What `Modality.pictures` gives: the shape of a picture, and the side of the squares that it divides into.
+
+    `count` is how many a sample is: a network that looks at each of several alone does not see in what order they come.
+    """
 
     channels: int
     height: int
     width: int
     patch: int
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,11 @@ class Modality(ABC):
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing."""
         raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
+
+    @property
+    def moment(self) -> int:
+        """Tokens in a row that belong to one moment (the squares of a frame): what comes next lies so many on."""
+        return 1
 
     def grid(self, count: int) -> tuple[int, ...]:
         """How `count` tokens lie: (rows, columns) for pictures, (count,) for what has one direction."""

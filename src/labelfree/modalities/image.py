@@ -25,7 +25,7 @@ from labelfree.data.encoded import Source, encoded_columns, has_feature, is_hugg
 from labelfree.data.pictures import SUFFIXES, Form, Header, as_array, decode, header, keep, thumbnail, value_range
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._image_sources import PICTURES, Arrays, could_be_pictures, first_of, open_source
-from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, random_boxes, recolour
+from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, patch_side, random_boxes, recolour
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -279,13 +279,7 @@ class Image(Modality):
     @property
     def patch(self) -> int:
         """Side of a token's square in pixels. Raises LabelfreeError where it does not divide the size."""
-        if self.settings.patch == "auto":
-            return next((p for p in (16, 14, 8, 7, 6, 5, 4, 3, 2) if self.size % p == 0 and self.size // p >= 8), 1)
-        if self.size % self.settings.patch:
-            raise LabelfreeError(
-                f"patch={self.settings.patch} does not divide size={self.size}.", "Choose a divisor, or patch=auto."
-            )
-        return self.settings.patch
+        return patch_side(self.size, self.settings.patch)
 
     # ---- reading
 

@@ -28,7 +28,7 @@ class CPCSettings(Settings):
     """Settings of CPC."""
 
     horizon: PositiveInt = 12
-    """how many tokens ahead are predicted: all distances from 1 to this"""
+    """how many moments (tokens; frames of tubes in video) ahead are predicted: all distances from 1 to this"""
     negatives: PositiveInt = 128
     """moments, drawn from all samples of the batch, among which the true future has to be found"""
 
@@ -58,7 +58,9 @@ class CPC(Objective):
         z = c if features.local is None else features.local
         pool = Pool(z, valid, draw, self.settings.negatives)
         losses, weights = [], []
-        for k, predict in enumerate(self.predictors[: z.shape[1] - 1], start=1):
+        moment = self.modality.moment
+        for step, predict in enumerate(self.predictors[: z.shape[1] // moment - 1], start=1):
+            k = step * moment
             losses.append(info_nce(predict(c[:, :-k]), z[:, k:], pool.z, pool.excluded(k, z.shape[1])))
             weights.append(valid[:, k:])
         loss = weighted_mean(torch.cat(losses, dim=1), torch.cat(weights, dim=1))

@@ -21,7 +21,7 @@ class NextSettings(Settings):
     """Settings of next-token prediction."""
 
     ahead: PositiveInt = 1
-    """how many tokens ahead the predicted one lies"""
+    """how many moments (tokens; frames of tubes in video) ahead the predicted token lies"""
     views: Literal["light", "none", "contrast"] = "none"
     """strength of the augmentation of the input"""
     head_layers: NonNegativeInt = 0
@@ -29,7 +29,7 @@ class NextSettings(Settings):
 
 
 class Next(Objective):
-    """Autoregressive prediction with a causal encoder: each token's output predicts the token `ahead` places later.
+    """Autoregressive prediction with a causal encoder: each token's output predicts the token `ahead` moments later.
 
     With ids it is the language model of Radford et al. 2018 (GPT, §3.1, eq. 1), with values the autoregressive
     predictive coding of Chung et al. 2019 (APC, §2.1).
@@ -44,6 +44,14 @@ class Next(Objective):
             source="Radford et al. 2018, GPT, §3.1; optimiser of Brown et al. 2020, GPT-3, appendix B",
             training={"weight_decay": 0.1, "beta2": 0.95, "clip": 1.0},
             modalities=("text",),
+            encoder="transformer:nano",
+        ),
+        "motion": Recipe(
+            source="Srivastava et al. 2015, Unsupervised Learning of Video Representations using LSTMs: predict the "
+            "frames that follow; of these what changes, as in Yang et al. 2022, MotionMAE",
+            settings={"ahead": 1},
+            options={"target": "motion"},
+            modalities=("video",),
             encoder="transformer:nano",
         ),
         "apc": Recipe(
@@ -61,7 +69,8 @@ class Next(Objective):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         view = self.modality.view(batch, draw, self.settings.views)
         features = self.encoder(view)
-        ahead = min(self.settings.ahead, features.tokens.shape[1] - 1)
-        target, modality = self.modality.targets(view)[:, ahead:], self.modality
+        modality, moment = self.modality, self.modality.moment
+        ahead = min(self.settings.ahead, features.tokens.shape[1] // moment - 1) * moment
+        target = modality.targets(view)[:, ahead:]
         losses = losses_of(self.head, modality.token_loss, features.tokens[:, :-ahead], target, modality.target_dim)
         return Step(weighted_mean(losses, real(features)[:, ahead:]), features.pooled.detach())

@@ -47,6 +47,18 @@ class Pretext(Objective):
             settings={"transformation": "order"},
             modalities=("series",),
         ),
+        "frame-order": Recipe(
+            source="Misra et al. 2016, Shuffle and Learn, §3; the orders of three stretches as in Xu et al. 2019, VCOP",
+            settings={"transformation": "order"},
+            modalities=("video",),
+            encoder="transformer:nano",
+        ),
+        "speed": Recipe(
+            source="Benaim et al. 2020, SpeedNet, §3: at its own speed or at twice that",
+            settings={"transformation": "speed"},
+            modalities=("video",),
+            encoder="transformer:nano",
+        ),
         "next-sentence": Recipe(
             source="Devlin et al. 2019, BERT, §3.1, task 2: does the second part follow the first? Half do",
             settings={"transformation": "next-sentence"},
@@ -63,6 +75,12 @@ class Pretext(Objective):
                 f"{modality.name} data has no transformation '{name}': it has {', '.join(known)}.", nearest(name, known)
             )
         self.transformation = known[name]
+        if self.transformation.ordered and not encoder.sees_order:
+            raise Refusal(
+                f"Encoder '{encoder.name}' looks at the pictures of a {modality.name} sample one by one, so that it "
+                f"cannot tell '{name}'.",
+                "Use a transformer.",
+            )
         # A fresh transformer's pooled features differ little beside what they share: normalised, they are heard.
         self.head = nn.Sequential(
             nn.BatchNorm1d(encoder.dim, affine=False), nn.Linear(encoder.dim, self.transformation.count)
