@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from labelfree import registry
 from labelfree.distributed import rank, world_size
@@ -32,9 +33,11 @@ TASKS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 #: Views small enough for a test.
 VIEWS: Mapping[str, Mapping[str, Any]] = {
+    "pair": {"image.size": 16, "image.patch": 4, "text.length": 16, "width": 32},
     "image": {"size": 16, "patch": 4},
     "series": {"patch": 4},
     "text": {"length": 16},
+    "video": {"size": 16, "patch": 4, "frames": 4, "span": 8},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
 STEPS: Mapping[str, int] = {"pretext": 48, "simclr": 32}
@@ -86,20 +89,62 @@ def texts(folder: Path) -> Path:
     return path
 
 
-SOURCES: Mapping[str, Callable[[Path], Path]] = {"image": pictures, "series": series, "text": texts}
+def films(folder: Path) -> Path:
+    """64 films of a disc that crosses a scene of its own, at a speed of its own, while it gets dark from above."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16]
+    found = []
+    for _ in range(64):
+        row, start, speed, colour = *generator.uniform((3, 0, 0.5), (13, 6, 1.2)), generator.uniform(0.2, 1, 3)
+        light = np.linspace(220, 40, 8)[:, None, None] - 6 * y
+        disc = (y - row) ** 2 + (x - start - speed * np.arange(8)[:, None, None]) ** 2 < 9
+        found.append(np.where(disc[..., None], 255 * colour, light[..., None]) + generator.normal(0, 4, (8, 16, 16, 3)))
+    path = folder / "films.npy"
+    np.save(path, np.array(found).clip(0, 255).astype(np.uint8))
+    return path
+
+
+def pairs(folder: Path) -> Path:
+    """64 squares of a brightness and a place, with the words for them; of some rows only one side is there."""
+    generator = np.random.default_rng(0)
+    (folder / "pairs").mkdir()
+    rows = ["picture,caption,tone"]
+    for number in range(64):
+        tone, place = ("dark", "grey", "light")[number % 3], ("left", "right")[number // 3 % 2]
+        pixels = generator.normal(40, 10, (16, 16))
+        pixels[4:12, slice(2, 8) if place == "left" else slice(8, 14)] += {"dark": 60, "grey": 120, "light": 180}[tone]
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "pairs" / f"{number}.png")
+        caption = "" if number % 16 == 5 else f"a {tone} square number {number} on the {place}"
+        rows.append(f"{'' if number % 16 == 9 else f'{number}.png'},{caption},{tone}")
+    path = folder / "pairs" / "captions.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+SOURCES: Mapping[str, Callable[[Path], Path]] = {
+    "pair": pairs,
+    "image": pictures,
+    "series": series,
+    "text": texts,
+    "video": films,
+}
 
 #: An encoder of every make besides the shared transformer.
 OTHERS: Mapping[str, tuple[str, ...]] = {
+    "pair": ("towers:timm:test_resnet+transformer:nano",),
     "image": ("timm:test_resnet",),
     "series": ("dilated",),
     "text": ("hf:bert-tiny",),
+    "video": ("timm:test_resnet",),
 }
 
 
-#: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT.
-CANNOT = {
+#: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
+#: "video/…": on that kind of data, where they look at one frame at a time.
+CANNOT: Mapping[str, set[str]] = {
     "timm:test_resnet": {"masked", "next", "cpc"},
     "hf:bert-tiny": {"next", "cpc"},
+    "video/timm:test_resnet": {"pretext"},
 }
 
 
@@ -125,9 +170,13 @@ def own(entries: Mapping[str, type]) -> list[str]:
     return [name for name, cls in entries.items() if cls.__module__.startswith("labelfree.")]
 
 
+def cannot(kind: str, method: str, encoder: str) -> bool:
+    return any(method in CANNOT.get(key, ()) for key in (encoder, f"{kind}/{encoder}"))
+
+
 def fits(kind: str, method: str, encoder: str) -> bool:
     gaps = registry.missing(registry.objectives()[method], registry.modalities()[kind])
-    return not gaps and method not in CANNOT.get(encoder, ())
+    return not gaps and not cannot(kind, method, encoder)
 
 
 def steps_of(method: str) -> int:

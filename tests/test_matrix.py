@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import CANNOT, SOURCES, assemble, every_cell, make_sources, own, steps_of
+from cells import SOURCES, assemble, cannot, every_cell, make_sources, own, steps_of
 
 from labelfree import registry
 from labelfree.data.draw import Draw
@@ -28,9 +28,11 @@ RECIPES = [
 ]
 #: What must work, whatever the needs say.
 PROMISED = {
+    "pair": {"clip", "siglip", "simclr", "vicreg", "byol"},
     "image": {"simclr", "vicreg", "byol", "masked", "pretext"},
     "series": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext", "ts2vec"},
     "text": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},
+    "video": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},
 }
 
 
@@ -106,7 +108,7 @@ def test_cell_learns_and_resumes_or_refuses(
             assemble(sources[kind], kind, method, encoder)
         assert all(gap in str(refusal.value) for gap in gaps)
         return
-    if method in CANNOT.get(encoder, ()):
+    if cannot(kind, method, encoder):
         with pytest.raises(Refusal) as refusal:
             assemble(sources[kind], kind, method, encoder)
         assert refusal.value.remedy, "a refusal says what to use instead"

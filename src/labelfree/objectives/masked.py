@@ -71,6 +71,13 @@ class Masked(Objective):
             modalities=("text",),
             encoder="transformer:nano",
         ),
+        "videomae": Recipe(
+            source="Tong et al. 2022, VideoMAE, §3.3: 90 % of the tubes are dropped, the same squares in all frames; "
+            "AdamW (.9, .95)",
+            settings={"ratio": 0.9, "hide": "drop"},
+            modalities=("video",),
+            encoder="transformer:tiny",
+        ),
         "masked-series": Recipe(
             source="Zerveas et al. 2021, §3.2: stretches of values are hidden, and predicted; Nie et al. 2023, "
             "PatchTST, §3.2: 40 % of the patches",
