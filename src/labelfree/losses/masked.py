@@ -31,6 +31,12 @@ def take(tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device)[:, None], positions]
 
 
+def differ(a: Tensor, b: Tensor) -> Tensor:
+    """(B, N, ...), (B, N, ...) → (B, N) bool, true where a token differs; missing (NaN) equals missing."""
+    unlike = (a != b) & ~(a.isnan() & b.isnan())
+    return unlike.flatten(2).any(dim=2) if unlike.ndim > 2 else unlike
+
+
 def fill_in(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
     """Put visible tokens (B, V, D) back into their places among N, `filler` (D,) where tokens were dropped: (B, N, D).
 

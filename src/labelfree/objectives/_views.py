@@ -15,13 +15,15 @@ from labelfree.settings import Settings
 class ViewSettings(Settings):
     """How the two views are made."""
 
-    views: Literal["contrast", "light", "none"] = "contrast"
-    """strength of the augmentation; none leaves dropout inside the encoder as the only difference"""
+    views: Literal["contrast", "light", "none", "one"] = "contrast"
+    """strength of the augmentation; none leaves dropout inside the encoder as the only difference; one augments the
+    first view alone (contrast), the second is the sample as it is"""
 
 
 def two_views(modality: Modality, batch: Batch, draw: Draw, policy: str) -> Batch:
     """First views of all samples, then second views: 2B rows, for one forward pass."""
-    return Batch.cat([modality.view(batch, draw.view(number), policy) for number in (0, 1)])
+    policies = ("contrast", "none") if policy == "one" else (policy, policy)
+    return Batch.cat([modality.view(batch, draw.view(number), policies[number]) for number in (0, 1)])
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

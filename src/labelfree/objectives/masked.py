@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import nn
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as binary_cross_entropy
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Hide
 from labelfree.errors import Refusal
-from labelfree.losses.masked import hidden_positions, take
+from labelfree.losses.masked import differ, hidden_positions, take
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
-from labelfree.objectives._heads import token_head
+from labelfree.objectives._heads import real, token_head
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -36,6 +38,10 @@ class MaskedSettings(Settings):
     """blocks of the decoder, where tokens are dropped"""
     head_layers: NonNegativeInt = 0
     """hidden layers of the head, where tokens are replaced"""
+    everything: bool = False
+    """whether visible tokens are predicted too, as in VIME"""
+    detect: NonNegativeFloat = 0.0
+    """weight of a second question to every token: was its value swapped? (where hidden tokens are replaced)"""
 
 
 class Masked(Objective):
@@ -78,6 +84,14 @@ class Masked(Objective):
             modalities=("video",),
             encoder="transformer:tiny",
         ),
+        "vime": Recipe(
+            source="Yoon et al. 2020, VIME, §4.1: 30 % of the columns show another row's value; give back all values, "
+            "and tell which ones changed (mean squared error has twice the weight)",
+            settings={"ratio": 0.3, "hide": "replace", "views": "none", "everything": True, "detect": 0.5},
+            options={"swap": 1.0},
+            modalities=("table",),
+            encoder="mlp",
+        ),
         "masked-series": Recipe(
             source="Zerveas et al. 2021, §3.2: stretches of values are hidden, and predicted; Nie et al. 2023, "
             "PatchTST, §3.2: 40 % of the patches",
@@ -94,6 +108,9 @@ class Masked(Objective):
         if self.hide not in encoder.hides:
             known = " or ".join(encoder.hides)
             raise Refusal(f"Encoder '{encoder.name}' cannot {self.hide} hidden tokens.", f"Set hide={known}.")
+        if own.detect and self.hide == "drop":
+            raise Refusal("Dropped tokens cannot be told from swapped ones.", "Set hide=replace or detect=0.")
+        self.detector = nn.Linear(encoder.dim, 1) if own.detect else None
         if self.hide == "drop":
             width = min(512, encoder.dim // HEAD * HEAD) if own.decoder_width == "auto" else own.decoder_width
             self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, modality.target_dim)
@@ -104,14 +121,27 @@ class Masked(Objective):
         own = self.settings
         view = self.modality.view(batch, draw, own.views)
         mask = self.modality.sample_mask(view, draw, own.ratio)
-        count = hidden_count(mask.shape[1], own.ratio)
-        positions, hidden = hidden_positions(mask, count)
+        positions, hidden = self._asked(mask)
         target = take(self.modality.targets(view), positions)
         if self.hide == "drop":
             features = self.encoder(view, mask, "drop")
             prediction = self.head(features.tokens, mask, positions, self.modality.grid(mask.shape[1]))
         else:
-            features = self.encoder(*self.modality.hide(view, mask, draw), "replace")
+            shown, left = self.modality.hide(view, mask, draw)
+            features = self.encoder(shown, left, "replace")
+            hidden = real(features) if own.everything else hidden
             prediction = self.head(take(features.tokens, positions))
         loss = weighted_mean(self.modality.token_loss(prediction.float(), target), hidden)
-        return Step(loss, features.pooled.detach())
+        if self.detector is None:
+            return Step(loss, features.pooled.detach())
+        swapped = differ(self.modality.targets(shown), self.modality.targets(view))
+        guess = self.detector(features.tokens).squeeze(-1).float()
+        found = weighted_mean(binary_cross_entropy(guess, swapped.float(), reduction="none"), real(features))
+        return Step(loss + own.detect * found, features.pooled.detach(), {"detection": found.detach()})
+
+    def _asked(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K) places of the tokens to predict, and (B, K) bool which of them count."""
+        count = mask.shape[1]
+        if not self.settings.everything:
+            return hidden_positions(mask, hidden_count(count, self.settings.ratio))
+        return torch.arange(count, device=mask.device).expand_as(mask), torch.ones_like(mask)

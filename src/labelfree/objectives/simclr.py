@@ -45,6 +45,15 @@ class SimCLR(Objective):
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
         ),
+        "scarf": Recipe(
+            source="Bahri et al. 2022, SCARF, §3, §4: a row and a copy with 60 % of its columns drawn from their "
+            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128",
+            settings={"views": "one", "temperature": 1.0, "projector": (256, 256)},
+            training={"learning_rate": 1e-3},
+            options={"corrupt": 0.6},
+            modalities=("table",),
+            encoder="mlp",
+        ),
         "simclr-resnet": Recipe(
             source="Chen et al. 2020, §2, with the settings of solo-learn (da Costa et al. 2022) for small pictures; "
             "there 90.7 % linear on CIFAR-10 after 1000 epochs",

@@ -1,0 +1,286 @@
+"""Tables whose rows are samples: files, folders of files, frames, databases. Columns are read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from labelfree.data.sources import TABLES, existing, hash_files, hash_of, is_address, list_files, read_table
+from labelfree.errors import LabelfreeError
+
+DATABASES = (".db", ".sqlite", ".sqlite3")
+#: Rows that are looked at to tell what a table is, and to take its fingerprint.
+HEAD, SKETCH = 5000, 1000
+#: Rows that a database hands over at a time.
+FETCH = 50_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table, not yet read.
+
+    Attributes:
+        what: what it is called in errors.
+        names: of its columns.
+        count: rows.
+        read: names of columns → a table of these. Files are read anew, so that nothing stays in memory.
+        by_column: whether a column costs no more than its share of the reading.
+        fingerprint: hash of what it holds.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    count: int
+    read: Callable[[Sequence[str]], pa.Table]
+    by_column: bool
+    fingerprint: str
+
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        """The columns of these names, one after another, with as few of them in memory as the source allows."""
+        for part in [[name] for name in names] if self.by_column else [list(names)]:
+            table = self.read(part)
+            if len(table) != self.count:
+                raise LabelfreeError(f"{self.what} changed while it was read.", "Read it from a copy that stays.")
+            for name in part:
+                yield name, table.column(name)
+
+
+def open_rows(source: Any, query: str = "") -> Rows:
+    """Open a table.
+
+    Args:
+        source: a file (CSV, Parquet, Arrow, JSON lines, SQLite), a folder of such files with the same columns, the
+            address of a database (`sqlite:///shop.db`), an Arrow table, a data frame (pandas, polars), a mapping of
+            columns, a list of records, or an array (N, columns).
+        query: what to ask a database for; empty for its only table.
+
+    Raises:
+        LabelfreeError: nothing there, no table, or an empty one.
+    """
+    if is_address(source) or _is_database(source):
+        rows = _from_database(str(source), query)
+    elif isinstance(source, str | Path):
+        path = existing(source)
+        rows = _from_folder(path) if path.is_dir() else _from_file(path)
+    else:
+        rows = _in_memory(as_table(source), f"the {type(source).__name__}")
+    twice = next((name for name in rows.names if rows.names.count(name) > 1), None)
+    if twice is not None:
+        raise LabelfreeError(f"{rows.what} has several columns named '{twice}'.", "Rename all but one of them.")
+    if not rows.names or not rows.count:
+        raise LabelfreeError(f"{rows.what} has {len(rows.names)} columns and no row.", "Give a table with rows.")
+    return rows
+
+
+def head(source: Any) -> pa.Table:
+    """The first rows of a table, read as cheaply as its form allows.
+
+    Raises:
+        LabelfreeError: it is no table.
+    """
+    if not isinstance(source, str | Path):
+        return as_table(source).slice(0, HEAD)
+    path = existing(source)
+    if path.is_dir():
+        path = _tables_in(path)[0]
+    if path.suffix.lower() != ".parquet":
+        return read_table(path).slice(0, HEAD)
+    with _opened(path) as file:
+        return pa.Table.from_batches(list(file.iter_batches(HEAD))[:1] if file.metadata.num_rows else [])
+
+
+def as_table(source: Any) -> pa.Table:
+    """A table of what is held in memory.
+
+    Raises:
+        LabelfreeError: it is no table, or holds what no column can.
+    """
+    try:
+        if isinstance(source, pa.Table):
+            return source
+        if hasattr(source, "iloc") and hasattr(source, "columns"):
+            frame = source.set_axis([str(name) for name in source.columns], axis=1)
+            return pa.table({name: _array(frame[name]) for name in dict.fromkeys(frame.columns)})
+        if hasattr(source, "__arrow_c_stream__"):
+            return pa.table(source)
+        if isinstance(source, Mapping):
+            return pa.table({str(name): _array(column) for name, column in source.items()})
+        if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
+            return pa.Table.from_pylist([dict(row) for row in source])
+        array = np.asarray(source)
+        if array.ndim == 2 and array.dtype.kind in "fiub":
+            return pa.table({str(number): column for number, column in enumerate(array.T)})
+    except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+        raise LabelfreeError(
+            f"The {type(source).__name__} is no table: {str(error).splitlines()[0]}.", "Give columns of equal length."
+        ) from None
+    raise LabelfreeError(f"A {type(source).__name__} is no table.", "Give a file, a data frame or an Arrow table.")
+
+
+def _array(values: Any) -> pa.Array:
+    """A column; values of several types become text."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
+
+
+def _in_memory(table: pa.Table, what: str, fingerprint: str = "") -> Rows:
+    return Rows(what, tuple(table.column_names), len(table), table.select, False, fingerprint or _sketch(table))
+
+
+def _sketch(table: pa.Table) -> str:
+    """A hash of the columns and of rows spread over the table."""
+    rows = np.unique(np.linspace(0, max(len(table) - 1, 0), min(SKETCH, len(table))).astype(np.int64))
+    return hash_of(table.schema.to_string(show_schema_metadata=False), len(table), table.take(rows).to_pylist())
+
+
+# ---- files
+
+
+def _from_file(path: Path) -> Rows:
+    fingerprint = hash_files([path], path)
+    if path.suffix.lower() != ".parquet":
+        table = read_table(path)
+        # what was read is let go, and read again when a label is asked for
+        return Rows(
+            f"'{path}'",
+            tuple(table.column_names),
+            len(table),
+            lambda names: read_table(path).select(names),
+            False,
+            fingerprint,
+        )
+    with _opened(path) as file:
+        names, count = tuple(file.schema_arrow.names), file.metadata.num_rows
+
+    def read(names: Sequence[str]) -> pa.Table:
+        with _opened(path) as file:
+            return file.read(columns=list(names))
+
+    return Rows(f"'{path}'", names, count, read, True, fingerprint)
+
+
+def _opened(path: Path) -> parquet.ParquetFile:
+    try:
+        return parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LabelfreeError(f"'{path}' cannot be read as parquet: {reason}.", "Check that it is whole.") from None
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    paths = list_files(folder, TABLES)
+    if not paths:
+        raise LabelfreeError(f"There is no table in '{folder}'.", f"Tables end in {', '.join(TABLES)}.")
+    return paths
+
+
+def _from_folder(folder: Path) -> Rows:
+    paths = _tables_in(folder)
+    parts = [_from_file(path) for path in paths]
+    for part in parts[1:]:
+        if set(part.names) != set(parts[0].names):
+            odd = sorted(set(part.names) ^ set(parts[0].names))[0]
+            raise LabelfreeError(
+                f"The tables in '{folder}' have different columns: '{odd}' is not in all of them.", "Name one file."
+            )
+
+    def read(names: Sequence[str]) -> pa.Table:
+        return pa.concat_tables([part.read(names) for part in parts], promote_options="permissive")
+
+    count, by_column = sum(part.count for part in parts), all(part.by_column for part in parts)
+    return Rows(f"'{folder}'", parts[0].names, count, read, by_column, hash_files(paths, folder))
+
+
+# ---- databases
+
+
+def _is_database(source: Any) -> bool:
+    return isinstance(source, str | Path) and Path(source).suffix.lower() in DATABASES
+
+
+def _from_database(address: str, query: str) -> Rows:
+    """The answer to a query, held in memory: a database is asked once."""
+    table = _ask_sqlite(address, query) if _sqlite_path(address) is not None else _ask_any(address, query)
+    return _in_memory(table, f"The answer of '{_without_password(address)}'")
+
+
+def _sqlite_path(address: str) -> Path | None:
+    if address.startswith("sqlite:///"):
+        return Path(address.removeprefix("sqlite:///")).expanduser()
+    return None if is_address(address) else Path(address).expanduser()
+
+
+def _without_password(address: str) -> str:
+    scheme, mark, rest = address.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}{mark}{login.partition(':')[0]}{at}{place}" if at else address
+
+
+def _ask_sqlite(address: str, query: str) -> pa.Table:
+    import sqlite3
+
+    path = _sqlite_path(address)
+    assert path is not None
+    path = existing(path).resolve()
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
+            cursor = connection.execute(query or _select_only([name for (name,) in found], address))
+            return _fetch([column[0] for column in cursor.description or ()], cursor)
+    except sqlite3.Error as error:
+        raise LabelfreeError(f"'{address}' did not answer: {error}.", "Check the file and the query.") from None
+
+
+def _ask_any(address: str, query: str) -> pa.Table:
+    try:
+        import sqlalchemy
+    except ModuleNotFoundError:
+        raise LabelfreeError(
+            f"'{_without_password(address)}' is read through SQLAlchemy, which is not installed.",
+            'Install it: pip install "labelfree[sql]".',
+        ) from None
+    try:
+        with closing(sqlalchemy.create_engine(address).connect()) as connection:
+            asked = query or _select_only(sqlalchemy.inspect(connection).get_table_names(), _without_password(address))
+            answer = connection.execute(sqlalchemy.text(asked))
+            return _fetch(list(answer.keys()), answer)
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LabelfreeError(
+            f"'{_without_password(address)}' did not answer: {reason}.", "Check the address and the query."
+        ) from None
+
+
+def _select_only(tables: Sequence[str], address: str) -> str:
+    if len(tables) == 1:
+        quoted = tables[0].replace('"', '""')
+        return f'SELECT * FROM "{quoted}"'
+    found = f"{len(tables)} tables ({', '.join(tables[:10])})" if tables else "no table"
+    raise LabelfreeError(f"'{address}' holds {found}.", 'Say which rows are samples: query="SELECT … FROM …".')
+
+
+def _fetch(names: list[str], answer: Any) -> pa.Table:
+    """A cursor's rows as a table, taken in pieces; types are found for whole columns."""
+    pieces: list[list[pa.Array]] = [[] for _ in names]
+    while rows := answer.fetchmany(FETCH):
+        for piece, values in zip(pieces, zip(*rows, strict=True), strict=True):
+            piece.append(_array(list(values)))
+    return pa.table([_joined(piece) for piece in pieces], names=names)
+
+
+def _joined(pieces: list[pa.Array]) -> pa.ChunkedArray:
+    kinds = {piece.type for piece in pieces if not pa.types.is_null(piece.type)}
+    if len(kinds) > 1:
+        numeric = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
+        kinds = {pa.float64() if numeric else pa.string()}
+    kind = next(iter(kinds), pa.null())
+    return pa.chunked_array([piece.cast(kind) for piece in pieces], type=kind)

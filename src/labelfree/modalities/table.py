@@ -1,0 +1,401 @@
+"""Tables: rows of numbers, categories, dates and short texts, with values missing and categories never seen before."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import BeforeValidator, Field, PositiveInt
+from torch import Tensor
+
+from labelfree.data import columns as col
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.draw import Draw
+from labelfree.data.sources import TABLES, column_values, is_address
+from labelfree.data.tables import DATABASES, Rows, head, open_rows
+from labelfree.errors import LabelfreeError
+from labelfree.modalities._table_columns import Column, Found, Wanted, encode, find_columns, require, words
+from labelfree.modalities._table_fields import Fields, TableStem, Typed
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, hidden_count
+from labelfree.modalities.base import _no_column as no_column
+from labelfree.needs import Need
+from labelfree.settings import Settings
+
+if TYPE_CHECKING:
+    from labelfree.encoders.base import Encoder
+
+#: Values that are shown of a row, and columns that are named.
+SHOWN, NAMED = 14, 12
+#: One column for each category, beyond so many only where memory is spared by a sparse matrix.
+DENSE = 512
+
+
+def _names(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TableSettings(Settings):
+    """Which columns are used, as what, and how rows are corrupted."""
+
+    query: str = ""
+    """SQL that a database is asked; empty: all of its only table"""
+    columns: Names = ()
+    """columns to use, by commas; empty: all that say something"""
+    exclude: Names = ()
+    """columns to leave out, such as the label, by commas"""
+    numbers: Names = ()
+    """columns that are numbers, whatever they look like"""
+    categories: Names = ()
+    """columns that are categories, whatever they look like (codes, years)"""
+    group: str = ""
+    """column that says whose row it is (customer, device)"""
+    most_values: PositiveInt = 256
+    """categories of a column that are told apart, the most frequent ones; the others count as one"""
+    corrupt: Share = 0.6
+    """views: share of the columns whose values are drawn from all rows"""
+    swap: Share = 0.0
+    """masks: share of hidden values that show another row's value instead of nothing (VIME: all)"""
+
+
+class TableDataset(Dataset):
+    """Rows, encoded.
+
+    Args:
+        rows: where they are from.
+        fields: of the columns that the encoder sees.
+        group: the column of groups, or "".
+        found: what was found out about the columns when they were typed, if they were.
+    """
+
+    def __init__(self, rows: Rows, fields: Fields, group: str = "", found: Found | None = None) -> None:
+        self.rows, self.fields, self.found = rows, fields, found
+        self.values = _encoded(rows, fields)
+        self.group = np.full(rows.count, -1, dtype=np.int64) if not group else _group_numbers(rows, group)
+        self._group_name = group
+
+    def __len__(self) -> int:
+        return self.rows.count
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return [Sample(self.values[index], int(index), int(self.group[index])) for index in indices]
+
+    def collated(self) -> Batch:
+        return Batch(torch.from_numpy(self.values), torch.arange(len(self)), group=torch.from_numpy(self.group))
+
+    def columns(self) -> Sequence[str]:
+        """Those that the encoder does not see."""
+        seen = {column.name for column in self.fields.columns}
+        return [name for name in self.rows.names if name not in seen]
+
+    def column(self, name: str) -> np.ndarray:
+        if name not in self.rows.names:
+            raise no_column(name, self.columns())
+        if name not in self.columns():
+            raise LabelfreeError(
+                f"'{name}' is a column that the encoder sees, so it cannot be a label.",
+                f"Pretrain without it: exclude={name}.",
+            )
+        return column_values(self.rows.read([name]), name)
+
+    def fingerprint(self) -> str:
+        return f"{self.rows.fingerprint}-{'-'.join(field.name for field in self.fields.all)}"
+
+    def describe(self) -> Description:
+        columns = self.fields.columns
+        facts = {"columns": f"{len(columns)} of {len(self.rows.names)}"}
+        for kind in ("number", "boolean", "category", "date", "text"):
+            if own := [column for column in columns if column.kind == kind]:
+                facts[kind] = _listed([_with_count(column) for column in own])
+        missing = float(np.isnan(self.values).mean())
+        if missing:
+            facts["missing"] = f"{missing:.1%} of the values"
+        if empty := int(np.isnan(self.values).all(axis=1).sum()):
+            facts["empty rows"] = f"{empty:,}"
+        if self._group_name:
+            facts["groups"] = f"{len(np.unique(self.group)):,} ({self._group_name})"
+        if self.found:
+            left = {name: why for name, why in self.found.left_out.items() if name != self._group_name}
+            for key, about in (("noted", self.found.notes), ("left out", left)):
+                if about:
+                    facts[key] = _listed([f"{name}: {why}" for name, why in about.items()])
+        numbers = {"columns": len(columns), "fields": len(self.fields), "missing": missing}
+        return Description("table", len(self), facts, {key: float(value) for key, value in numbers.items()})
+
+
+def _with_count(column: Column) -> str:
+    return f"{column.name} ({len(column.values)})" if column.kind == "category" else column.name
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
+def _encoded(rows: Rows, fields: Fields) -> np.ndarray:
+    """(R, F) float32."""
+    require(rows, [column.name for column in fields.columns], "The trained encoder")
+    values = np.empty((rows.count, len(fields)), dtype=np.float32)
+    own = {column.name: column for column in fields.columns}
+    places = np.argsort(fields.order)  # where each of the columns' own fields went
+    start = 0
+    for name, column in rows.columns(list(own)):
+        found = encode(own[name], column)
+        values[:, places[start : start + found.shape[1]]] = found
+        start += found.shape[1]
+    return values
+
+
+def _group_numbers(rows: Rows, name: str) -> np.ndarray:
+    """(R,) int64: a hash of each group's name, so that it is the same in every source; -1 without one."""
+    require(rows, [name], "group")
+    spelt = words(rows.read([name]).column(name)).to_pylist()
+    known = {value: zlib.crc32(value.encode()) for value in set(spelt) if value is not None}
+    return np.array([known.get(value, -1) for value in spelt], dtype=np.int64)
+
+
+class Table(Modality):
+    """Rows of typed columns. A token is a field; a missing value is NaN everywhere, a category a code from 1, and 0 is
+    any category that training has not seen.
+    """
+
+    name = "table"
+    settings_class = TableSettings
+    offers = frozenset({Need.VIEWS, Need.TARGETS, Need.MASK})
+    classical = ("linear", "boosting")
+
+    def __init__(self, settings: TableSettings | None = None) -> None:
+        super().__init__(settings)
+        self._take(Fields(()))
+
+    def _take(self, fields: Fields) -> None:
+        self.fields = fields
+        self._typed = Typed(fields) if len(fields) else None
+
+    # ---- reading
+
+    @classmethod
+    def recognise(cls, source: Any) -> tuple[float, str]:
+        if is_address(source):
+            return 0.9, "the address of a database"
+        if isinstance(source, str | Path):
+            return _recognise_path(Path(source).expanduser())
+        try:
+            if isinstance(source, np.ndarray) or not hasattr(source, "__len__") or isinstance(source, Mapping):
+                return 0.0, ""
+            return _recognise_rows(head(source))
+        except LabelfreeError:
+            return 0.0, ""
+
+    def open(self, source: Any) -> TableDataset:
+        own = self.settings
+        if isinstance(source, TableDataset):
+            return source
+        rows = source if isinstance(source, Rows) else open_rows(source, own.query)
+        if self.fields.marginals.numel():
+            return TableDataset(rows, self.fields, own.group if own.group in rows.names else "")
+        exclude = (*own.exclude, *((own.group,) if own.group else ()))
+        found = find_columns(rows, Wanted(own.columns, exclude, own.numbers, own.categories, own.most_values))
+        return TableDataset(rows, Fields(found.columns), own.group, found)
+
+    def defaults(self, found: Description, budget: Budget) -> list[Choice]:
+        large = found.count >= 100_000
+        return [
+            Choice("method", "scarf", "a row and a corrupted copy of it agree: nothing is assumed about the columns"),
+            Choice("encoder", "mlp", "as good as attention between columns on most tables, and much faster"),
+            Choice("batch_size", 512 if large else 128, "many rows" if large else "as published"),
+        ]
+
+    # ---- statistics
+
+    def fit(self, dataset: Dataset) -> None:
+        source, _ = dataset.origin()
+        fields = source.fields if isinstance(source, TableDataset) else self.fields
+        fields.learn(_values(dataset))
+        self._take(fields)
+
+    def state(self) -> dict[str, Any]:
+        return self.fields.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._take(Fields.of_state(state))
+
+    # ---- batches and views
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return Batch(
+            data=torch.from_numpy(np.stack([sample.data for sample in samples])),
+            index=torch.tensor([sample.index for sample in samples]),
+            group=torch.tensor([sample.group for sample in samples]),
+        )
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch.with_(data=self.fields.normalise(batch.data))
+
+    def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
+        """A table knows no change that surely keeps a row's meaning: "light" is the row as it is."""
+        view = self.prepare(batch).with_(draw=draw)
+        if policy != "contrast" or not self.settings.corrupt:
+            return view
+        return view.with_(data=torch.where(self._corrupted(view, draw), self._donors(view, draw), view.data))
+
+    def _corrupted(self, view: Batch, draw: Draw) -> Tensor:
+        """(B, F) bool: the same number of columns in each row, drawn evenly (Bahri et al. 2022, SCARF, §3)."""
+        columns = len(self.fields.columns)
+        count = round(self.settings.corrupt * columns)
+        chosen = draw.permutation("columns", columns) < count
+        return chosen[:, self.fields.column.to(chosen.device)]
+
+    def _donors(self, view: Batch, draw: Draw) -> Tensor:
+        """(B, F) values drawn from each column's marginal in the training data; those of one column go together."""
+        marginals, column = self.fields.marginals.to(view.data.device), self.fields.column.to(view.data.device)
+        rank = draw.integers("donors", marginals.shape[1], len(self.fields.columns))[:, column]
+        return marginals.T.gather(0, rank)
+
+    # ---- tokens
+
+    def transformer(self, size: str, causal: bool) -> Encoder:
+        from labelfree.encoders.transformer import SIZES
+        from labelfree.encoders.trunk import Trunk
+
+        shape = SIZES[size]
+        return Trunk(TableStem(self.fields, shape.dim), shape.dim, shape.depth, shape.heads, causal, dropout=0.1)
+
+    def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
+        """Whole columns, but for the last, of which some fields may stay; missing values are hidden last."""
+        column = self.fields.column.to(batch.data.device)
+        score = draw.uniform("columns", len(self.fields.columns))[:, column]
+        score = score + 1e-4 * draw.uniform("fields", len(self.fields)) + 2.0 * batch.data.isnan()
+        return score.argsort(dim=1).argsort(dim=1) < hidden_count(len(self.fields), ratio)
+
+    def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
+        if not self.settings.swap:
+            return batch, mask
+        swapped = mask & draw.bernoulli("swap", self.settings.swap, mask.shape[1])
+        return batch.with_(data=torch.where(swapped, self._donors(batch, draw), batch.data)), mask & ~swapped
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(B, F, 2): the field's number, and its value."""
+        field = torch.arange(len(self.fields), device=batch.data.device, dtype=batch.data.dtype)
+        return torch.stack([field.expand_as(batch.data), batch.data], dim=-1)
+
+    @property
+    def target_dim(self) -> int:
+        assert self._typed is not None
+        return self._typed.width
+
+    def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        assert self._typed is not None
+        return self._typed.loss(prediction, target)
+
+    # ---- for people, and for baselines
+
+    def show(self, sample: Sample) -> str:
+        fields = self.fields
+        shown: dict[str, str] = {}
+        for place in np.argsort(fields.order):
+            field, column = fields.all[place], fields.columns[fields.column[place]]
+            if field.column not in shown and column.kind != "text":
+                shown[field.column] = _said(column, float(sample.data[place]))
+        rows = "".join(
+            f'<tr><td style="color:#888;padding-right:.6em">{escape(name)}</td><td>{escape(value)}</td></tr>'
+            for name, value in list(shown.items())[:SHOWN]
+        )
+        more = f"<tr><td>… {len(shown) - SHOWN} more</td></tr>" if len(shown) > SHOWN else ""
+        return f'<table style="font-size:11px;line-height:1.2;text-align:left">{rows}{more}</table>'
+
+    def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """Numbers normalised as for the encoder, one column for each category, and one where values are missing."""
+        every = [_values(part) for part in (train, *others)]
+        gaps = np.flatnonzero(np.isnan(every[0]).any(axis=0))
+        return [self._raw(rows, gaps) for rows in every]
+
+    def _raw(self, rows: np.ndarray, gaps: np.ndarray) -> np.ndarray | Any:
+        from scipy import sparse
+
+        count, numbers = len(rows), self.fields.numbers
+        plain = np.concatenate([self.fields.normalise(torch.from_numpy(rows)).numpy()[:, :numbers],
+                                np.isnan(rows[:, gaps])], axis=1)  # fmt: skip
+        plain = np.nan_to_num(plain).astype(np.float32)
+        first = np.cumsum([0, *self.fields.sizes])
+        known = ~np.isnan(rows[:, numbers:])
+        places = (np.nan_to_num(rows[:, numbers:]).astype(np.int64) + first[:-1])[known]
+        shape = (count, int(first[-1]))
+        one_hot = sparse.csr_matrix((np.ones(len(places), np.float32), (np.nonzero(known)[0], places)), shape=shape)
+        if shape[1] > DENSE:
+            return sparse.hstack([sparse.csr_matrix(plain), one_hot]).tocsr()
+        return np.concatenate([plain, one_hot.toarray()], axis=1)
+
+
+def _values(dataset: Dataset) -> np.ndarray:
+    """(N, F) raw rows of a dataset, in memory or not."""
+    batch = dataset.collated()
+    if batch is not None:
+        return batch.data.numpy()
+    return np.stack([item.data for item in dataset.read(range(len(dataset))) if isinstance(item, Sample)])
+
+
+def _said(column: Column, value: float) -> str:
+    """A raw value of a column's first field as a person writes it."""
+    if np.isnan(value):
+        return "–"
+    if column.kind == "date":
+        return str(np.datetime64(int(np.floor(value)), "D"))
+    if column.values:
+        return column.values[int(value) - 1] if value >= 1 else "(another)"
+    return f"{value:.6g}"
+
+
+# ---- what a source is
+
+
+def _recognise_path(path: Path) -> tuple[float, str]:
+    if path.suffix.lower() in DATABASES and path.is_file():
+        return 0.9, "a database file"
+    try:
+        if path.is_file() and path.suffix.lower() in TABLES:
+            return _recognise_rows(head(path))
+    except (LabelfreeError, pa.ArrowException, OSError):
+        pass
+    return 0.0, ""
+
+
+def _recognise_rows(table: pa.Table) -> tuple[float, str]:
+    """Rows of a table are no more alike because they are neighbours, nor are its columns; those of series are."""
+    try:
+        found = find_columns(open_rows(table), Wanted())
+    except LabelfreeError:
+        return 0.0, ""
+    kinds = [column.kind for column in found.columns]
+    said = f"a table of {len(kinds)} columns ({kinds.count('number')} numbers)"
+    numbers = [column.name for column in found.columns if column.kind == "number"]
+    if kinds.count("text") * 2 >= len(kinds):
+        return 0.3, said
+    wide, along = _alikeness(table, numbers)
+    if col.looks_wide(table) and wide >= 0.2:
+        return 0.2, said
+    if along >= 0.4 and len(numbers) * 2 >= len(kinds):
+        return 0.3, said
+    return (0.92 if col.looks_wide(table) else 0.85), f"{said}, neighbouring rows unrelated"
+
+
+def _alikeness(table: pa.Table, names: Sequence[str]) -> tuple[float, float]:
+    """Median correlation of neighbouring columns, and of neighbouring rows within a column; 0 where there is none."""
+    if len(names) == 0 or len(table) < 3:
+        return 0.0, 0.0
+    x = np.stack([encode(Column(name, "number"), table.column(name))[:, 0] for name in names], axis=1)
+    x = np.where(np.isnan(x), np.nanmedian(x, axis=0), x).astype(np.float64)
+    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
+    columns = np.abs((x[:, 1:] * x[:, :-1]).mean(axis=0))
+    moving = np.abs(np.diff(x, axis=0)).max(axis=0) > 0
+    rows = np.abs((x[1:] * x[:-1]).mean(axis=0))[moving]
+    return float(np.median(columns)) if len(columns) else 0.0, float(np.median(rows)) if len(rows) else 0.0
