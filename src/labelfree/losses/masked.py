@@ -46,3 +46,10 @@ def fill_in(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
     # The i-th visible token of a row stands where i others came before it.
     place = ((~mask).cumsum(dim=1) - 1).clamp_min(0)
     return torch.where(mask[..., None], filler.to(visible.dtype), take(visible, place))
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """(B, N, D), (B, N, D) → (B, N): mean squared error of each token over the values that are not missing (NaN)."""
+    known = ~target.isnan()
+    error = (prediction - target.nan_to_num()).square() * known
+    return error.sum(dim=-1) / known.sum(dim=-1).clamp_min(1)

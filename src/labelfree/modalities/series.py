@@ -20,6 +20,7 @@ from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_measurements, read_recordings
 from labelfree.data.sources import ARRAYS, TABLES, list_files, load_arrays
 from labelfree.errors import LabelfreeError
+from labelfree.losses.masked import squared_error
 from labelfree.modalities import _series_views as augment
 from labelfree.modalities._series_features import ChannelStatistics, raw_features, sparkline
 from labelfree.modalities._series_tokens import SeriesStem, patches, valid_tokens
@@ -483,9 +484,7 @@ class Series(Modality):
         return self.patch * self.channels
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        known = ~target.isnan()
-        error = (prediction - target.nan_to_num()).square() * known
-        return error.sum(dim=-1) / known.sum(dim=-1).clamp_min(1)
+        return squared_error(prediction, target)
 
     # ---- for people, and for baselines
 

@@ -84,6 +84,12 @@ class Masked(Objective):
             modalities=("video",),
             encoder="transformer:tiny",
         ),
+        "masked-events": Recipe(
+            source="BERT's task (Devlin et al. 2019, §3.1) on the events around an edge: who, when and what is hidden",
+            settings={"ratio": 0.4},
+            modalities=("events",),
+            encoder="transformer:nano",
+        ),
         "vime": Recipe(
             source="Yoon et al. 2020, VIME, §4.1: 30 % of the columns show another row's value; give back all values, "
             "and tell which ones changed (mean squared error has twice the weight)",

@@ -59,6 +59,12 @@ class Pretext(Objective):
             modalities=("video",),
             encoder="transformer:nano",
         ),
+        "future-edge": Recipe(
+            source="The link prediction that Rossi et al. 2020, TGN, §5, learn by, negatives being the targets of other "
+            "events; pauses and features are replaced too, so that the answer says how usual an event is altogether",
+            settings={"transformation": "future-edge"},
+            modalities=("events",),
+        ),
         "next-sentence": Recipe(
             source="Devlin et al. 2019, BERT, §3.1, task 2: does the second part follow the first? Half do",
             settings={"transformation": "next-sentence"},

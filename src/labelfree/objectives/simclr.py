@@ -45,6 +45,30 @@ class SimCLR(Objective):
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
         ),
+        "grace": Recipe(
+            source="Zhu et al. 2020, GRACE, §3.2: edges are dropped and features blanked in both views, nodes are told "
+            "apart; settings near those for Cora (edges .2/.4, features .3/.4, temperature .4), alike for both views",
+            settings={"temperature": 0.4, "projector": (128, 128)},
+            training={"learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 256},
+            options={"edge_drop": 0.3, "feature_mask": 0.3},
+            modalities=("graph",),
+            encoder="pyg:gcn",
+        ),
+        "graphcl": Recipe(
+            source="You et al. 2020, GraphCL, §3: some nodes and edges are dropped and features blanked, a fifth each",
+            settings={"temperature": 0.2, "projector": (128, 128)},
+            training={"learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 64},
+            options={"node_drop": 0.2, "edge_drop": 0.2, "feature_mask": 0.2},
+            modalities=("graph",),
+            encoder="pyg:gin",
+        ),
+        "cldg": Recipe(
+            source="Xu et al. 2023, CLDG, §4: the neighbourhoods of nodes in two spans of time are positives; here those "
+            "of both ends of an event",
+            settings={"temperature": 0.2, "projector": (256, 128)},
+            options={"span": 0.25},
+            modalities=("events",),
+        ),
         "scarf": Recipe(
             source="Bahri et al. 2022, SCARF, §3, §4: a row and a copy with 60 % of its columns drawn from their "
             "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128",
