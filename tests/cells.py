@@ -21,8 +21,10 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "simclr": {"projector": (64, 32)},
     "vicreg": {"expander": (64, 64)},
     "byol": {"projector": (64, 32), "predictor": (64,)},
+    "link": {"projector": (32, 32)},
     "masked": {"decoder_width": 64, "decoder_depth": 1},
     "cpc": {"horizon": 3, "negatives": 32},
+    "wav2vec2": {"codes": 16, "code_width": 32},
     "pretext": {"learning_rate": 3e-3},
 }
 #: What can be learnt in a few steps: whether two sentences are in order, not whether one follows another; that two
@@ -33,11 +35,14 @@ TASKS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 #: Views small enough for a test.
 VIEWS: Mapping[str, Mapping[str, Any]] = {
-    "pair": {"image.size": 16, "image.patch": 4, "text.length": 16, "width": 32},
+    "pair": {"image.size": 16, "image.patch": 8, "text.length": 12, "width": 32},
+    "audio": {"mels": 16, "patch": 4, "crop": 0.32, "window": 0.5, "span": 80},
     "image": {"size": 16, "patch": 4},
+    "graph": {"fanouts": (4, 3)},
     "series": {"patch": 4},
     "text": {"length": 16},
-    "video": {"size": 16, "patch": 4, "frames": 4, "span": 8},
+    "events": {"recent": 4},
+    "video": {"size": 8, "patch": 4, "frames": 3, "tube": 1, "span": 6},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
 STEPS: Mapping[str, int] = {"pretext": 48, "simclr": 32}
@@ -73,6 +78,20 @@ def series(folder: Path) -> Path:
     found[:8, 50:] = np.nan
     path = folder / "series.npy"
     np.save(path, found)
+    return path
+
+
+def sounds(folder: Path) -> Path:
+    """64 tones that slide up, of different pitch, loudness and length, in a little noise; 2,000 numbers a second."""
+    generator = np.random.default_rng(0)
+    time = np.arange(900) / 2000
+    found = np.full((64, 900), np.nan, dtype=np.float32)
+    for row in found:
+        pitch, loud, length = generator.uniform(60, 500), generator.uniform(0.1, 0.8), int(generator.uniform(700, 900))
+        tone = loud * np.sin(6.28 * pitch * (time + time**2)) + generator.normal(0, 0.01, 900)
+        row[:length] = tone[:length]
+    path = folder / "sounds.npz"
+    np.savez(path, waves=found, rate=2000)
     return path
 
 
@@ -121,8 +140,57 @@ def pairs(folder: Path) -> Path:
     return path
 
 
+def events(folder: Path) -> Path:
+    """192 payments among 16 people who each pay two others, their usual amounts, at their own pace."""
+    generator = np.random.default_rng(0)
+    rows = ["time,sender,receiver,amount"]
+    clock = 0.0
+    for _ in range(192):
+        person = int(generator.integers(0, 16)) // int(generator.integers(1, 3))
+        clock += generator.exponential(20)
+        other, amount = (person * 3 + int(generator.integers(1, 3))) % 16, 10 * person + generator.normal(5, 1)
+        rows.append(f"{clock:.3f},p{person},p{other},{amount:.3f}")
+    path = folder / "payments.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def rows(folder: Path) -> Path:
+    """64 orders: what is bought says what it costs, who buys it and when; a few values are missing."""
+    generator = np.random.default_rng(0)
+    things = ("apple", "bread", "cheese", "wine", "lamp", "chair")
+    lines = ["thing,price,weight,buyer,member,day"]
+    for _ in range(64):
+        thing = int(generator.integers(0, 6))
+        price = "" if generator.random() < 0.1 else f"{2.0**thing + generator.normal(0, 0.2):.3f}"
+        weight, day = 10 - 1.5 * thing + generator.normal(0, 0.3), 1 + 4 * thing + int(generator.integers(0, 4))
+        buyer, member = ("anna", "ben", "carla")[thing // 2], "yes" if thing % 2 else "no"
+        lines.append(f"{things[thing]},{price},{weight:.3f},{buyer},{member},2024-03-{day:02}")
+    path = folder / "orders.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def graphs(folder: Path) -> Path:
+    """A graph of 64 people in six circles, whose features are those of their circle, with a few values missing."""
+    generator = np.random.default_rng(0)
+    circle = np.arange(64) % 6
+    ends = [
+        (a, b) for a in range(64) for b in range(a) if generator.random() < (0.4 if circle[a] == circle[b] else 0.02)
+    ]
+    features = generator.normal(0, 1, (6, 5))[circle] + generator.normal(0, 0.3, (64, 5))
+    features[generator.integers(0, 64, 8), 0] = np.nan
+    path = folder / "graph.npz"
+    np.savez(path, edge_index=np.array(ends).T, x=features.astype(np.float32), label=circle)
+    return path
+
+
 SOURCES: Mapping[str, Callable[[Path], Path]] = {
+    "table": rows,
+    "audio": sounds,
+    "events": events,
     "pair": pairs,
+    "graph": graphs,
     "image": pictures,
     "series": series,
     "text": texts,
@@ -131,7 +199,10 @@ SOURCES: Mapping[str, Callable[[Path], Path]] = {
 
 #: An encoder of every make besides the shared transformer.
 OTHERS: Mapping[str, tuple[str, ...]] = {
+    "table": ("mlp:tiny",),
     "pair": ("towers:timm:test_resnet+transformer:nano",),
+    "audio": ("timm:test_resnet",),
+    "graph": ("pyg:gcn-64x2",),
     "image": ("timm:test_resnet",),
     "series": ("dilated",),
     "text": ("hf:bert-tiny",),
@@ -142,7 +213,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one frame at a time.
 CANNOT: Mapping[str, set[str]] = {
-    "timm:test_resnet": {"masked", "next", "cpc"},
+    "timm:test_resnet": {"masked", "next", "cpc", "wav2vec2"},
     "hf:bert-tiny": {"next", "cpc"},
     "video/timm:test_resnet": {"pretext"},
 }

@@ -28,7 +28,10 @@ RECIPES = [
 ]
 #: What must work, whatever the needs say.
 PROMISED = {
+    "table": {"simclr", "vicreg", "byol", "masked"},
+    "audio": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext", "ts2vec", "wav2vec2"},
     "pair": {"clip", "siglip", "simclr", "vicreg", "byol"},
+    "graph": {"simclr", "vicreg", "byol", "masked", "dgi", "link"},
     "image": {"simclr", "vicreg", "byol", "masked", "pretext"},
     "series": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext", "ts2vec"},
     "text": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},

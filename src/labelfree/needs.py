@@ -16,6 +16,8 @@ class Need(Enum):
     ORDER = "tokens in a natural order (time, reading order)"
     CAUSAL = "an encoder that can be kept from seeing the future"
     TRANSFORMATIONS = "a named set of transformations to recognise"
+    CORRUPTION = "samples that make no sense, made of those that do"
+    LINKS = "tokens that are linked, and links that can be hidden"
     PAIR = "two or more sides of each sample"
     PICTURES = "views that can be looked at as pictures"
 

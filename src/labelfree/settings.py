@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
@@ -19,6 +19,8 @@ class Settings(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    #: The field, a mapping, that takes keys with a dot which name no owner ("image.size"); none by default.
+    inner: ClassVar[str] = ""
 
     @classmethod
     def read(cls, values: Mapping[str, Any], owner: str) -> Self:
@@ -81,7 +83,8 @@ def share_out(values: Mapping[str, Any], owners: Mapping[str, type[Settings]]) -
     """Give each `key` to the one owner whose settings have it; `owner.key` names the owner outright.
 
     Args:
-        values: flat settings, as a user writes them.
+        values: flat settings, as a user writes them. A key with a dot that names no owner goes to the part that has an
+            inner mapping of settings.
         owners: name of each part ("training", "simclr", "image", ...) and its settings class.
 
     Raises:
@@ -89,10 +92,14 @@ def share_out(values: Mapping[str, Any], owners: Mapping[str, type[Settings]]) -
     """
     shares: dict[str, dict[str, Any]] = {name: {} for name in owners}
     known = {key for cls in owners.values() for key in cls.model_fields}
+    inner = next(((name, cls.inner) for name, cls in owners.items() if cls.inner), None)
     for key, value in values.items():
         prefix, dot, rest = key.partition(".")
         if dot and prefix in owners:
             shares[prefix][rest] = value
+            continue
+        if dot and inner is not None:
+            shares[inner[0]].setdefault(inner[1], {})[key] = value
             continue
         takers = [name for name, cls in owners.items() if key in cls.model_fields]
         if not takers:

@@ -31,6 +31,8 @@ LARGEST_GROUP = 64 << 20
 REACH = 128 << 20
 #: Shards that are looked into for headers and statistics.
 MOST_SHARDS = 32
+#: Why an item that is not there cannot be read.
+MISSING = "is missing"
 TABLES = ((".parquet",), (".arrow", ".feather"))
 
 
@@ -164,13 +166,13 @@ def _encoded(values: pa.Array, row: int, folder: Path) -> Any:
     """Bytes of one row of a column, or the path that it names."""
     if not pa.types.is_struct(values.type):
         scalar = values[row]
-        return memoryview(scalar.as_buffer()) if scalar.is_valid else ValueError("is missing")
+        return memoryview(scalar.as_buffer()) if scalar.is_valid else ValueError(MISSING)
     content = values.field("bytes")[row]
     if content.is_valid and values[row].is_valid:
         return memoryview(content.as_buffer())
     if values.type.get_field_index("path") >= 0 and (path := values.field("path")[row].as_py()):
         return folder / path
-    return ValueError("is missing")
+    return ValueError(MISSING)
 
 
 class Table(Source):
@@ -349,7 +351,7 @@ class _Spool:
         found: list[Any] = []
         for index in indices:
             start, end = self._ends[index : index + 2]
-            found.append(os.pread(self._file, end - start, start) or ValueError("is missing"))
+            found.append(os.pread(self._file, end - start, start) or ValueError(MISSING))
         return found
 
 
@@ -390,7 +392,7 @@ class HuggingFace(Source):
 
 def _of_row(row: dict[str, Any] | None) -> Any:
     if row is None:
-        return ValueError("is missing")
+        return ValueError(MISSING)
     return row["bytes"] if row.get("bytes") else Path(row["path"])
 
 

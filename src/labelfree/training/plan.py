@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from labelfree import registry
-from labelfree.data.sources import existing
+from labelfree.data.sources import existing, is_address
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.objectives.base import Objective, Recipe
@@ -72,7 +72,7 @@ def recognise(source: Any) -> tuple[str, str]:
     Raises:
         LabelfreeError: it is not there, or looks like none.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path) and not is_address(source):
         existing(source)
     guesses = {name: cls.recognise(source) for name, cls in registry.modalities().items()}
     name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
@@ -135,10 +135,11 @@ def make_plan(
         settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
     )
     layers = _layers(objective, recipe)
-    options = {**registry.encoder_options(encoder), **layers["options"], **shares[kind.name]}
+    options = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
     for key in kind.settings_class.model_fields:
-        if key in offered and options.get(key, "auto") == "auto":
-            options[key] = offered[key].value
+        value = offered[key].value if key in offered else None
+        if isinstance(value, Mapping) or (key in offered and options.get(key, "auto") == "auto"):
+            options = _over(options, {key: _over(value, options.get(key, {})) if isinstance(value, Mapping) else value})
             choices.append(offered[key])
     training = {
         **layers["training"],
@@ -178,14 +179,26 @@ def _layers(objective: type[Objective], recipe: Recipe | None) -> dict[str, dict
     }
 
 
+def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of several layers, a later one goes before; mappings are put together, key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
 def _owned(settings: Mapping[str, Any], kind: type[Modality]) -> dict[str, Any]:
     """Those settings that are the modality's, and so are needed to open the source; all keys are checked later."""
-    own = {}
+    own: dict[str, Any] = {}
     for key, value in settings.items():
         prefix, dot, rest = key.partition(".")
         name = rest if dot and prefix == kind.name else key
         if name in kind.settings_class.model_fields:
             own[name] = value
+        elif dot and kind.settings_class.inner and prefix in registry.modalities():
+            own.setdefault(kind.settings_class.inner, {})[key] = value
     return own
 
 

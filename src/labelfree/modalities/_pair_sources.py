@@ -1,0 +1,372 @@
+"""Where pairs come from: sides of different kinds, tied by row; each side is a source that its own modality opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from labelfree import registry
+from labelfree.data.encoded import encoded_columns, is_hugging_face
+from labelfree.data.pictures import looks_like_picture
+from labelfree.data.sources import TABLES, existing, list_files, read_table, sidecar
+from labelfree.errors import LabelfreeError, nearest
+
+#: Kinds that are no side: a pair itself, and bytes, which everything is.
+NO_SIDE = frozenset({"pair", "bytes"})
+#: A column of texts is a caption where so many of its values differ and have several words: labels repeat themselves.
+DISTINCT, WORDS, LOOK_AT = 0.8, 2.0, 1000
+#: How sure a modality must be of a file.
+SURE = 0.5
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the pairs, as it lies.
+
+    Attributes:
+        kind: name of its modality.
+        source: what that modality opens.
+        rows: (N,) int64 the place of each pair in it, -1 where the side is missing; None: row by row.
+        column: of the source, where it is a table; "" where there is no choice.
+    """
+
+    kind: str
+    source: Any
+    rows: np.ndarray | None = None
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Sides that were found together.
+
+    Attributes:
+        sides: by name: the kind, and a number from the second of a kind on ("image", "image-2").
+        table: the other columns, row by row (what may serve as a label), if there are any.
+        words: what a person calls it.
+    """
+
+    sides: Mapping[str, Side]
+    words: str
+    table: pa.Table | None = None
+
+
+@dataclass
+class _Collected:
+    sides: dict[str, Side] = field(default_factory=dict)
+
+    def add(self, side: Side) -> None:
+        number = 1 + sum(other.kind == side.kind for other in self.sides.values())
+        self.sides[side.kind if number == 1 else f"{side.kind}-{number}"] = side
+
+
+def kind_of(name: str) -> str:
+    """The kind of a side, by its name."""
+    return name.split("-")[0]
+
+
+def kinds() -> list[str]:
+    """What a side can be."""
+    return [name for name in registry.modalities() if name not in NO_SIDE]
+
+
+def find_sides(source: Any, wanted: Mapping[str, str], known: Sequence[str] = ()) -> Found:
+    """The sides that a source ties together.
+
+    Args:
+        source: a dictionary of sources by side; a table of which columns are sides (files by path, encoded bytes,
+            texts); a folder of files with a table of texts beside them, or of files of several kinds with equal names.
+        wanted: kinds of columns that the user named, "" to find out.
+        known: sides that an encoder was trained on: then one of them is enough.
+
+    Raises:
+        LabelfreeError: fewer than two sides (or none of the known ones).
+    """
+    found = _find(source, wanted, known)
+    if known:
+        found = replace(found, sides={name: found.sides[name] for name in known if name in found.sides})
+        if not found.sides:
+            found = replace(found, sides=_alone(source, known))
+    what = f"'{source}'" if isinstance(source, str | Path) else "The source"
+    if known and not found.sides:
+        raise LabelfreeError(f"{what} has none of the sides {', '.join(known)}.", "Name the columns: columns=a,b.")
+    if not known and len(found.sides) < 2:
+        has = ", ".join(found.sides) or "none"
+        raise LabelfreeError(
+            f"{what} should tie two or more kinds of data by row, but one side was found at most ({has}).",
+            "Name the columns (columns=picture,caption), or give a dictionary such as {'image': …, 'text': …}.",
+        )
+    return found
+
+
+def _find(source: Any, wanted: Mapping[str, str], known: Sequence[str]) -> Found:
+    if isinstance(source, Mapping) and not is_hugging_face(source):
+        return _from_mapping(source)
+    if isinstance(source, str | Path):
+        path = existing(source)
+        if path.is_file() and path.suffix.lower() not in TABLES:
+            return Found({}, "a file")
+        files = _files_by_kind(path) if path.is_dir() else {}
+        if not files:
+            return _from_tables(path, wanted)
+        main = max(files, key=lambda kind: len(files[kind]))
+        return _by_stem(path, files) or _with_table_beside(path, main, files[main], wanted)
+    if is_hugging_face(source):
+        encoded = [(name, type(f).__name__.lower()) for name, f in source.features.items()]
+        light = source.select_columns([name for name, f in encoded if f == "value"]).with_format("arrow")[:]
+        binary = [Side(kind, source, None, name) for name, kind in encoded if kind in kinds()]
+        return _from_columns(light, binary, Path(), wanted, "a Hugging Face dataset")
+    if hasattr(source, "iloc") and hasattr(source, "columns"):
+        source = pa.Table.from_pandas(source, preserve_index=False)
+    if isinstance(source, pa.Table):
+        light = source.drop_columns(encoded_columns(source.schema))
+        binary = [side for name in encoded_columns(source.schema) if (side := _in_memory(source, name))]
+        return _from_columns(light, binary, Path(), wanted, "a table")
+    return Found({}, type(source).__name__)
+
+
+def _alone(source: Any, known: Sequence[str]) -> dict[str, Side]:
+    """The one known side that the whole source looks like, if any."""
+    sure = {name: registry.modalities()[kind_of(name)].recognise(source)[0] for name in known}
+    best = max(sure, key=lambda name: sure[name])
+    return {best: Side(kind_of(best), source)} if sure[best] > 0 else {}
+
+
+# ---- a dictionary of sources
+
+
+def _from_mapping(source: Mapping[str, Any]) -> Found:
+    """Keys that name a kind are sides; other arrays are columns."""
+    sides = {name: _without_gaps(kind_of(name), value) for name, value in source.items() if kind_of(name) in kinds()}
+    others = {name: value for name, value in source.items() if name not in sides}
+    table = pa.table({name: pa.array(list(value)) for name, value in others.items()}) if others else None
+    return Found(sides, "a dictionary of " + " and ".join(sides), table)
+
+
+def _without_gaps(kind: str, values: Any) -> Side:
+    """A list may have None where a row lacks the side."""
+    if not isinstance(values, list | tuple) or all(value is not None for value in values):
+        return Side(kind, values, _rows_of_texts(values) if kind == "text" and isinstance(values, list) else None)
+    there = np.array([value is not None for value in values])
+    return Side(kind, [value for value in values if value is not None], _counted(there))
+
+
+def _counted(there: np.ndarray) -> np.ndarray:
+    """(N,) bool → (N,) int64: places among those that are there, -1 elsewhere."""
+    return np.where(there, np.cumsum(there) - 1, -1)
+
+
+def _rows_of_texts(texts: Iterable[Any]) -> np.ndarray:
+    """Each text its own row, blank ones missing."""
+    there = np.array([isinstance(text, str) and bool(text.strip()) for text in texts], dtype=bool)
+    return np.where(there, np.arange(len(there)), -1)
+
+
+# ---- files
+
+
+def _files_by_kind(folder: Path) -> dict[str, list[str]]:
+    """Names of the files of each kind below a folder, for kinds that live in files of their own."""
+    files = list_files(folder, {path.suffix.lower() for path in folder.rglob("*")} - set(TABLES))
+    known = {suffix: _kind_of_file(path) for suffix, path in {p.suffix.lower(): p for p in files}.items()}
+    found: dict[str, list[str]] = {}
+    for path in files:
+        if kind := known.get(path.suffix.lower()):
+            found.setdefault(kind, []).append(path.relative_to(folder).as_posix())
+    return found
+
+
+def _kind_of_file(path: Path) -> str:
+    sure = {name: registry.modalities()[name].recognise(path)[0] for name in kinds()}
+    best = max(sure, key=lambda name: sure[name])
+    return best if sure[best] >= SURE else ""
+
+
+def _by_stem(folder: Path, files: Mapping[str, list[str]]) -> Found | None:
+    """Files of several kinds whose names are the same but for the suffix (7.png and 7.txt), or but for the folder."""
+    for stem in (_path_stem, _file_stem):
+        stems = {kind: {stem(name): name for name in names} for kind, names in files.items()}
+        every = sorted(set().union(*stems.values()))
+        if len(every) < sum(map(len, stems.values())):
+            sides = {kind: Side(kind, folder, _by_name(own, every)) for kind, own in stems.items()}
+            return Found(sides, f"{len(every):,} names with " + " and ".join(sides))
+    return None
+
+
+def _path_stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _file_stem(name: str) -> str:
+    return Path(name).stem
+
+
+def _by_name(own: Mapping[str, str], every: Sequence[str]) -> np.ndarray:
+    """(N,) place of each name's file among the files of this kind, which come sorted as their modality sorts them."""
+    place = {name: row for row, name in enumerate(own.values())}
+    return np.array([place[own[stem]] if stem in own else -1 for stem in every], dtype=np.int64)
+
+
+def _with_table_beside(folder: Path, kind: str, names: Sequence[str], wanted: Mapping[str, str]) -> Found:
+    """Files of one kind, and a column of texts beside them."""
+    table = sidecar(folder, names) or sidecar(folder.parent, [f"{folder.name}/{name}" for name in names])
+    sides = _Collected({kind: Side(kind, folder)})
+    if table is not None and kind != "text":
+        for name in _text_columns(table, wanted):
+            sides.add(_texts(table, name))
+    return Found(sides.sides, f"{len(names):,} files of {kind} data and the table beside them", table)
+
+
+# ---- tables
+
+
+def _from_tables(path: Path, wanted: Mapping[str, str]) -> Found:
+    paths = [path] if path.is_file() else list_files(path, TABLES)
+    if not paths:
+        raise LabelfreeError(f"'{path}' holds no files that could be sides.", "Name a folder or a table with some.")
+    light = pa.concat_tables([_light(one) for one in paths], promote_options="default")
+    binary = []
+    if paths[0].suffix.lower() in (".parquet", ".arrow", ".feather"):
+        for name, start in _starts(paths[0]).items():
+            if kind := sniff(start):
+                binary.append(Side(kind, path, None, name))
+    folder = path.parent if path.is_file() else path
+    return _from_columns(light, binary, folder, wanted, f"'{path.name}'")
+
+
+def _light(path: Path) -> pa.Table:
+    """A table without its columns of encoded bytes."""
+    if path.suffix.lower() != ".parquet":
+        table = read_table(path)
+        return table.drop_columns(encoded_columns(table.schema))
+    schema = pq.read_schema(path)
+    heavy = set(encoded_columns(schema))
+    return pq.read_table(path, columns=[name for name in schema.names if name not in heavy])
+
+
+def _starts(path: Path) -> dict[str, bytes]:
+    """The first bytes of the first item of each column of encoded bytes."""
+    if path.suffix.lower() == ".parquet":
+        file = pq.ParquetFile(path)
+        names = encoded_columns(file.schema_arrow)
+        head = next(iter(file.iter_batches(16, columns=names)), None) if names else None
+    else:
+        head = read_table(path).slice(0, 16)
+        names = encoded_columns(head.schema)
+    return {name: _first_bytes(head.column(name)) for name in names} if head is not None else {}
+
+
+def _first_bytes(column: Any) -> bytes:
+    for value in column.to_pylist():
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content:
+            return bytes(content[:16])
+    return b""
+
+
+def sniff(start: bytes) -> str:
+    """The kind of encoded data that begins with these bytes; "" for none that is known."""
+    if looks_like_picture(start):
+        return "image"
+    if (start[:4] == b"RIFF" and start[8:12] == b"WAVE") or start.startswith((b"fLaC", b"OggS", b"ID3", b"\xff\xfb")):
+        return "audio"
+    if start[4:8] == b"ftyp" or start.startswith((b"\x1aE\xdf\xa3", b"\0\0\x01\xba", b"\0\0\x01\xb3")):
+        return "video"
+    return ""
+
+
+def _in_memory(table: pa.Table, name: str) -> Side | None:
+    """A column of encoded bytes of a table in memory."""
+    values = table.column(name).to_pylist()
+    contents = [value.get("bytes") if isinstance(value, dict) else value for value in values]
+    there = np.array([bool(content) for content in contents])
+    kind = sniff(_first_bytes(table.column(name)))
+    return Side(kind, [content for content in contents if content], _counted(there)) if kind else None
+
+
+def _from_columns(
+    light: pa.Table, binary: Sequence[Side], folder: Path, wanted: Mapping[str, str], words: str
+) -> Found:
+    """Columns of a table as sides: encoded bytes, paths of files, texts."""
+    missing = [name for name in wanted if name not in light.column_names and name not in {b.column for b in binary}]
+    if missing:
+        has = [*light.column_names, *(side.column for side in binary)]
+        raise LabelfreeError(
+            f"{words} has no column '{missing[0]}': it has {', '.join(has)}.", nearest(missing[0], has)
+        )
+    collected = _Collected()
+    for side in binary:
+        if not wanted or side.column in wanted:
+            collected.add(side)
+    paths = _path_columns(light, folder)
+    for name, kind in paths.items():
+        if not wanted or name in wanted:
+            collected.add(_paths(light, name, kind, folder))
+    texts = light.drop_columns(list(paths))
+    for name in _text_columns(texts, {k: v for k, v in wanted.items() if k in texts.column_names}, not wanted):
+        collected.add(_texts(light, name))
+    return Found(collected.sides, f"{len(light):,} rows of {words}", light)
+
+
+def _path_columns(table: pa.Table, folder: Path) -> dict[str, str]:
+    """Columns whose values name files that are there, and the kind of these."""
+    found = {}
+    for name in _string_columns(table):
+        values = [value for value in table.column(name).slice(0, LOOK_AT).to_pylist() if value][:50]
+        files = [folder / value for value in values if len(value) < 1024 and (folder / value).is_file()]
+        if files and 2 * len(files) >= len(values) and (kind := _kind_of_file(files[0])):
+            found[name] = kind
+    return found
+
+
+def _paths(table: pa.Table, name: str, kind: str, folder: Path) -> Side:
+    """Files named by a column; a row without a value, or whose file is not there, lacks the side."""
+    files = [folder / value if value else None for value in table.column(name).to_pylist()]
+    there = np.array([file is not None and file.is_file() for file in files])
+    kept: list[Any] = [file for file, is_there in zip(files, there, strict=True) if is_there]
+    if kind == "text":
+        from labelfree.modalities._text_sources import decode
+
+        kept = [decode(file.read_bytes()) for file in kept]
+    return Side(kind, kept, _counted(there))
+
+
+def _texts(table: pa.Table, name: str) -> Side:
+    """A column of texts; blank ones are missing."""
+    texts = table.column(name).cast(pa.large_string())
+    blank = pc.equal(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), 0).to_numpy()
+    rows = np.where(blank, -1, np.arange(len(texts)))
+    return Side("text", pa.table({name: texts}), rows)
+
+
+def _text_columns(table: pa.Table, wanted: Mapping[str, str], guess: bool = True) -> list[str]:
+    """Columns of texts: those wanted, or, to `guess`, the one whose texts are captions rather than labels."""
+    if wanted:
+        odd = next((name for name in wanted if name not in table.column_names), None)
+        if odd is not None:
+            has = ", ".join(table.column_names)
+            raise LabelfreeError(f"The table has no column '{odd}': it has {has}.", nearest(odd, table.column_names))
+        return [name for name in wanted if name in _string_columns(table)]
+    found = {name: words_of(table, name) for name in _string_columns(table)} if guess else {}
+    return [max(found, key=lambda name: found[name])] if any(found.values()) else []
+
+
+def _string_columns(table: pa.Table) -> list[str]:
+    test: list[Callable[[pa.DataType], bool]] = [pa.types.is_string, pa.types.is_large_string]
+    return [f.name for f in table.schema if any(is_text(f.type) for is_text in test)]
+
+
+def words_of(table: pa.Table, name: str) -> float:
+    """Mean words of a column of captions; 0 for one of labels, names of files or other identifiers."""
+    values = [value for value in table.column(name).slice(0, LOOK_AT).to_pylist() if value and value.strip()]
+    if not values or len(set(values)) < DISTINCT * len(values):
+        return 0.0
+    words = float(np.mean([len(value.split()) for value in values]))
+    return words if words >= WORDS else 0.0
