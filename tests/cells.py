@@ -38,7 +38,7 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
     "pair": {"image.size": 16, "image.patch": 8, "text.length": 12, "width": 32},
     "audio": {"mels": 16, "patch": 4, "crop": 0.32, "window": 0.5, "span": 80},
     "image": {"size": 16, "patch": 4},
-    "graph": {"fanouts": (4, 3)},
+    "graph": {"fanouts": (3, 2)},
     "series": {"patch": 4},
     "text": {"length": 16},
     "events": {"recent": 4},

@@ -48,6 +48,8 @@ class Encoder(nn.Module, ABC):
     spec: str = ""
     #: Whether the pooled features depend on the order of a sample's parts.
     sees_order: bool = True
+    #: Whether features depend on the samples seen before: such an encoder is shown a source from its start, in order.
+    remembers: bool = False
     #: The modalities it serves; empty for all.
     modalities: ClassVar[frozenset[str]] = frozenset()
     #: What a modality has to offer for it.
@@ -87,6 +89,12 @@ class Encoder(nn.Module, ABC):
             hide: hidden tokens are replaced by a learnt vector, or dropped before the first block (equal counts).
         """
 
+    def reset(self) -> None:
+        """Forget the samples seen before."""
+
+    def remember(self, view: Batch) -> None:
+        """Take in the samples of a view, which follow those seen before. In training `forward` does so by itself."""
+
     @property
     def local_dim(self) -> int:
         """Width of `Features.local`."""
@@ -94,6 +102,12 @@ class Encoder(nn.Module, ABC):
 
     def token_table(self) -> nn.Parameter | None:
         """(V, D) the vector of each id, where inputs are ids of a vocabulary: heads that predict ids share it."""
+        return None
+
+    def spread(self) -> nn.Module | None:
+        """A new module (view, tokens (B, N, D), mask (B, N)) → (B, N, D) that fills in hidden tokens from those linked
+        to them, for heads that predict what was hidden; None where a head can do without.
+        """
         return None
 
     def layers(self) -> list[list[nn.Parameter]]:

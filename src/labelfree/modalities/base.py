@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
@@ -46,6 +47,8 @@ class Dataset(ABC):
     shards: Sequence[int] = (0,)
     #: What was left out because it could not be read (documents that packing had to skip); not counted in `len`.
     unreadable: Sequence[Unreadable] = ()
+    #: (N,) how long each sample is, where samples of about one length ought to share a batch; None where it is all one.
+    sizes: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -53,6 +56,10 @@ class Dataset(ABC):
     @abstractmethod
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         """Samples in the compact form, in the order asked for."""
+
+    def shown(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        """Samples for a person, who may need what the compact form leaves out; `Modality.show` takes these too."""
+        return self.read(indices)
 
     @abstractmethod
     def describe(self) -> Description: ...
@@ -103,7 +110,7 @@ class Transformation:
     """A set of transformations for pretext tasks: which one was applied is the question.
 
     Attributes:
-        count: how many there are.
+        count: how many there are; the first, 0, leaves the sample as it is.
         apply: (batch, which (B,) int64, draw) → the transformed batch, ready for an encoder.
         ordered: whether only an encoder that sees the order of a sample's parts can tell.
     """
@@ -125,6 +132,24 @@ class PictureForm:
     width: int
     patch: int
     count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Hidden links between tokens, and pairs that are not linked.
+
+    Attributes:
+        view: without the hidden links.
+        pairs: (B, P, 2) int64 tokens that may be linked; `hidden` (B, P) bool says which pairs are links that are
+            hidden.
+        others: (B, P, 2) int64 other pairs, one for each; `apart` (B, P) bool says which of them are not linked.
+    """
+
+    view: Batch
+    pairs: Tensor
+    hidden: Tensor
+    others: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True)
@@ -234,6 +259,14 @@ class Modality(ABC):
         """Named sets for pretext tasks; the first is the default."""
         return {}
 
+    def corrupt(self, view: Batch, draw: Draw) -> Batch:
+        """A view of samples that make no sense, though their parts are those of `view`."""
+        raise Refusal(f"{self.name} data does not offer {Need.CORRUPTION}.")
+
+    def links(self, view: Batch, draw: Draw, share: float) -> Links:
+        """Hide a share of the links between tokens."""
+        raise Refusal(f"{self.name} data does not offer {Need.LINKS}.")
+
     # ---- tokens: masks, targets
 
     @abstractmethod
@@ -314,3 +347,24 @@ def hidden_count(tokens: int, ratio: float) -> int:
 def token_mask(scores: Tensor, ratio: float) -> Tensor:
     """(B, N) scores → (B, N) bool: the `ratio` of tokens with the lowest scores, the same count in each row."""
     return scores.argsort(dim=1).argsort(dim=1) < hidden_count(scores.shape[1], ratio)
+
+
+def span_mask(
+    draw: Draw, count: int, span: int, ratio: float, valid: Tensor | None = None, last: Tensor | None = None
+) -> Tensor:
+    """(B, N) bool: about the share `ratio` of each sample's tokens, in spans of `span` that begin anywhere.
+
+    Args:
+        valid: (B, N) bool, false where a token is padding, which is never hidden; None where all are valid.
+        last: (B, N) bool, tokens that are hidden only where no others are left.
+    """
+    place = torch.arange(count, device=draw.key.device)
+    block = (place + draw.integers("shift", span)[:, None]) // span
+    score = draw.uniform("blocks", count // span + 2).gather(1, block) + 1e-4 * draw.uniform("tokens", count)
+    if last is not None:
+        score = score + 2.0 * last
+    if valid is None:
+        return token_mask(score, ratio)
+    own = valid.sum(dim=1, keepdim=True)
+    hidden = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long())
+    return (score + 2.0 * ~valid).argsort(dim=1).argsort(dim=1) < hidden

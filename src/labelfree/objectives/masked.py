@@ -98,12 +98,28 @@ class Masked(Objective):
             modalities=("table",),
             encoder="mlp",
         ),
+        "masked-audio": Recipe(
+            source="Liu et al. 2020, Mockingjay, §2.2: stretches of frames are hidden, and predicted from both sides; "
+            "half of them, as wav2vec 2.0 hides",
+            settings={"ratio": 0.5},
+            modalities=("audio",),
+            encoder="transformer:nano",
+        ),
         "masked-series": Recipe(
             source="Zerveas et al. 2021, §3.2: stretches of values are hidden, and predicted; Nie et al. 2023, "
             "PatchTST, §3.2: 40 % of the patches",
             settings={"ratio": 0.4},
             modalities=("series",),
             encoder="transformer:nano",
+        ),
+        "graphmae": Recipe(
+            source="Hou et al. 2022, GraphMAE, §3.2, appendix A.2: half of the nodes lose their features, a graph "
+            "network decodes, scaled cosine error; there with GAT 512 on Cora's words 84.2 % linear after 1500 epochs",
+            settings={"ratio": 0.5, "hide": "replace", "views": "none"},
+            training={"learning_rate": 1e-3, "weight_decay": 2e-4, "beta2": 0.999},
+            options={"node_error": "cosine", "error_power": 3.0, "swap": 0.05},
+            modalities=("graph",),
+            encoder="pyg:gat",
         ),
     }
 
@@ -121,6 +137,7 @@ class Masked(Objective):
             width = min(512, encoder.dim // HEAD * HEAD) if own.decoder_width == "auto" else own.decoder_width
             self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, modality.target_dim)
         else:
+            self.spread = encoder.spread()
             self.head = token_head(encoder.dim, own.head_layers, modality.target_dim, encoder.token_table())
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
@@ -136,7 +153,8 @@ class Masked(Objective):
             shown, left = self.modality.hide(view, mask, draw)
             features = self.encoder(shown, left, "replace")
             hidden = real(features) if own.everything else hidden
-            prediction = self.head(take(features.tokens, positions))
+            tokens = features.tokens if self.spread is None else self.spread(view, features.tokens, mask)
+            prediction = self.head(take(tokens, positions))
         loss = weighted_mean(self.modality.token_loss(prediction.float(), target), hidden)
         if self.detector is None:
             return Step(loss, features.pooled.detach())

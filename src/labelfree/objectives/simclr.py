@@ -78,6 +78,13 @@ class SimCLR(Objective):
             modalities=("table",),
             encoder="mlp",
         ),
+        "cola": Recipe(
+            source="Saeed et al. 2021, COLA, §2: two stretches of one recording find each other; nothing but the crop "
+            "changes. There with a bilinear similarity, here with the cosine",
+            options={"speed": 1.0, "bands": 1.0, "mixup": 0.0, "gain": 0.0, "crop": 0.96},
+            training={"learning_rate": 1e-3},
+            modalities=("audio",),
+        ),
         "simclr-resnet": Recipe(
             source="Chen et al. 2020, §2, with the settings of solo-learn (da Costa et al. 2022) for small pictures; "
             "there 90.7 % linear on CIFAR-10 after 1000 epochs",

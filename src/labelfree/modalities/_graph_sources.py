@@ -1,0 +1,545 @@
+"""Reading graphs: edge lists with node tables, arrays, JSON, PyTorch Geometric; and what of it is a feature."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_number, plain, require
+from labelfree.data.graphs import Graphs
+from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, load_arrays, read_table
+from labelfree.errors import LabelfreeError
+
+#: Names under which the two ends of an edge are known.
+ENDS = (
+    ("source", "target"),
+    ("src", "dst"),
+    ("from", "to"),
+    ("head", "tail"),
+    ("sender", "receiver"),
+    ("node1", "node2"),
+    ("u", "v"),
+)
+#: Columns that name nodes.
+KEYS = ("id", "node", "node_id", "name")
+#: Columns that say which graph a node, or an edge, is in.
+OF_GRAPH = ("graph", "graph_id", "batch")
+#: A column of words with more different values is an identifier, not a feature.
+MOST_WORDS = 64
+
+
+@dataclass(frozen=True)
+class Column:
+    """A feature: `width` numbers, or one of `words`."""
+
+    name: str
+    width: int = 1
+    words: tuple[str, ...] = ()
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """(N, F) float32: the numbers, or a 1 in the place of the word; nothing but zeros for one not seen before."""
+        if not self.words:
+            return np.asarray(values, dtype=np.float32).reshape(len(values), -1)
+        place = {word: number for number, word in enumerate(self.words)}
+        codes = np.array([place.get(_word(value), -1) for value in values.tolist()])
+        return (codes[:, None] == np.arange(len(self.words))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How a source of graphs is to be read.
+
+    Attributes:
+        columns, exclude: columns of nodes and edges that are features, and that are not; empty to find them.
+        ends: the two columns that name an edge's ends; empty to find them.
+        of_nodes, of_edges: features of the training data, where an encoder has been trained already.
+    """
+
+    columns: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    of_nodes: tuple[Column, ...] | None = None
+    of_edges: tuple[Column, ...] | None = None
+
+
+@dataclass
+class Found:
+    """A source as it was read, before anything is chosen or mended.
+
+    Attributes:
+        nodes, edges, graphs: columns by name, a value (or row of numbers) each.
+        ends: (M, 2) int64 node numbers; below 0 or beyond the nodes where there is no such node.
+        of: (N,) int64 graph of each node, ascending.
+        code: (N,) uint64 that names each node.
+        unknown: name of a node that an edge has and the nodes have not.
+        codes: columns whose whole numbers are names of kinds (atom types), not quantities.
+        names: (N,) of the nodes, where they have any.
+    """
+
+    ends: np.ndarray
+    of: np.ndarray
+    code: np.ndarray
+    nodes: dict[str, np.ndarray] = field(default_factory=dict)
+    edges: dict[str, np.ndarray] = field(default_factory=dict)
+    graphs: dict[str, np.ndarray] = field(default_factory=dict)
+    unknown: str = ""
+    codes: frozenset[str] = frozenset()
+    names: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Graphs, and which columns their features are."""
+
+    graphs: Graphs
+    of_nodes: tuple[Column, ...]
+    of_edges: tuple[Column, ...]
+
+
+def read_graphs(source: Any, options: GraphOptions) -> Opened:
+    """Open a source of graphs.
+
+    Raises:
+        LabelfreeError: missing, of another kind, without edges, or with an edge to a node that does not exist.
+    """
+    found = _find(source, options)
+    label = f"'{source}'" if isinstance(source, str | Path) else "The source"
+    if not len(found.of):
+        raise LabelfreeError(f"{label} has no node.", "Give an edge list, or a table of nodes beside it.")
+    of_nodes, left_out = _features(found.nodes, options, options.of_nodes, found.codes)
+    of_edges, left_too = _features(found.edges, options, options.of_edges, found.codes)
+    if unused := [name for name in options.columns if name not in {*found.nodes, *found.edges}]:
+        raise LabelfreeError(
+            f"{label} has no column '{unused[0]}'.", f"It has {', '.join([*found.nodes, *found.edges])}."
+        )
+    facts = {"left out": ", ".join([*left_out, *left_too])} if left_out or left_too else {}
+    graphs = _mended(found, _matrix(found.nodes, of_nodes, len(found.of)), of_edges, facts, label)
+    return Opened(graphs, of_nodes, of_edges)
+
+
+def _find(source: Any, options: GraphOptions) -> Found:
+    if isinstance(source, str | Path):
+        path = existing(source)
+        if path.is_dir():
+            return _folder(path, options)
+        if path.suffix.lower() in ARRAYS:
+            return _arrays(load_arrays(path))
+        if (graphs := _json_graphs(path)) is not None:
+            return _many(graphs)
+        return _tables(read_table(path), None, None, options)
+    if isinstance(source, pa.Table):
+        return _tables(source, None, None, options)
+    if isinstance(source, Mapping):
+        return _arrays({name: np.asarray(value) for name, value in source.items()})
+    if hasattr(source, "edge_index"):
+        return _many([_of_geometric(source)])
+    if hasattr(source, "columns") and hasattr(source, "iloc"):
+        return _tables(pa.Table.from_pandas(source, preserve_index=False), None, None, options)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source):
+        items = [source[number] for number in range(len(source))]
+        return _many([_of_geometric(item) if hasattr(item, "edge_index") else item for item in items])
+    raise LabelfreeError(
+        f"{type(source).__name__} holds no graph.", "Give edges, arrays, or a PyTorch Geometric data set."
+    )
+
+
+# ---- tables
+
+
+def parts_of(folder: Path) -> dict[str, Path]:
+    """The tables of a folder by what they are of: "edges", "nodes", "graphs"."""
+    tables = {path.stem.lower(): path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLES}
+    spelled = {"edges": ("edges", "edge", "links"), "nodes": ("nodes", "node", "vertices"), "graphs": ("graphs",)}
+    return {part: tables[name] for part, names in spelled.items() for name in names if name in tables}
+
+
+def _folder(folder: Path, options: GraphOptions) -> Found:
+    parts = parts_of(folder)
+    if "edges" not in parts:
+        raise LabelfreeError(f"'{folder}' has no table of edges.", "Put edges.csv (and nodes.csv) there.")
+    tables = {part: read_table(path) for part, path in parts.items()}
+    return _tables(tables["edges"], tables.get("nodes"), tables.get("graphs"), options)
+
+
+def ends_of(table: pa.Table, wanted: Sequence[str] = ()) -> tuple[str, str] | None:
+    """The columns that name the two ends of an edge, or None."""
+    if wanted:
+        require(table, wanted, "ends")
+        if len(wanted) != 2:
+            raise LabelfreeError(f"ends names {len(wanted)} columns: expected two.", "For instance ends=payer,payee.")
+        return wanted[0], wanted[1]
+    names = {plain(name): name for name in table.column_names}
+    return next(((names[a], names[b]) for a, b in ENDS if a in names and b in names), None)
+
+
+def _tables(edges: pa.Table, nodes: pa.Table | None, graphs: pa.Table | None, options: GraphOptions) -> Found:
+    ends = ends_of(edges, options.ends)
+    if ends is None:
+        if edges.num_columns != 2:
+            raise LabelfreeError(
+                f"The edges' table has {', '.join(edges.column_names[:12])}: no pair of columns names two ends.",
+                "Name them: ends=from_account,to_account.",
+            )
+        ends = (edges.column_names[0], edges.column_names[1])
+    a, b = (pc.cast(edges.column(name), pa.string()).combine_chunks() for name in ends)
+    if nodes is None:
+        ids, of = pc.unique(pa.chunked_array([a, b])).drop_null(), None
+        ids = ids.take(pc.sort_indices(ids))
+    else:
+        key = _key_column(nodes, a)
+        ids, of = pc.cast(nodes.column(key), pa.string()).combine_chunks(), _of_graph(nodes)
+        if len(pc.unique(ids)) < len(ids):
+            raise LabelfreeError(f"The nodes' table has repeats in its column '{key}'.", "Keep one row a node.")
+    places = [pc.fill_null(pc.index_in(end, value_set=ids), -1).to_numpy() for end in (a, b)]
+    found = Found(np.stack(places, axis=1).astype(np.int64), np.zeros(len(ids), np.int64), _codes(ids.to_pylist()))
+    unknown = (found.ends < 0).any(axis=1)
+    if unknown.any():
+        row = int(unknown.argmax())
+        found.unknown = str((a if found.ends[row, 0] < 0 else b)[row])
+    found.names = np.array(ids.to_pylist(), dtype=object)
+    found.edges = _columns_of(edges, ends)
+    if nodes is not None:
+        found.nodes = _columns_of(nodes, ())
+    if of is not None:
+        _sort_by_graph(found, of, graphs)
+    return found
+
+
+def _columns_of(table: pa.Table, but: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: column_values(table, name) for name in table.column_names if name not in but}
+
+
+def _key_column(nodes: pa.Table, ends: pa.Array) -> str:
+    """The nodes' column that edges name: the one called id, or the first whose values most ends are among."""
+    for name in nodes.column_names:
+        if plain(name) in KEYS:
+            return str(name)
+    some = ends.slice(0, 1000)
+    for name in nodes.column_names:
+        if pc.sum(pc.is_in(some, value_set=pc.cast(nodes.column(name), pa.string()).combine_chunks())).as_py():
+            return str(name)
+    raise LabelfreeError("No column of the nodes' table holds the names that the edges use.", "Call it id.")
+
+
+def _of_graph(nodes: pa.Table) -> np.ndarray | None:
+    name = next((name for name in nodes.column_names if plain(name) in OF_GRAPH), None)
+    return None if name is None else column_values(nodes, name)
+
+
+def _sort_by_graph(found: Found, of: np.ndarray, graphs: pa.Table | None) -> None:
+    """Put the nodes of each graph together."""
+    names, number = np.unique(of.astype(str), return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    found.of, found.code = number[order], found.code[order]
+    found.names = None if found.names is None else found.names[order]
+    found.ends = np.where(found.ends < 0, found.ends, place[found.ends])
+    found.nodes = {name: values[order] for name, values in found.nodes.items() if plain(name) not in OF_GRAPH}
+    found.graphs = {"graph": names}
+    if graphs is not None:
+        key = next((name for name in graphs.column_names if plain(name) in ("id", *OF_GRAPH)), graphs.column_names[0])
+        rows = {str(value): row for row, value in enumerate(graphs.column(key).to_pylist())}
+        taken = graphs.take(pa.array([rows.get(name) for name in names.tolist()], pa.int64()))
+        found.graphs |= _columns_of(taken, (key,))
+
+
+# ---- arrays, and graphs one by one
+
+
+def _arrays(arrays: Mapping[str, np.ndarray]) -> Found:
+    """`edge_index` (2, M) or (M, 2); `x` (N, F); `graph` (N,); any other array is a column of what it is as long as."""
+    own = dict(arrays)
+    pairs = next((own.pop(name) for name in ("edge_index", "edges", "edge_list") if name in own), None)
+    if pairs is None or pairs.ndim != 2 or 2 not in pairs.shape or pairs.dtype.kind not in "iu":
+        shape = "none" if pairs is None else f"{pairs.shape} of {pairs.dtype}"
+        raise LabelfreeError(f"There is no array of edges: expected edge_index (2, M) of whole numbers, found {shape}.")
+    ends = (pairs.T if pairs.shape[0] == 2 else pairs).astype(np.int64)
+    of = next((own.pop(name) for name in OF_GRAPH if name in own), None)
+    features = own.pop("x", own.pop("features", None))
+    given = [values for values in (features, of, own.get("y")) if values is not None]
+    count = len(given[0]) if given else int(ends.max(initial=-1)) + 1
+    found = Found(ends, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64))
+    bad = (ends < 0) | (ends >= count)
+    if bad.any():
+        found.unknown = str(ends[bad][0])
+    if features is not None:
+        found.nodes["x"] = features
+    graphs = 1 if of is None else len(np.unique(of))
+    for name, values in own.items():
+        level = {len(ends): found.edges, graphs: found.graphs, count: found.nodes}.get(len(np.atleast_1d(values)))
+        if level is not None and values.ndim:
+            level[name] = values
+    if of is not None:
+        others = found.graphs
+        _sort_by_graph(found, of, None)
+        found.graphs |= others
+    return found
+
+
+def _json_graphs(path: Path) -> list[Any] | None:
+    """The list of graphs that a JSON file holds, or None where it holds no such list."""
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        graphs = (
+            json.loads(text) if path.suffix.lower() == ".json" else [json.loads(line) for line in text.splitlines()]
+        )
+    except (ValueError, OSError) as error:
+        raise LabelfreeError(f"'{path}' cannot be read as JSON: {error}.", "Check that it is whole.") from None
+    graphs = [graphs] if isinstance(graphs, dict) else graphs
+    whole = (
+        isinstance(graphs, list)
+        and graphs
+        and all(isinstance(g, dict) and ("edges" in g or "links" in g) for g in graphs)
+    )
+    return graphs if whole else None
+
+
+def _of_geometric(data: Any) -> dict[str, Any]:
+    """A PyTorch Geometric `Data` as the same dictionary that JSON gives; nothing of the package is needed."""
+    own = {key: np.asarray(data[key]) for key in data.keys() if hasattr(data[key], "shape")}  # noqa: SIM118
+    graph: dict[str, Any] = {"edges": own.pop("edge_index").T, "count": int(data.num_nodes)}
+    for key, name in (("x", "nodes"), ("edge_attr", "edge_attributes")):
+        if key in own:
+            graph[name] = own.pop(key)
+    return graph | {key: value.item() if value.size == 1 else value for key, value in own.items()}
+
+
+def _many(graphs: Sequence[Mapping[str, Any]]) -> Found:
+    """Graphs one by one: `nodes` (values, rows of numbers, or objects), `edges` of node numbers, further columns."""
+    ends, of, first = [], [], 0
+    kinds: tuple[dict[str, list[np.ndarray]], ...] = ({}, {}, {})
+    broken = ""
+    for number, graph in enumerate(graphs):
+        pairs = np.asarray(graph.get("edges", graph.get("links", ())), dtype=np.int64).reshape(-1, 2)
+        nodes = graph.get("nodes")
+        count = len(nodes) if nodes is not None else int(graph.get("count", pairs.max(initial=-1) + 1))
+        wrong = (pairs < 0) | (pairs >= count)
+        if wrong.any() and not broken:
+            broken = f"{int(pairs[wrong][0])} in graph {number}"
+        ends.append(np.where(wrong.any(axis=1, keepdims=True), -1 - number, pairs + first))
+        of.append(np.full(count, number))
+        first += count
+        for name, value in _columns(graph, count, len(pairs)):
+            kinds[name[0]].setdefault(name[1], []).append(value)
+    of_nodes, of_edges, of_graphs = (
+        {name: np.concatenate(values) for name, values in kind.items() if len(values) == len(graphs)} for kind in kinds
+    )
+    every = np.concatenate(of) if of else np.zeros(0, np.int64)
+    codes = {
+        name
+        for kind in (of_nodes, of_edges)
+        for name, values in kind.items()
+        if values.ndim == 1 and values.dtype.kind in "iu" and len(np.unique(values)) <= MOST_WORDS
+    }
+    every_end = np.concatenate(ends) if ends else np.zeros((0, 2), np.int64)
+    number_of = np.arange(len(every), dtype=np.uint64)
+    return Found(every_end, every, number_of, of_nodes, of_edges, of_graphs, broken, frozenset(codes))
+
+
+def _columns(graph: Mapping[str, Any], nodes: int, edges: int) -> list[tuple[tuple[int, str], np.ndarray]]:
+    """((0 for nodes, 1 for edges, 2 for the graph, name), values) of all that a graph says."""
+    found: list[tuple[tuple[int, str], np.ndarray]] = []
+    for name, value in graph.items():
+        if name in ("edges", "links", "count") or value is None:
+            continue
+        if name == "nodes" and len(value) and isinstance(value[0], Mapping):
+            found += [((0, key), np.array([node.get(key) for node in value])) for key in value[0]]
+        elif isinstance(value, str) or not hasattr(value, "__len__"):
+            found.append(((2, name), np.array([value])))
+        else:
+            level = 0 if name == "nodes" else 1 if name.startswith("edge") and len(value) == edges else None
+            level = (0 if len(value) == nodes else 1 if len(value) == edges else None) if level is None else level
+            if level is not None:
+                found.append(((level, name), np.asarray(value)))
+    return found
+
+
+# ---- choosing and mending
+
+
+def _features(
+    columns: Mapping[str, np.ndarray],
+    options: GraphOptions,
+    learnt: tuple[Column, ...] | None,
+    codes: frozenset[str],
+) -> tuple[tuple[Column, ...], list[str]]:
+    """Which columns are features, and the words for those that are left out."""
+    if learnt is not None:
+        if missing := [column.name for column in learnt if column.name not in columns]:
+            has = ", ".join(columns) or "no columns"
+            raise LabelfreeError(f"The source lacks '{missing[0]}', which the encoder was trained with: it has {has}.")
+        return learnt, []
+    chosen, left = [], []
+    for name, values in columns.items():
+        if name in options.exclude or (options.columns and name not in options.columns):
+            continue
+        column = None if not options.columns and plain(name) in LABEL_NAMES else _column(name, values, codes)
+        if column is None:
+            left.append(f"{name} ({'looks like a label' if plain(name) in LABEL_NAMES else 'no feature'})")
+        else:
+            chosen.append(column)
+    return tuple(chosen), left
+
+
+def _column(name: str, values: np.ndarray, codes: frozenset[str]) -> Column | None:
+    """What kind of feature a column is; None for names, moments and what has too many different words."""
+    kind = values.dtype.kind
+    if name not in codes and (kind == "f" or (kind in "iu" and plain(name) not in IDENTITY_NAMES)):
+        return None if plain(name).endswith("mask") else Column(name, values.shape[1] if values.ndim > 1 else 1)
+    if kind == "M" or values.ndim > 1 or plain(name).endswith("mask") or plain(name) in (*IDENTITY_NAMES, *KEYS):
+        return None
+    words = sorted({_word(value) for value in values.tolist()} - {""})
+    return (
+        Column(name, len(words), tuple(words))
+        if 1 < len(words) <= MOST_WORDS and (kind != "i" or name in codes)
+        else None
+    )
+
+
+def _matrix(columns: Mapping[str, np.ndarray], chosen: Sequence[Column], count: int) -> np.ndarray:
+    if not chosen:
+        return np.zeros((count, 0), dtype=np.float32)
+    out = np.concatenate([column.encode(columns[column.name]) for column in chosen], axis=1)
+    out[~np.isfinite(out)] = np.nan
+    return out
+
+
+def _mended(
+    found: Found, features: np.ndarray, of_edges: tuple[Column, ...], facts: dict[str, str], label: str
+) -> Graphs:
+    """Loops and repeats left out and counted; edges that lead nowhere refused, or, among many graphs, their graph."""
+    ends, count = found.ends, len(found.of)
+    total = int(found.of[-1]) + 1 if count else 0
+    lost = (ends < 0).any(axis=1) | (ends >= count).any(axis=1)
+    broken: dict[int, str] = {}
+    if lost.any() and total == 1:
+        raise LabelfreeError(
+            f"{label} has {int(lost.sum()):,} edge(s) to a node that does not exist, such as '{found.unknown}'.",
+            "Add it to the nodes, or leave its edges out.",
+        )
+    kept = ~lost
+    if lost.any():
+        broken = {int(-1 - number): "an edge leads to a node that does not exist" for number in np.unique(ends[lost])}
+    across = np.zeros(len(ends), dtype=bool)
+    across[kept] = found.of[ends[kept, 0]] != found.of[ends[kept, 1]]
+    if across.any():
+        raise LabelfreeError(
+            f"{label} has {int(across.sum()):,} edge(s) from one graph to another.", "Correct the graph of its nodes."
+        )
+    loops = kept & (ends[:, 0] == ends[:, 1])
+    rows = np.flatnonzero(kept & ~loops)
+    pairs = np.sort(ends[rows], axis=1)
+    _, once = np.unique(pairs[:, 0] * np.int64(max(count, 1)) + pairs[:, 1], return_index=True)
+    edges, rows = pairs[once], rows[once]
+    if not len(edges):
+        raise LabelfreeError(
+            f"{label} has no edge between two different nodes.", "Without edges it is a table: modality=table."
+        )
+    first = np.searchsorted(found.of, np.arange(total + 1))
+    for number in np.flatnonzero(np.diff(first) == 0).tolist():
+        broken.setdefault(number, "it has no node")
+    if loops.any():
+        facts["loops left out"] = f"{int(loops.sum()):,}"
+    if _repeats(ends[kept & ~loops]):
+        facts["repeated edges merged"] = f"{_repeats(ends[kept & ~loops]):,}"
+    return Graphs(
+        features,
+        edges,
+        _matrix({name: values[rows] for name, values in found.edges.items()}, of_edges, len(edges)),
+        first,
+        np.searchsorted(found.of[edges[:, 0]], np.arange(total + 1)),
+        found.code,
+        found.names,
+        {
+            "node": found.nodes,
+            "edge": {name: values[rows] for name, values in found.edges.items()},
+            "graph": found.graphs,
+        },
+        broken,
+        facts,
+    )
+
+
+def _repeats(ends: np.ndarray) -> int:
+    """Edges that stand there more than once in one direction."""
+    return len(ends) - len(np.unique(ends, axis=0))
+
+
+def _codes(names: Sequence[Any]) -> np.ndarray:
+    """(N,) uint64 from names: whole numbers as they are, others by a hash."""
+    words = [str(name) for name in names]
+    return np.array(
+        [int(word) if word.isdigit() and len(word) < 19 else zlib.crc32(word.encode()) for word in words],
+        dtype=np.uint64,
+    )
+
+
+def _word(value: Any) -> str:
+    return "" if value is None or value != value else str(value)
+
+
+# ---- recognising
+
+
+def looks_like_graph(source: Any) -> tuple[float, str]:
+    """How sure that `source` is graphs, and the words for it."""
+    if isinstance(source, str | Path):
+        return _path_looks(Path(source).expanduser())
+    if hasattr(source, "edge_index"):
+        return 0.95, "a PyTorch Geometric graph"
+    if isinstance(source, Mapping):
+        return (0.95, "an array of edges") if {"edge_index", "edge_list"} & set(source) else (0.0, "")
+    if isinstance(source, pa.Table):
+        return _table_looks(source)
+    if hasattr(source, "columns") and hasattr(source, "iloc"):
+        return _table_looks(pa.Table.from_pandas(source.head(100), preserve_index=False))
+    if not isinstance(source, bytes) and hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source):
+        first = source[0] if not hasattr(source, "shape") else None
+        if hasattr(first, "edge_index"):
+            return 0.95, f"{len(source):,} PyTorch Geometric graphs"
+        if isinstance(first, Mapping) and "edges" in first:
+            return 0.9, f"{len(source):,} graphs"
+    return 0.0, ""
+
+
+def _path_looks(path: Path) -> tuple[float, str]:
+    try:
+        if path.is_dir():
+            parts = parts_of(path)
+            if "edges" not in parts:
+                return 0.0, ""
+            sure, words = _table_looks(read_table(parts["edges"]))
+            return max(sure, 0.6 if "nodes" in parts else 0.3), f"{words or 'edges'} in '{parts['edges'].name}'"
+        if path.suffix.lower() == ".npz":
+            return (0.95, "an array of edges") if "edge_index" in load_arrays(path) else (0.0, "")
+        if path.suffix.lower() in (".json", ".jsonl"):
+            graphs = _json_graphs(path)
+            return (0.95, f"{len(graphs):,} graphs") if graphs else (0.0, "")
+        if path.suffix.lower() in TABLES:
+            return _table_looks(read_table(path))
+    except LabelfreeError:
+        return 0.0, ""
+    return 0.0, ""
+
+
+def _table_looks(table: pa.Table) -> tuple[float, str]:
+    ends = ends_of(table)
+    if ends is None:
+        return 0.0, ""
+    timed = any(
+        is_moment(f.type) or (is_number(f.type) and plain(f.name) in ("t", "ts", "time", "timestamp"))
+        for f in table.schema
+    )
+    words = f"a table of edges from {ends[0]} to {ends[1]}"
+    return (0.5, f"{words}, its times unused") if timed else (0.95, words)
