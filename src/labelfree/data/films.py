@@ -20,6 +20,8 @@ from labelfree.data.pictures import Form, keep
 from labelfree.errors import LabelfreeError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
+#: Containers whose times cannot be trusted, least of all after seeking: frames are counted from the beginning.
+UNTIMED = ("mpeg", "mpegvideo")
 #: Frames that are decoded and thrown away rather than sought past: a small part of a group of pictures.
 GAP = 48
 
@@ -35,6 +37,7 @@ class Header:
         frames: how many there are.
         rate: frames a second; 0 where nobody says (folders of frames, arrays).
         start: time of the first frame, in seconds.
+        timed: whether frames can be told by their times; else by their number.
     """
 
     width: int
@@ -44,6 +47,7 @@ class Header:
     frames: int
     rate: float = 0.0
     start: float = 0.0
+    timed: bool = True
 
 
 def library() -> Any:
@@ -116,7 +120,8 @@ def _read_header(encoded: bytes | memoryview | Path) -> Header:
         if frames and _rotation(container, stream) % 2:
             width, height = height, width
         channels = 1 if (context.pix_fmt or "").startswith("gray") else 3
-        return Header(width, height, channels, "uint8", frames, rate, start)
+        timed = container.format.name not in UNTIMED
+        return Header(width, height, channels, "uint8", frames, rate, start, timed)
 
 
 def _by_packets(container: Any, stream: Any) -> tuple[int, float, float]:
@@ -180,23 +185,22 @@ def _decoded(encoded: Any, found: Header, places: Sequence[int], form: Form) -> 
 
 def _from(encoded: Any, found: Header, place: int) -> Iterator[tuple[float, Any]]:
     """(seconds since the first frame, frame), from a key frame at or before `place` on."""
+
+    def time(number: int, frame: Any) -> float:
+        return frame.time - found.start if found.timed and frame.time is not None else number / found.rate
+
     with _open(encoded) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # readers run side by side
-        sought = place > GAP
-        if sought:
+        if found.timed and place > GAP:
             container.seek(int((place / found.rate + found.start) / stream.time_base), stream=stream)
-        for number, frame in enumerate(container.decode(stream)):
-            timed = frame.time is not None
-            time = frame.time - found.start if timed else number / found.rate
-            if sought and number == 0 and (not timed or time > (place + 0.5) / found.rate):
-                break  # the seek went too far: read from the beginning
-            yield time, frame
-        else:
-            return
-    with _open(encoded) as container:
-        for number, frame in enumerate(container.decode(container.streams.video[0])):
-            yield (number / found.rate if frame.time is None else frame.time - found.start), frame
+            first = next(container.decode(stream), None)
+            if first is not None and first.time is not None and time(0, first) <= (place + 0.5) / found.rate:
+                yield time(0, first), first
+                yield from ((time(0, frame), frame) for frame in container.decode(stream))
+                return
+            container.seek(0)  # it went too far: from the beginning
+        yield from ((time(number, frame), frame) for number, frame in enumerate(container.decode(stream)))
 
 
 def _kept(shape: Any, frame: Any, form: Form) -> np.ndarray:

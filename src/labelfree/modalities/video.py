@@ -298,21 +298,24 @@ class Video(Modality):
         return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
 
     def transformations(self) -> Mapping[str, Transformation]:
-        known: dict[str, tuple[int, Callable[[Batch, Tensor, Draw], Batch]]] = {
-            "order": (len(ORDERS), self._reordered),
-            "reversal": (2, self._reversed),
-        }
+        known: dict[str, tuple[int, Callable[[Batch, Tensor, Draw], Batch]]] = {}
+        if self.frames >= SEGMENTS:
+            known["order"] = (len(ORDERS), self._reordered)
+        known["reversal"] = (2, self._reversed)
         if self._cut is None or self._cut.span >= 2 * self.frames:
             known["speed"] = (2, self._faster)
         return {name: Transformation(count, apply, ordered=True) for name, (count, apply) in known.items()}
 
     def _reordered(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
-        """Segments in another order (Misra et al. 2016, Shuffle and Learn; of clips, Xu et al. 2019, VCOP)."""
-        size = -(-self.frames // SEGMENTS)
-        places = self._stretch(batch, draw, SEGMENTS * size).unflatten(1, (SEGMENTS, size))
+        """Segments in another order (Misra et al. 2016, Shuffle and Learn; of clips, Xu et al. 2019, VCOP).
+
+        Frames that do not divide stay at the end.
+        """
+        size = self.frames // SEGMENTS
+        places, rest = self._stretch(batch, draw, self.frames).split([SEGMENTS * size, self.frames % SEGMENTS], dim=1)
         order = constant(ORDERS, which.device)[which]
-        shuffled = places.gather(1, order[..., None].expand(-1, -1, size)).flatten(1)
-        return self._random(batch, draw, "light", shuffled[:, : self.frames])
+        shuffled = places.unflatten(1, (SEGMENTS, size)).gather(1, order[..., None].expand(-1, -1, size))
+        return self._random(batch, draw, "light", torch.cat([shuffled.flatten(1), rest], dim=1))
 
     def _reversed(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
         """Backwards (Wei et al. 2018, the arrow of time)."""
