@@ -10,10 +10,12 @@ import torch
 from cells import assemble, series
 
 from labelfree.data.draw import Draw
+from labelfree.data.partners import PARTNER
 from labelfree.errors import LabelfreeError
 from labelfree.losses.contrastive import nt_xent
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.byol import BYOL
 from labelfree.objectives.simclr import SimCLR, SimCLRSettings
 from labelfree.training.loop import Training
@@ -86,15 +88,25 @@ def test_simclr_compares_two_different_views_of_each_sample(source: Path) -> Non
     assert not step.features.requires_grad
 
 
-def test_positives_by_group_need_groups(source: Path) -> None:
+def test_samples_of_one_case_are_positives(source: Path) -> None:
     training = assemble(source, "series", "simclr", "transformer:nano")
-    settings = SimCLRSettings(projector=(16,), same_group=True)
+    settings = SimCLRSettings(projector=(16,), case="patient")
     objective = SimCLR(training.objective.encoder, training.objective.modality, settings)
     batch, draw = first_batch(training)
     together = objective(batch.with_(group=torch.zeros_like(batch.index)), draw).loss
     assert float(together.detach()) == pytest.approx(math.log(2 * len(batch) - 1), rel=0.05), "all are positives"
-    with pytest.raises(LabelfreeError, match="has no groups"):
-        objective(batch.with_(group=None), draw)
+
+
+def test_the_second_view_is_of_the_partner(source: Path) -> None:
+    training = assemble(source, "series", "simclr", "transformer:nano")
+    modality = training.objective.modality
+    batch, draw = first_batch(training)
+    other = batch[torch.arange(len(batch)).flip(0)]
+    views = two_views(modality, batch.with_(parts={PARTNER: other}), draw, "contrast")
+    assert not views.parts
+    first, second = halves(views.data)
+    torch.testing.assert_close(first, modality.view(batch, draw.view(0)).data, equal_nan=True)
+    torch.testing.assert_close(second, modality.view(other, draw.view(1)).data, equal_nan=True)
 
 
 def test_heads_have_the_widths_that_settings_say() -> None:

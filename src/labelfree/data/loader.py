@@ -12,6 +12,7 @@ import torch
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
+from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Modality
@@ -37,11 +38,23 @@ def batches(
 class _Stream(torch.utils.data.Dataset):
     """A step number → that step's raw batch and what could not be read; what a DataLoader's workers run."""
 
-    def __init__(self, dataset: Dataset, modality: Modality, order: Order, part: int, parts: int) -> None:
+    def __init__(
+        self, dataset: Dataset, modality: Modality, order: Order, part: int, parts: int, partners: Partners | None
+    ) -> None:
         self.dataset, self.modality, self.order, self.part, self.parts = dataset, modality, order, part, parts
+        self.partners = partners
 
     def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]]:
         wanted = self.order.batch(step, self.part, self.parts)
+        if self.partners is None:
+            return self._read(wanted)
+        # read together, so that both are padded alike
+        both, bad = self._read(np.concatenate([wanted, self.partners.of(wanted, self.order.epoch(step))]))
+        return self.partners.tie(both, wanted), bad
+
+    def _read(self, wanted: np.ndarray) -> tuple[Batch, list[Unreadable]]:
+        if isinstance(self.dataset, Cached):
+            return self.dataset.batch(wanted), []
         items = self.dataset.read(wanted.tolist())
         bad = [item for item in items if isinstance(item, Unreadable)]
         samples = [item if isinstance(item, Sample) else self._stand_in(item.index) for item in items]
@@ -70,16 +83,17 @@ class Loader:
         part: int = 0,
         parts: int = 1,
         on_unreadable: Callable[[list[Unreadable]], None] | None = None,
+        partners: Partners | None = None,
     ) -> None:
         self.dataset, self.order, self.device = dataset, order, device
         self.part, self.parts, self.workers = part, parts, workers
-        self._stream = _Stream(dataset, modality, order, part, parts)
+        self._stream = _Stream(dataset, modality, order, part, parts, partners)
         self._on_unreadable = on_unreadable
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         if isinstance(self.dataset, Cached):
             for step in range(start, stop):
-                yield self.dataset.batch(self.order.batch(step, self.part, self.parts)).to(self.device)
+                yield self._stream[step][0].to(self.device)
             return
         for batch, bad in self._ahead(start, stop):
             if bad and self._on_unreadable:

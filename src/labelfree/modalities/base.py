@@ -85,7 +85,8 @@ class Dataset(ABC):
         return ()
 
     def column(self, name: str) -> np.ndarray:
-        """(N,) values of a column as strings or numbers. Only evaluation and tasks call it: pretraining never does.
+        """(N,) values of a column as strings or numbers. Only evaluation and tasks call it, and pretraining for the
+        column, if any, that its user names as `case`.
 
         Raises:
             LabelfreeError: no such column; names those that exist.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
+from labelfree.data.partners import PARTNER
 from labelfree.modalities.base import Modality
 from labelfree.settings import Settings
 
@@ -18,12 +19,20 @@ class ViewSettings(Settings):
     views: Literal["contrast", "light", "none", "one"] = "contrast"
     """strength of the augmentation; none leaves dropout inside the encoder as the only difference; one augments the
     first view alone (contrast), the second is the sample as it is"""
+    case: str = ""
+    """column that says whose sample it is (a patient): the second view is then of another sample of the same case"""
 
 
 def two_views(modality: Modality, batch: Batch, draw: Draw, policy: str) -> Batch:
-    """First views of all samples, then second views: 2B rows, for one forward pass."""
+    """First views of all samples, then second views: 2B rows, for one forward pass.
+
+    Where the batch brings partners, the second views are of these: several samples of one case are each other's
+    positives (Azizi et al. 2021, MICLe, §3.2).
+    """
     policies = ("contrast", "none") if policy == "one" else (policy, policy)
-    return Batch.cat([modality.view(batch, draw.view(number), policies[number]) for number in (0, 1)])
+    first = batch.with_(parts={name: part for name, part in batch.parts.items() if name != PARTNER})
+    second = batch.parts[PARTNER].with_(group=batch.group) if PARTNER in batch.parts else first
+    return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in enumerate((first, second))])
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

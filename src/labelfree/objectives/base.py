@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
+from labelfree.errors import Refusal
 from labelfree.modalities.base import Description, Modality
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -85,6 +86,13 @@ class Objective(nn.Module, ABC):
         return None
 
     @property
+    def case(self) -> str:
+        """Column whose equal values tie samples into cases: batches then bring a partner of each sample, another of its
+        case (see `labelfree.data.partners`); "" for none.
+        """
+        return str(getattr(self.settings, "case", ""))
+
+    @property
     def product(self) -> Encoder:
         """The encoder that the user keeps: the one that learns, unless the method averages it over the steps."""
         return self.encoder
@@ -92,6 +100,14 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, draw: Draw) -> Step:
         """`loss`, under the name that wrappers (DDP, FSDP, compile) call."""
         return self.loss(batch, draw)
+
+    def surprise(self, batch: Batch) -> Tensor:
+        """(B,) how little each sample of a raw batch looks like the training data, higher for stranger ones.
+
+        Raises:
+            Refusal: the method does not say.
+        """
+        raise Refusal(f"Method '{self.name}' does not say how unusual a sample is.", "Pretrain with a pretext task.")
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step with the share of training done (0–1]: teachers and queues move here."""

@@ -7,7 +7,6 @@ from pydantic import PositiveFloat, PositiveInt
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
-from labelfree.errors import Refusal
 from labelfree.losses.contrastive import nt_xent
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
@@ -24,8 +23,6 @@ class SimCLRSettings(ViewSettings):
     """divides the cosine similarities; small values weigh the hardest negatives most"""
     projector: tuple[PositiveInt, ...] = (2048, 256)
     """widths of the projection head's layers"""
-    same_group: bool = False
-    """whether samples of one group (a patient, a device) are positives of each other, as in MICLe (data with groups)"""
 
 
 class SimCLR(Objective):
@@ -103,11 +100,8 @@ class SimCLR(Objective):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
         a, b = halves(self.projector(h))
-        group = batch.group if self.settings.same_group else None
-        if self.settings.same_group and group is None:
-            raise Refusal(
-                f"This {self.modality.name} data has no groups.", "Name them with group, or leave same_group."
-            )
+        # others of the same case are no negatives
+        group = batch.group if self.case else None
         loss = nt_xent(a, b, self.settings.temperature, group)
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
