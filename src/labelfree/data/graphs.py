@@ -75,7 +75,7 @@ class Neighbours:
         first = np.concatenate([[0], np.cumsum(np.bincount(source, minlength=nodes))]).astype(np.int64)
         return cls(first, target[order], np.tile(np.arange(len(edges)), 2)[order])
 
-    @property
+    @cached_property
     def degree(self) -> np.ndarray:
         """(N,) int64."""
         return np.diff(self.first)
@@ -83,7 +83,8 @@ class Neighbours:
     def draw(self, nodes: np.ndarray, key: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Up to `most` neighbours of each of the (M,) nodes, without repeats; all where there are no more.
 
-        One is drawn from each of `most` equal stretches of the list, by a hash of `key` (M,) uint64 and its place.
+        One is drawn from each of `most` stretches of the list, as equal as can be, by a hash of `key` (M,) uint64 and
+        of the stretch.
 
         Returns:
             rows (K,) into `nodes`, places (K,) in `target` and `edge`.
@@ -91,7 +92,8 @@ class Neighbours:
         degree = self.degree[nodes][:, None]
         slot = np.arange(min(most, int(degree.max(initial=0))))
         unit = (mix(key[:, None] + slot.astype(np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        drawn = np.where(degree <= most, slot, ((slot + unit) * (degree / most)).astype(np.int64))
+        start, stop = slot * degree // most, (slot + 1) * degree // most
+        drawn = np.where(degree <= most, slot, start + ((stop - start) * unit).astype(np.int64))
         rows, column = np.nonzero(slot < degree)
         return rows, (self.first[nodes][:, None] + drawn)[rows, column]
 

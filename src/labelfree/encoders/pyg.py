@@ -57,7 +57,7 @@ class Union:
         if attributes is not None:
             attributes = attributes.repeat(1, 2, 1).flatten(0, 1)
         rows = torch.arange(count * width, device=ends.device)
-        if ends.is_cuda:
+        if not counts(ends):
             return cls(rows, edges, attributes, len(rows) + 1)
         valid = real_nodes(batch)
         if valid is not None:
@@ -76,6 +76,11 @@ class Union:
         """(nodes, D) → (B, N, D), zeros in padding."""
         out = h.new_zeros(like.shape[0] * like.shape[1], h.shape[1]).index_copy(0, self.rows, h[: len(self.rows)])
         return out.view(*like.shape[:2], -1)
+
+
+def counts(x: Tensor) -> bool:
+    """Whether asking how many there are of something costs nothing."""
+    return not x.is_cuda
 
 
 class Layer(nn.Module):

@@ -261,7 +261,10 @@ def _arrays(arrays: Mapping[str, np.ndarray]) -> Found:
     pairs = next((own.pop(name) for name in ("edge_index", "edges", "edge_list") if name in own), None)
     if pairs is None or pairs.ndim != 2 or 2 not in pairs.shape or pairs.dtype.kind not in "iu":
         shape = "none" if pairs is None else f"{pairs.shape} of {pairs.dtype}"
-        raise LabelfreeError(f"There is no array of edges: expected edge_index (2, M) of whole numbers, found {shape}.")
+        raise LabelfreeError(
+            f"There is no array of edges: expected edge_index (2, M) of whole numbers, found {shape}.",
+            "Give node numbers from 0 on.",
+        )
     ends = (pairs.T if pairs.shape[0] == 2 else pairs).astype(np.int64)
     of = next((own.pop(name) for name in OF_GRAPH if name in own), None)
     features = own.pop("x", own.pop("features", None))
@@ -378,7 +381,10 @@ def _features(
     if learnt is not None:
         if missing := [column.name for column in learnt if column.name not in columns]:
             has = ", ".join(columns) or "no columns"
-            raise LabelfreeError(f"The source lacks '{missing[0]}', which the encoder was trained with: it has {has}.")
+            raise LabelfreeError(
+                f"The source lacks '{missing[0]}', which the encoder was trained with: it has {has}.",
+                "Give it the same columns.",
+            )
         return learnt, []
     chosen, left = [], []
     for name, values in columns.items():

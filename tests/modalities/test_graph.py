@@ -1,0 +1,317 @@
+"""Graphs: reading, sampling, views, masks, links — per sample, whatever else is in the batch; and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.draw import Draw
+from labelfree.errors import LabelfreeError
+from labelfree.modalities import _graph_views as augment
+from labelfree.modalities.base import Budget
+from labelfree.modalities.graph import Graph, GraphDataset, GraphSettings
+from labelfree.training.plan import recognise
+
+
+def fitted(source: Any, **own: Any) -> tuple[Graph, GraphDataset]:
+    modality = Graph(GraphSettings.read(own, "graph"))
+    dataset = modality.open(source)
+    modality.fit(dataset)
+    return modality, dataset
+
+
+def batch_of(modality: Graph, dataset: GraphDataset, rows: list[int]) -> Batch:
+    return modality.collate([item for item in dataset.read(rows) if isinstance(item, Sample)])
+
+
+def draw_of(batch: Batch) -> Draw:
+    return Draw.start(7, 0, 0, batch.index)
+
+
+def molecules(count: int = 12) -> list[dict[str, Any]]:
+    """Rings of different size, with kinds of atoms and of bonds."""
+    found = []
+    for number in range(count):
+        size = 4 + number % 5
+        edges = [[a, (a + 1) % size] for a in range(size)]
+        kinds = [(number + a) % 3 for a in range(size)]
+        found.append({"nodes": kinds, "edges": edges, "edge_labels": [a % 2 for a in range(size)], "y": number % 2})
+    return found
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    """Accounts and payments as tables, with a label, gaps, a loop and a repeat."""
+    nodes = [f"a{n},{'' if n == 3 else n * 10},{'xyz'[n % 3]},{n % 2}\n" for n in range(30)]
+    (tmp_path / "nodes.csv").write_text("id,balance,kind,fraud\n" + "".join(nodes))
+    edges = [(n, (n * 7 + 3) % 30) for n in range(30)] + [(n, (n + 1) % 30) for n in range(30)]
+    rows = [f"a{a},a{b},{a + b}\n" for a, b in [*edges, (5, 5), edges[0]]]
+    (tmp_path / "edges.csv").write_text("source,target,amount\n" + "".join(rows))
+    return tmp_path
+
+
+# ---- reading
+
+
+def test_tables_of_nodes_and_edges_become_one_graph(bank: Path) -> None:
+    modality, dataset = fitted(bank, exclude="fraud")
+    assert recognise(bank)[0] == "graph"
+    assert (len(dataset), dataset.level) == (30, "node")
+    assert modality.width == 4, "a number, and one of three words"
+    assert modality.edge_width == 1
+    found = dataset.describe()
+    assert found.facts["loops left out"] == "1"
+    assert found.facts["repeated edges merged"] == "1"
+    assert dataset.column("fraud").tolist() == [n % 2 for n in range(30)]
+    assert dataset.name(4) == "node a4"
+
+
+def test_columns_called_like_labels_are_no_features(bank: Path) -> None:
+    text = (bank / "nodes.csv").read_text().replace("fraud", "label")
+    (bank / "nodes.csv").write_text(text)
+    modality, dataset = fitted(bank)
+    assert modality.width == 4
+    assert "label (looks like a label)" in dataset.describe().facts["left out"]
+
+
+def test_many_graphs_are_samples_with_kinds_of_nodes_and_edges(tmp_path: Path) -> None:
+    path = tmp_path / "rings.json"
+    path.write_text(json.dumps(molecules()))
+    modality, dataset = fitted(path)
+    assert (len(dataset), dataset.level, modality.width, modality.edge_width) == (12, "graph", 3, 2)
+    sample = dataset.read([1])[0]
+    assert isinstance(sample, Sample)
+    assert sample.data.shape == (5, 3)
+    assert sample.extra["edges"].max() == 4
+    assert dataset.column("y").tolist() == [n % 2 for n in range(12)]
+    assert modality.show(sample).startswith("<svg")
+
+
+def test_pytorch_geometric_graphs_need_no_package() -> None:
+    class Data(SimpleNamespace):
+        def keys(self) -> list[str]:
+            return list(vars(self))
+
+        def __getitem__(self, key: str) -> Any:
+            return getattr(self, key)
+
+    edges = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    one = Data(edge_index=edges, x=torch.rand(5, 2), y=torch.arange(5), num_nodes=5)
+    modality, dataset = fitted(one)
+    assert (dataset.level, len(dataset), modality.width) == ("node", 5, 2)
+    assert dataset.column("y").tolist() == [0, 1, 2, 3, 4]
+    many = [Data(edge_index=edges, x=torch.rand(4, 2), y=torch.tensor([n]), num_nodes=4) for n in range(3)]
+    modality, dataset = fitted(many)
+    assert (dataset.level, len(dataset)) == ("graph", 3)
+    assert dataset.column("y").tolist() == [0, 1, 2]
+
+
+def test_arrays_tell_nodes_edges_and_graphs_by_their_length(tmp_path: Path) -> None:
+    path = tmp_path / "graphs.npz"
+    ends = np.array([[0, 1, 3, 4, 5], [1, 2, 4, 5, 3]])
+    np.savez(path, edge_index=ends, graph=[0, 0, 0, 1, 1, 1], y=np.arange(6), topic=[7, 8], kind=np.arange(5))
+    _, dataset = fitted(path)
+    assert dataset.column("topic").tolist() == [7, 8]
+    _, nodes = fitted(path, level="node")
+    assert nodes.column("y").tolist() == list(range(6))
+    assert nodes.column("graph").tolist() == [0, 0, 0, 1, 1, 1]
+    _, edges = fitted(path, level="edge")
+    assert sorted(edges.column("kind").tolist()) == list(range(5))
+
+
+def test_an_edge_is_a_sample_with_both_its_ends_first(bank: Path) -> None:
+    modality, dataset = fitted(bank, level="edge")
+    assert (len(dataset), modality.roots) == (len(dataset.graphs.edges), 2)
+    sample = dataset.read([9])[0]
+    assert isinstance(sample, Sample)
+    ends = dataset.graphs.features[dataset.graphs.edges[9]]
+    np.testing.assert_array_equal(sample.data[:2], ends)
+    assert [0, 1] in sample.extra["edges"].tolist()
+
+
+@pytest.mark.parametrize(("structure", "width"), [("degrees", 2), ("walks", 9), ("positions", 2 + 16)])
+def test_nodes_without_features_get_features_of_structure(structure: str, width: int) -> None:
+    edges = np.array([[n, (n * 3 + 1) % 20] for n in range(20)])
+    modality, _ = fitted({"edge_index": edges}, structure=structure, position_width=16)
+    assert modality.width == width
+
+
+def test_another_source_is_read_as_the_training_source(tmp_path: Path) -> None:
+    modality, _ = fitted(molecules())
+    again = Graph(GraphSettings())
+    again.load_state(json.loads(json.dumps(modality.state())))
+    others = [{"nodes": [2, 9], "edges": [[0, 1]], "edge_labels": [1], "y": 0}]
+    sample = again.open(others).read([0])[0]
+    assert isinstance(sample, Sample)
+    assert sample.data.tolist() == [[0, 0, 1], [0, 0, 0]], "an atom not seen before is none of those known"
+    with pytest.raises(LabelfreeError, match="lacks 'nodes'"):
+        again.open({"edge_index": np.array([[0, 1], [1, 2]])})
+
+
+def test_statistics_come_from_the_training_part_alone(bank: Path) -> None:
+    from labelfree.tasks.labels import Subset
+
+    modality, _ = fitted(bank, exclude="fraud")
+    part = Graph(modality.settings)
+    part.fit(Subset(part.open(bank), np.arange(5)))
+    assert part.state()["scale"][0][0] == pytest.approx((0 + 10 + 20 + 40) / 4)
+    assert modality.state()["scale"][0][0] != part.state()["scale"][0][0]
+
+
+# ---- views, masks, links
+
+
+VIEWS = {"edge_drop": 0.4, "node_drop": 0.3, "feature_mask": 0.3, "walk_steps": 6}
+
+
+@pytest.mark.parametrize("level", ["node", "edge"])
+def test_a_view_of_a_sample_does_not_depend_on_its_batch_mates(bank: Path, level: str) -> None:
+    modality, dataset = fitted(bank, level=level, **VIEWS)
+    rows = [3, 11, 20, 28]
+    whole = batch_of(modality, dataset, rows)
+    alone = batch_of(modality, dataset, [11])
+    view, one = modality.view(whole, draw_of(whole)), modality.view(alone, draw_of(alone))
+    nodes, edges = one.data.shape[1], one.extra["edges"].shape[1]
+    valid = augment.real_nodes(view)
+    assert valid is not None
+    torch.testing.assert_close(view.data[1, :nodes][valid[1, :nodes]], one.data[0][valid[1, :nodes]], equal_nan=True)
+    assert torch.equal(view.extra["edges"][1, :edges], one.extra["edges"][0])
+    assert valid[:, : modality.roots].all(), "roots stay"
+    ends = view.extra["edges"][1]
+    assert valid[1][ends[ends >= 0]].all(), "no edge leads to a node that was dropped"
+
+
+def test_shuffled_nodes_stay_in_their_sample(bank: Path) -> None:
+    modality, dataset = fitted(bank)
+    view = modality.prepare(batch_of(modality, dataset, [0, 5, 9]))
+    other = modality.corrupt(view, draw_of(view))
+    lengths = [len(row) for row in view.data] if view.lengths is None else view.lengths.tolist()
+    for before, after, length in zip(view.data, other.data, lengths, strict=True):
+        assert not torch.equal(before.nan_to_num(), after.nan_to_num())
+        assert sorted(before[:length, 1:].tolist()) == sorted(after[:length, 1:].tolist())
+
+
+def test_hidden_links_are_gone_and_other_pairs_are_none(bank: Path) -> None:
+    modality, dataset = fitted(bank)
+    view = modality.prepare(batch_of(modality, dataset, list(range(8))))
+    links = modality.links(view, draw_of(view), 0.5)
+    linked = augment.adjacency(view)
+    for row in range(8):
+        real = view.extra["edges"][row][:, 0] >= 0
+        left = links.view.extra["edges"][row]
+        assert ((left[:, 0] < 0) == (links.hidden[row] | ~real)).all()
+        for a, b in links.others[row][links.apart[row]].tolist():
+            assert a != b
+            assert linked[row, a, b] == 0
+    assert 0.3 < links.hidden.sum() / (view.extra["edges"][..., 0] >= 0).sum() < 0.7
+    assert links.apart.any()
+
+
+def test_masks_hide_the_same_share_of_every_sample(bank: Path) -> None:
+    modality, dataset = fitted(bank)
+    view = modality.prepare(batch_of(modality, dataset, list(range(10))))
+    mask = modality.sample_mask(view, draw_of(view), 0.5)
+    valid = augment.real_nodes(view)
+    assert valid is not None
+    assert not (mask & ~valid).any()
+    assert ((mask.sum(dim=1) - valid.sum(dim=1) / 2).abs() <= 0.5).all()
+    swapped, hidden = modality.hide(view, mask, draw_of(view))
+    assert (hidden <= mask).all()
+    changed = (swapped.data.nan_to_num() != view.data.nan_to_num()).any(dim=2)
+    assert (changed <= (mask & ~hidden)).all()
+
+
+def test_defaults_follow_what_a_sample_is(bank: Path) -> None:
+    budget = Budget(60.0, 1e11, False)
+    chosen = [
+        {choice.key: choice.value for choice in modality.defaults(dataset.describe(), budget)}
+        for modality, dataset in (fitted(bank), fitted(molecules()))
+    ]
+    assert [(c["method"], c["encoder"]) for c in chosen] == [("grace", "pyg:gcn"), ("graphcl", "pyg:gin")]
+
+
+def test_raw_features_know_no_network(bank: Path) -> None:
+    modality, dataset = fitted(bank)
+    train, test = modality.raw_features(dataset, [dataset])
+    assert train.shape[0] == 30
+    assert np.isfinite(train).all()
+    np.testing.assert_array_equal(train, test)
+
+
+# ---- bad input
+
+
+def write(folder: Path, edges: str, nodes: str = "") -> Path:
+    (folder / "edges.csv").write_text(edges)
+    if nodes:
+        (folder / "nodes.csv").write_text(nodes)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("edges", "nodes", "words"),
+    [
+        ("source,target\na,b\na,c\n", "id,x\na,1\nb,2\n", r"1 edge\(s\) to a node that does not exist, such as 'c'"),
+        ("source,target\na,a\n", "", "no edge between two different nodes"),
+        ("source,target\na,b\n", "id,x\na,1\na,2\nb,3\n", "repeats in its column 'id'"),
+        ("payer,payee,amount\na,b,3\n", "", "no pair of columns names two ends"),
+        ("source,target\na,b\n", "colour,x\nred,1\n", "No column of the nodes' table holds the names"),
+        ("source,target\na,b\n", "id,graph\na,1\nb,2\n", r"1 edge\(s\) from one graph to another"),
+    ],
+)
+def test_bad_tables_are_refused_in_a_sentence(tmp_path: Path, edges: str, nodes: str, words: str) -> None:
+    with pytest.raises(LabelfreeError, match=words) as error:
+        Graph().open(write(tmp_path, edges, nodes))
+    assert error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"edge_index": np.array([[0, 9], [1, 2]]), "x": np.zeros((3, 2))}, "such as '9'"),
+        ({"edge_index": np.array([0.5, 1.5])}, "expected edge_index"),
+        ({"x": np.zeros((3, 2))}, "no array of edges"),
+        (object(), "holds no graph"),
+    ],
+)
+def test_bad_arrays_are_refused_in_a_sentence(source: Any, words: str) -> None:
+    with pytest.raises(LabelfreeError, match=words) as error:
+        Graph().open(source)
+    assert error.value.remedy
+
+
+def test_a_broken_graph_among_many_is_left_out_and_listed() -> None:
+    graphs = molecules()
+    graphs[3]["edges"][0] = [0, 99]
+    graphs[5]["nodes"], graphs[5]["edges"], graphs[5]["edge_labels"] = [], [], []
+    _, dataset = fitted(graphs)
+    bad = [item for item in dataset.read(range(12)) if isinstance(item, Unreadable)]
+    assert [(item.index, item.reason) for item in bad] == [
+        (3, "an edge leads to a node that does not exist"),
+        (5, "it has no node"),
+    ]
+
+
+def test_ends_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "payments.csv"
+    path.write_text("payer,payee,amount\na,b,1\nb,c,2\nc,a,5\n")
+    modality, dataset = fitted(path, ends="payer,payee")
+    assert (len(dataset), modality.edge_width) == (3, 1)
+    with pytest.raises(LabelfreeError, match="names the column 'pay'"):
+        Graph(GraphSettings.read({"ends": "pay,payee"}, "graph")).open(path)
+
+
+def test_isolated_nodes_are_samples_of_one_node() -> None:
+    source = {"edge_index": np.array([[0, 1], [1, 2]]), "x": np.random.default_rng(0).normal(size=(5, 3))}
+    modality, dataset = fitted(source)
+    batch = batch_of(modality, dataset, [3, 4])
+    assert batch.data.shape == (2, 1, 3)
+    assert dataset.describe().facts["without an edge"] == "2 nodes"
+    assert not modality.links(modality.prepare(batch), draw_of(batch), 0.5).hidden.any()
