@@ -30,13 +30,15 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 #: What can be learnt in a few steps: whether two sentences are in order, not whether one follows another; that two
 #: crops are of one wave if they are nearly as long.
 TASKS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("bytes", "pretext"): {"transformation": "order", "learning_rate": 5e-3},
     ("text", "pretext"): {"transformation": "order", "learning_rate": 5e-3},
     ("series", "simclr"): {"crop": 0.8},
 }
 #: Views small enough for a test.
 VIEWS: Mapping[str, Mapping[str, Any]] = {
+    "bytes": {"length": 24, "max_length": 48},
     "pair": {"image.size": 16, "image.patch": 8, "text.length": 12, "width": 32},
-    "audio": {"mels": 16, "patch": 4, "crop": 0.32, "window": 0.5, "span": 80},
+    "audio": {"mels": 8, "patch": 2, "crop": 0.16, "window": 0.32, "span": 40},
     "image": {"size": 16, "patch": 4},
     "graph": {"fanouts": (3, 2)},
     "series": {"patch": 4},
@@ -185,7 +187,19 @@ def graphs(folder: Path) -> Path:
     return path
 
 
+def binaries(folder: Path) -> Path:
+    """48 files of records: a mark, a counter and a payload that repeats it."""
+    generator = np.random.default_rng(0)
+    (folder / "binaries").mkdir()
+    for number in range(48):
+        mark, first, length = b"\x00\xff\x01" * (1 + number % 3), int(generator.integers(0, 200)), 12 + number % 7
+        records = [mark + bytes([(first + n) % 256] * 4) for n in range(length)]
+        (folder / "binaries" / f"{number}.bin").write_bytes(b"".join(records))
+    return folder / "binaries"
+
+
 SOURCES: Mapping[str, Callable[[Path], Path]] = {
+    "bytes": binaries,
     "table": rows,
     "audio": sounds,
     "events": events,
@@ -211,11 +225,15 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 
 
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
-#: "video/…": on that kind of data, where they look at one frame at a time.
+#: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
 CANNOT: Mapping[str, set[str]] = {
     "timm:test_resnet": {"masked", "next", "cpc", "wav2vec2"},
     "hf:bert-tiny": {"next", "cpc"},
     "video/timm:test_resnet": {"pretext"},
+    "audio/timm:test_resnet": {"ts2vec"},
+    "text/transformer:nano": {"wav2vec2"},
+    "text/hf:bert-tiny": {"wav2vec2"},
+    "bytes/transformer:nano": {"wav2vec2"},
 }
 
 

@@ -28,6 +28,7 @@ RECIPES = [
 ]
 #: What must work, whatever the needs say.
 PROMISED = {
+    "bytes": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},
     "table": {"simclr", "vicreg", "byol", "masked"},
     "audio": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext", "ts2vec", "wav2vec2"},
     "pair": {"clip", "siglip", "simclr", "vicreg", "byol"},

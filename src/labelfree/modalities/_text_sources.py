@@ -42,7 +42,7 @@ class Documents(Dataset):
         """The documents as they are."""
 
     @abstractmethod
-    def sizes(self) -> np.ndarray:
+    def characters(self) -> np.ndarray:
         """(N,) int64: about how many characters each has; 0 where it is empty."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Documents(Dataset):
         return []
 
     def describe(self) -> Description:
-        sizes, bad = self.sizes(), self.known_unreadable()
+        sizes, bad = self.characters(), self.known_unreadable()
         empty = int((sizes == 0).sum())
         typical = float(np.median(sizes)) if len(sizes) else 0.0
         facts = {"source": self.words, "characters": f"{sizes.sum():,}", "typical length": f"{typical:,.0f} characters"}
@@ -105,7 +105,7 @@ class Files(Documents):
                 found.append(Unreadable(int(index), self.name(index), reason))
         return found
 
-    def sizes(self) -> np.ndarray:
+    def characters(self) -> np.ndarray:
         return np.array([path.stat().st_size for path in self.paths], dtype=np.int64)
 
     def chosen(self, rows: np.ndarray) -> Documents:
@@ -162,7 +162,7 @@ class Rows(Documents):
     def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
         return [text or "" for text in self._text.take(pa.array(indices, pa.int64())).to_pylist()]
 
-    def sizes(self) -> np.ndarray:
+    def characters(self) -> np.ndarray:
         length = pc.utf8_length(pc.utf8_trim_whitespace(self._text))
         return pc.fill_null(length, 0).to_numpy().astype(np.int64)
 
@@ -288,7 +288,7 @@ def open_documents(source: Any, column: str | None, cut: Cut, encode: Encode) ->
         table, words = _in_memory(source)
         name = text_column(table, column, words)
         documents = Rows(table, name, encode, f"{len(table):,} texts of {words}", _stamp(table.column(name)))
-    if not len(documents) or not documents.sizes().any():
+    if not len(documents) or not documents.characters().any():
         what = f"'{source}'" if isinstance(source, str | Path) else "The source"
         raise LabelfreeError(f"{what} holds no text: {len(documents)} documents, all empty.", "Name another source.")
     return documents

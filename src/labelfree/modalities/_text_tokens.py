@@ -129,7 +129,7 @@ class Vocabulary:
 
 def some_texts(documents: Documents, characters: int = LEARN_FROM) -> Iterator[str]:
     """Texts spread evenly over the source, about so many characters of them."""
-    share = min(1.0, characters / max(1, int(documents.sizes().sum())))
+    share = min(1.0, characters / max(1, int(documents.characters().sum())))
     rows = np.unique(np.linspace(0, len(documents) - 1, max(1, round(share * len(documents)))).astype(int))
     left = 2 * characters
     for start in range(0, len(rows), CHUNK):
@@ -154,7 +154,7 @@ class Blocks(Dataset):
 
     def _pack(self, vocabulary: Vocabulary) -> np.ndarray:
         kind = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.int32)
-        if self.documents.sizes().sum() <= IN_MEMORY:
+        if self.documents.characters().sum() <= IN_MEMORY:
             parts = [ids.astype(kind) for ids in self._encoded(vocabulary)]
             if not parts:
                 example = self.unreadable[0]

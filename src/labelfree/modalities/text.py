@@ -103,7 +103,7 @@ class Text(Modality):
         if not isinstance(dataset, Documents):
             return dataset
         if Need.VIEWS in needs:
-            full = dataset.sizes() > 0
+            full = dataset.characters() > 0
             return dataset if full.all() else dataset.chosen(np.flatnonzero(full))
         return Blocks(dataset, self.vocabulary, self.settings.length - 1)
 
@@ -236,15 +236,19 @@ class Text(Modality):
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Words are hidden, special tokens only where there are too few words, padding never."""
         ids, words = batch.data, self.vocabulary
-        score = draw.uniform("mask", ids.shape[1])
+        score = self._mask_scores(batch, draw)
         score = score + ((ids == words.cls) | (ids == words.sep)).float()
         valid = valid_tokens(batch)
         count = hidden_count(ids.shape[1], ratio)
         if valid is None:
-            return score.argsort(dim=1).argsort(dim=1) < count
+            return score.argsort(dim=1, stable=True).argsort(dim=1) < count
         assert batch.lengths is not None
         own = (batch.lengths * ratio).round().clamp_min(1).minimum(batch.lengths - 1).clamp(max=count)
-        return (score + 4.0 * ~valid).argsort(dim=1).argsort(dim=1) < own[:, None]
+        return (score + 4.0 * ~valid).argsort(dim=1, stable=True).argsort(dim=1) < own[:, None]
+
+    def _mask_scores(self, batch: Batch, draw: Draw) -> Tensor:
+        """(B, N) uniform numbers: the tokens with the lowest are hidden."""
+        return draw.uniform("mask", batch.data.shape[1])
 
     def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
         """Of the hidden tokens 80 % look hidden, 10 % are other words, 10 % are left (Devlin et al. 2019, §3.1)."""
