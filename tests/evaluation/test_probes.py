@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from labelfree.evaluation.probes import Labelled, knn_probe, linear_probe
+from labelfree.evaluation.probes import Labelled, boosting_probe, knn_probe, linear_probe
 from labelfree.tasks.logistic import Scaler
 
 
@@ -107,7 +107,28 @@ def test_balance_lets_rare_classes_speak() -> None:
     y = np.array([0] * 380 + [1] * 20)
     x = (y[:, None] * 1.0 + rng.normal(size=(400, 5))).astype(np.float32)
     guess = {
-        balance: linear_probe(Labelled(x, y, 2, balance=balance), x, Scaler.fit(x), np.random.default_rng(0)).guesses
-        for balance in (False, True)
+        metric: linear_probe(Labelled(x, y, 2, metric=metric), x, Scaler.fit(x), np.random.default_rng(0)).guesses
+        for metric in ("accuracy", "balanced_accuracy")
     }
-    assert (guess[True][y == 1] == 1).mean() > (guess[False][y == 1] == 1).mean() + 0.2
+    found = {metric: (guesses[y == 1] == 1).mean() for metric, guesses in guess.items()}
+    assert found["balanced_accuracy"] > found["accuracy"] + 0.2
+
+
+def test_boosted_trees_find_what_no_line_separates() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (400, 3)).astype(np.float32)
+    y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    part = Labelled(x[:300], y[:300], 2, metric="roc_auc")
+    trees = boosting_probe(part, x[300:], np.random.default_rng(0))
+    line = linear_probe(part, x[300:], Scaler.fit(part.x), np.random.default_rng(0))
+    assert (trees.guesses == y[300:]).mean() > 0.85 > (line.guesses == y[300:]).mean()
+    assert trees.validation is not None
+    assert trees.margin is not None
+    assert ((trees.margin > 0) == (trees.guesses == 1)).all()
+
+
+def test_boosted_trees_learn_from_two_labels_of_classes_that_are_not_all_there() -> None:
+    x = np.array([[0.0], [1.0]], dtype=np.float32)
+    probed = boosting_probe(Labelled(x, np.array([0, 2]), 3), x, np.random.default_rng(0))
+    assert probed.guesses.shape == (2,)
+    assert probed.validation is None

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from labelfree.evaluation.statistics import TestPart, labels_needed, score, student
+from labelfree.evaluation.statistics import TestPart, labels_needed, student
+from labelfree.tasks.metrics import score
 
 
 def guesses(y: np.ndarray, right: float, rng: np.random.Generator, seeds: int = 3) -> np.ndarray:

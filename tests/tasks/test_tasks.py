@@ -174,7 +174,7 @@ def test_earlier_layers_of_a_pretrained_encoder_learn_more_slowly() -> None:
 
 def test_balanced_examples_weigh_rare_classes_more(run: Run, train: Path) -> None:
     y = np.array([0] * 40 + [1] * 10 + [2] * 10)
-    examples = Examples(run.open(train), np.arange(60), y, 3, balance=True)
+    examples = Examples(run.open(train), np.arange(60), y, 3, metric="balanced_accuracy")
     weights = examples.class_weights().numpy()
     assert weights[1] / weights[0] == pytest.approx(4)
     assert weights[y].mean() == pytest.approx(1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from labelfree.encoders.base import Encoder
 from labelfree.evaluation.parts import Part, Parts, fresh_encoder
-from labelfree.evaluation.probes import Labelled, Probed, knn_probe, linear_probe
+from labelfree.evaluation.probes import Labelled, Probed, boosting_probe, knn_probe, linear_probe
 from labelfree.evaluation.statistics import TestPart
 from labelfree.run import Run
 from labelfree.tasks.classifier import (
@@ -26,9 +26,12 @@ from labelfree.tasks.classifier import (
 from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
+from labelfree.tasks.metrics import RANKINGS
 from labelfree.training import runtime
 from labelfree.training.logs import say
 
+#: Protocol and method under which the classical models on raw features are reported.
+CLASSICAL = {"linear": ("linear", "raw"), "boosting": ("boosting", "boosting")}
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
 LEAST_STEPS = 0.5
 
@@ -62,6 +65,7 @@ class Bench:
 
     Attributes:
         guesses: (protocol, budget, method) → (seeds, test samples) guessed classes.
+        margins: the same keys → (seeds, test samples) how much the second of two classes is preferred.
         validation: the same keys → mean score on held-out training samples.
         features: pretrained features of the training and of the test part.
         left_out: what was not measured, in words.
@@ -84,12 +88,14 @@ class Bench:
         self.parts = parts
         suitable = "balanced_accuracy" if is_uneven(self._counts(parts.train)) else "accuracy"
         self.metric = suitable if metric == "auto" else metric
-        self.balance = self.metric != "accuracy"
         self.train, self.test = self._thinned(parts)
         self.quotas = {budget.name: budget.quotas(self._counts(self.train)) for budget in budgets}
         self.budgets = sorted(budgets, key=lambda budget: self.labels(budget.name))
-        self.judge = TestPart(self.test.y, self.test.groups, seed)
+        counts = self._counts(parts.train)
+        self.wanted = int(counts[1] <= counts[0])  # rankings look for the rarer of two classes
+        self.judge = TestPart(self.test.y, self.test.groups, seed, self.wanted)
         self.guesses: dict[tuple[str, str, str], np.ndarray] = {}
+        self.margins: dict[tuple[str, str, str], np.ndarray] = {}
         self.validation: dict[tuple[str, str, str], float | None] = {}
         self.features: tuple[np.ndarray, np.ndarray] | None = None
         self.embedding_seconds = 0.0
@@ -137,7 +143,7 @@ class Bench:
         self.train, self.test = self.train.only(good), self.test.only(fine)
         most = self._counts(self.train)
         self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
-        self.judge = TestPart(self.test.y, self.test.groups, self.seed)
+        self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.wanted)
         return train[good], test[fine]
 
     def rows(self, budget: LabelBudget, number: int) -> np.ndarray:
@@ -175,7 +181,9 @@ class Bench:
             return
         found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
         clean = [np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found]
-        self._probe("raw", lambda _: (clean[0], clean[1]), ["linear"])
+        for model in self.run.modality.classical:
+            protocol, method = CLASSICAL[model]
+            self._probe(method, lambda _: (clean[0], clean[1]), [protocol])
 
     def _probe(self, method: str, features: Callable[[int], Any], protocols: list[str]) -> None:
         """Every budget and protocol of one method, small budgets first."""
@@ -203,20 +211,30 @@ class Bench:
     ) -> Probed:
         rows = self.rows(budget, number)
         groups = None if self.train.groups is None else self.train.groups[rows]
-        part = Labelled(train[rows], self.train.y[rows], len(self.parts.classes), groups, self.balance)
+        part = Labelled(train[rows], self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted)
         rng = np.random.default_rng((self.seed, number, 1))
         if protocol == "knn":
             return knn_probe(part, test, rng)
+        if protocol == "boosting":
+            return boosting_probe(part, test, rng)
         assert scaler is not None
         return linear_probe(part, test, scaler, rng)
 
     def _keep(self, protocol: str, budget: LabelBudget, method: str, probed: Sequence[Probed]) -> None:
         key = (protocol, budget.name, method)
         self.guesses[key] = np.stack([p.guesses for p in probed])
+        if len(self.parts.classes) == 2:
+            self.margins[key] = np.stack([p.margin for p in probed])  # type: ignore[misc]
         known = [p.validation for p in probed if p.validation is not None]
         self.validation[key] = float(np.mean(known)) if known else None
-        found = self.judge.interval(self.metric, self.guesses[key])
+        found = self.judge.interval(self.metric, self.answers(self.metric, key))
         say(f"  {protocol:9}{budget.name:>8}  {method:11}{found.mean:.3f}  ({found.low:.3f} … {found.high:.3f})")
+
+    def answers(self, metric: str, key: tuple[str, str, str]) -> np.ndarray:
+        """(S, N) what `metric` is computed of: guessed classes, or how sure the class looked for is."""
+        if metric not in RANKINGS:
+            return self.guesses[key]
+        return self.margins[key] if self.wanted == 1 else -self.margins[key]
 
     # ---- all layers trained
 
@@ -270,7 +288,7 @@ class Bench:
         return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
-        chosen = self.train.examples(self.rows(budget, number), len(self.parts.classes), self.balance)
+        chosen = self.train.examples(self.rows(budget, number), len(self.parts.classes), self.metric, self.wanted)
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:
@@ -299,5 +317,5 @@ class Bench:
             )
             precision = runtime.best_precision(runtime.device())
             odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision=precision)
-            probed.append(Probed(np.nan_to_num(odds).argmax(axis=1), search.score, search.rate))
+            probed.append(Probed.of(np.nan_to_num(odds), search.score, search.rate))
         return probed

@@ -52,10 +52,10 @@ class Part:
         """A dataset of these samples and no others."""
         return Subset(self.dataset, self.rows)
 
-    def examples(self, which: np.ndarray, classes: int, balance: bool) -> Examples:
+    def examples(self, which: np.ndarray, classes: int, metric: str, wanted: int) -> Examples:
         """Some of them to fine-tune on."""
         part = self.only(which)
-        return Examples(part.dataset, part.rows, part.y, classes, part.groups, balance)
+        return Examples(part.dataset, part.rows, part.y, classes, part.groups, metric, wanted)
 
     def names(self, places: np.ndarray) -> list[str]:
         return [self.dataset.name(int(self.rows[place])) for place in places]

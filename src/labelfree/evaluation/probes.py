@@ -1,26 +1,29 @@
-"""Probes of frozen features: weighted nearest neighbours, and logistic regression with its penalty searched.
+"""Probes of frozen features: weighted nearest neighbours, logistic regression with its penalty searched, and, as a
+baseline, boosted trees.
 
-Whatever is chosen (k, the penalty) is chosen on the training part alone.
+Whatever is chosen (k, the penalty, the trees) is chosen on the training part alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from labelfree.tasks.classifier import accuracy, balanced_accuracy
 from labelfree.tasks.labels import folds
 from labelfree.tasks.logistic import Scaler, fit_logistic, span
+from labelfree.tasks.metrics import EVEN, judge, margin
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURE = 0.07
 PENALTIES = np.logspace(-6, -1, 6)
 #: A search for the penalty sees at most so many labels, and cross-validates below so many labels times classes.
 SEARCH, FOLDED = 4000, 10_000
+#: Trees that are tried: learning rate, leaves of a tree, trees.
+TREES = ((0.1, 31, 100), (0.1, 4, 150), (0.03, 15, 300))
 #: Above so many labels the problem is not rotated into their span.
 SPAN = 1500
 
@@ -34,32 +37,44 @@ class Labelled:
         y: (n,) int64 classes.
         classes: how many classes there are.
         groups: (n,) groups that validation keeps whole, or None.
-        balance: whether classes count alike.
+        metric: by which things are chosen; where it is one of `EVEN`, classes count alike.
+        wanted: the class that metrics of rankings look for.
     """
 
     x: Any
     y: np.ndarray
     classes: int
     groups: np.ndarray | None = None
-    balance: bool = False
+    metric: str = "accuracy"
+    wanted: int = 1
 
     def class_weights(self) -> np.ndarray:
         """(C,) weight of a sample of each class."""
         counts = np.bincount(self.y, minlength=self.classes)
-        return len(self.y) / (self.classes * counts.clip(1)) if self.balance else np.ones(self.classes)
+        return len(self.y) / (self.classes * counts.clip(1)) if self.metric in EVEN else np.ones(self.classes)
 
-    def score(self, y: np.ndarray, guess: np.ndarray) -> float:
-        """The metric by which things are chosen."""
-        return balanced_accuracy(y, guess) if self.balance else accuracy(y, guess)
+    def score(self, y: np.ndarray, odds: np.ndarray) -> float:
+        """The metric by which things are chosen, of (n, C) odds."""
+        return judge(self.metric, y, odds, self.wanted)
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A probe's guesses (N,) on the test part, its score in validation (None without one) and what was chosen."""
+    """A probe's guesses (N,) on the test part, its score in validation (None without one) and what was chosen.
+
+    Attributes:
+        margin: (N,) how much the second class is preferred to the first, where there are two.
+    """
 
     guesses: np.ndarray
     validation: float | None
     chosen: float
+    margin: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, odds: np.ndarray, validation: float | None, chosen: float) -> Probed:
+        """From (N, C) probabilities or logits."""
+        return cls(odds.argmax(axis=1), validation, chosen, margin(odds) if odds.shape[1] == 2 else None)
 
 
 def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Probed:
@@ -73,15 +88,14 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
     found, validation = choices[0], None
     if not hidden.all(dim=1).any():
         votes = _votes(x[torch.from_numpy(asked)], x, y, weights, choices, part.classes, hidden)
-        scores = [part.score(part.y[asked], vote.argmax(dim=1).numpy()) for vote in votes]
+        scores = [part.score(part.y[asked], vote.numpy()) for vote in votes]
         best = max(range(len(choices)), key=lambda i: (scores[i], choices[i]))
         found, validation = choices[best], scores[best]
     queries = _unit(test)
-    guesses = [
-        _votes(queries[i : i + 1024], x, y, weights, [found], part.classes)[0].argmax(dim=1)
-        for i in range(0, len(queries), 1024)
+    odds = [
+        _votes(queries[i : i + 1024], x, y, weights, [found], part.classes)[0] for i in range(0, len(queries), 1024)
     ]
-    return Probed(torch.cat(guesses).numpy(), validation, float(found))
+    return Probed.of(torch.cat(odds).numpy(), validation, float(found))
 
 
 def _unit(x: np.ndarray) -> Tensor:
@@ -97,13 +111,14 @@ def _votes(
     classes: int,
     hidden: Tensor | None = None,
 ) -> list[Tensor]:
-    """(Q, classes) votes for each k of `choices`; `hidden` (Q, n) are neighbours that may not vote."""
+    """(Q, classes) shares of the votes for each k of `choices`; `hidden` (Q, n) are neighbours that may not vote."""
     similarity = queries @ x.T
     if hidden is not None:
         similarity = similarity.masked_fill(hidden, -torch.inf)
     near, who = similarity.topk(max(choices), dim=1)
     power = ((near - near[:, :1]) / TEMPERATURE).exp() * weights[who]
-    return [torch.zeros(len(queries), classes).scatter_add_(1, y[who[:, :k]], power[:, :k]) for k in choices]
+    votes = [torch.zeros(len(queries), classes).scatter_add_(1, y[who[:, :k]], power[:, :k]) for k in choices]
+    return [vote / vote.sum(dim=1, keepdim=True) for vote in votes]
 
 
 def linear_probe(part: Labelled, test: Any, scaler: Scaler, rng: np.random.Generator) -> Probed:
@@ -119,13 +134,47 @@ def linear_probe(part: Labelled, test: Any, scaler: Scaler, rng: np.random.Gener
     x, others = scaler(part.x), [scaler(test)]
     if len(part.y) < min(x.shape[1], SPAN):
         x, others = span(x, others)
-    penalty, validation = _search(Labelled(x, part.y, part.classes, part.groups, part.balance), rng)
+    penalty, validation = _search(replace(part, x=x), rng)
     found = fit_logistic(x, part.y, part.classes, np.array([penalty]), weights)[:, 0]
-    return Probed(_logits(others[0], found).argmax(axis=1), validation, penalty)
+    return Probed.of(_logits(others[0], found), validation, penalty)
 
 
 def _logits(x: Any, w: np.ndarray) -> np.ndarray:
     return np.asarray(x @ w[:-1] + w[-1])
+
+
+def boosting_probe(part: Labelled, test: Any, rng: np.random.Generator) -> Probed:
+    """Gradient boosting of histogram trees (Ke et al. 2017, LightGBM, as scikit-learn has it): the classical model for
+    tables. The trees are chosen from `TREES` on a fifth of the labels.
+    """
+    x, other = (each if isinstance(each, np.ndarray) else each.toarray() for each in (part.x, test))
+    held = folds(part.y, 5, rng, part.groups) == 0
+    chosen, validation = 0, None
+    if held.any() and len(np.unique(part.y[~held])) > 1:
+        fit = replace(part, x=x[~held], y=part.y[~held])
+        odds = [_boosted(fit, x[held], *trees) for trees in TREES]
+        scores = [part.score(part.y[held], each) for each in odds]
+        chosen = max(range(len(TREES)), key=lambda i: (scores[i], _likelihood(np.log(odds[i]), part.y[held])))
+        validation = scores[chosen]
+    return Probed.of(_boosted(replace(part, x=x), other, *TREES[chosen]), validation, float(chosen))
+
+
+def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: int) -> np.ndarray:
+    """(N, C) probabilities, none of them 0."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    model = HistGradientBoostingClassifier(
+        learning_rate=rate,
+        max_leaf_nodes=leaves,
+        max_iter=trees,
+        min_samples_leaf=max(1, min(20, len(part.y) // 20)),
+        early_stopping=False,
+        random_state=0,
+    )
+    model.fit(part.x, part.y, sample_weight=part.class_weights()[part.y])
+    odds = np.full((len(test), part.classes), 1e-9)
+    odds[:, model.classes_] += model.predict_proba(test)
+    return odds
 
 
 def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
@@ -140,7 +189,7 @@ def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | No
     else:
         held = fold == tried[0]
         logits = _hold_out(part, rng.permutation(np.flatnonzero(~held)), held)
-    y, scores = part.y[held], [part.score(part.y[held], each.argmax(axis=1)) for each in logits]
+    y, scores = part.y[held], [part.score(part.y[held], each) for each in logits]
     # scores of few samples are coarse: the likelihood settles ties
     best = max(range(len(PENALTIES)), key=lambda i: (scores[i], _likelihood(logits[i], y)))
     return float(PENALTIES[best]), scores[best]

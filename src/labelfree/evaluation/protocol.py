@@ -12,15 +12,17 @@ from labelfree.errors import LabelfreeError, nearest
 from labelfree.evaluation.bench import Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
-from labelfree.evaluation.statistics import METRICS
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
 from labelfree.run import Run, write_json
 from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
+from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
 from labelfree.training import runtime
 from labelfree.training.logs import duration, say
 
 PROTOCOLS = ("knn", "linear", "finetune")
+#: The same with that of a baseline, in the order of the results.
+SHOWN = ("knn", "linear", "boosting", "finetune")
 #: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
 CHOOSABLE = 100
 INTERVAL = (
@@ -31,7 +33,7 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class Result:
-    """One row: `method` (pretrained, scratch, random, raw) under `protocol` with the labels of `budget`.
+    """One row: `method` (pretrained, scratch, random, raw, boosting) under `protocol` with the labels of `budget`.
 
     `score` is the mean over `seeds`; `low` and `high` its 95% interval; `labels` how many labels the budget is;
     `validation` the mean score on training samples held out (None without); `scores` the other metrics.
@@ -125,7 +127,8 @@ def evaluate(
         seeds: repetitions, with other labels and initial weights.
         time_limit: seconds or "10m"; what does not fit is left out, and said.
         group: column whose values no split may cut.
-        metric: accuracy, balanced_accuracy, macro_f1; "auto" takes balanced accuracy where classes are uneven.
+        metric: accuracy, balanced_accuracy, macro_f1; for two classes also average_precision and roc_auc, which look
+            for the rarer one; "auto" takes balanced accuracy where classes are uneven.
         seed: of every random number.
         **settings: of fine-tuning (`labelfree.tasks.classifier.FinetuneSettings`).
 
@@ -140,6 +143,7 @@ def evaluate(
     runtime.prepare_machine()
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
     parts = read_parts(run, train, test, label, group, seed)
+    check_metric(metric, len(parts.classes))
     say(
         f"Evaluating '{run.path}' on {len(parts.train):,} training and {len(parts.test):,} test samples "
         f"of {len(parts.classes)} classes of '{label}'"
@@ -166,10 +170,10 @@ def _check(protocols: Sequence[str], seeds: int, metric: str) -> None:
 def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
     """Results, comparisons, label saving and verdict of what was measured."""
     names = [budget.name for budget in bench.budgets]
-    order = sorted(bench.guesses, key=lambda key: (PROTOCOLS.index(key[0]), names.index(key[1])))
+    order = sorted(bench.guesses, key=lambda key: (SHOWN.index(key[0]), names.index(key[1])))
     results = [_result(bench, *key) for key in order]
     comparisons = [c for c in (_compare(bench, budget) for budget in bench.budgets) if c is not None]
-    baselines = {"scratch": "finetune", "raw": "linear"}
+    baselines = {"scratch": "finetune", "raw": "linear", "boosting": "boosting"}
     curves = {
         method: {r.labels: r.score for r in results if (r.method, r.protocol) == (method, protocol)}
         for method, protocol in baselines.items()
@@ -198,17 +202,19 @@ def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
 
 def _result(bench: Bench, protocol: str, budget: str, method: str) -> Result:
     key = (protocol, budget, method)
-    guesses = bench.guesses[key]
-    found = bench.judge.interval(bench.metric, guesses)
-    others = {name: float(bench.judge.scores(name, guesses).mean()) for name in METRICS}
-    row = (found.mean, found.low, found.high, len(guesses), bench.labels(budget))
+    answers = bench.answers(bench.metric, key)
+    found = bench.judge.interval(bench.metric, answers)
+    possible = [name for name in METRICS if name not in RANKINGS or len(bench.parts.classes) == 2]
+    others = {name: float(bench.judge.scores(name, bench.answers(name, key)).mean()) for name in possible}
+    row = (found.mean, found.low, found.high, len(answers), bench.labels(budget))
     return Result(protocol, budget, method, *row, bench.validation[key], others)
 
 
 def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
     """The pretrained encoder in its best way, by validation, beside the best baseline, by test score."""
-    ours = {p: g for (p, b, m), g in bench.guesses.items() if (b, m) == (budget.name, "pretrained")}
-    others = {(p, m): g for (p, b, m), g in bench.guesses.items() if b == budget.name and m != "pretrained"}
+    answers = {key: bench.answers(bench.metric, key) for key in bench.guesses if key[1] == budget.name}
+    ours = {p: a for (p, _, m), a in answers.items() if m == "pretrained"}
+    others = {(p, m): a for (p, _, m), a in answers.items() if m != "pretrained"}
     if not ours or not others:
         return None
     labels = bench.labels(budget.name)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from labelfree.evaluation.plots import Line, chart, scatter
-from labelfree.evaluation.protocol import PROTOCOLS
+from labelfree.evaluation.protocol import SHOWN
 from labelfree.evaluation.verdict import NAMES
 from labelfree.run import Run, read_json
 from labelfree.training.checkpoint import write_bytes
@@ -24,10 +24,12 @@ METHODS = {
     "scratch": "same network from scratch",
     "random": "random frozen encoder",
     "raw": "raw features, logistic regression",
+    "boosting": "raw features, gradient boosting",
 }
 TITLES = {
     "linear": ("Linear probe", "the encoder frozen, a linear classifier on top"),
     "knn": ("Nearest neighbours", "the encoder frozen, nothing trained"),
+    "boosting": ("Gradient boosting", "trees, no encoder"),
     "finetune": ("Fine-tuning", "all layers trained"),
 }
 HEALTH = {
@@ -148,8 +150,8 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         shown = [row for row in rows if row["protocol"] == protocol]
         if not shown:
             continue
-        if protocol != "linear":
-            shown += [row for row in rows if row["method"] == "raw"]
+        beside = ("boosting",) if protocol == "linear" else ("raw", "boosting")
+        shown += [row for row in rows if row["method"] in beside]
         lines = []
         for method in reversed(METHODS):
             points = sorted((row for row in shown if row["method"] == method), key=lambda row: row["labels"])
@@ -196,7 +198,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         f'<th class="number">{labels:,} labels <small>{name}</small></th>' for name, labels in budgets.items()
     )
     body = []
-    for protocol in PROTOCOLS[::-1]:
+    for protocol in SHOWN[::-1]:
         methods = [m for m in METHODS if any((protocol, m, b) in found for b in budgets)]
         if methods:
             body.append(f'<tr class="group"><td colspan="{1 + len(budgets)}">{TITLES[protocol][0]}</td></tr>')

@@ -8,34 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+from labelfree.tasks.metrics import RANKINGS, score
+
 #: Resamplings of the test part, fewer where it is so large that they would fill the memory.
 RESAMPLES, WEIGHTS = 200, 20_000_000
-
-
-def score(metric: str, y: np.ndarray, guesses: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Scores of several sets of guesses, on several weightings of the test samples.
-
-    Args:
-        metric: accuracy; balanced_accuracy (mean recall of the classes); macro_f1 (mean F1 of the classes).
-        y: (N,) classes.
-        guesses: (S, N) guessed classes, one row a seed.
-        weights: (N, R) how often each sample counts; once by default.
-
-    Returns:
-        (S, R) in [0, 1]. Classes without weight do not count.
-    """
-    w = np.ones((len(y), 1)) if weights is None else weights
-    if metric == "accuracy":
-        return (guesses == y) @ w / w.sum(axis=0)
-    parts, there = [], []
-    for c in np.unique(y):
-        truth, guessed = y == c, guesses == c
-        hits, size = (guessed & truth) @ w, truth @ w
-        bottom = size if metric == "balanced_accuracy" else (size + guessed @ w) / 2
-        parts.append(hits / np.maximum(bottom, 1e-12))
-        there.append(np.broadcast_to(size > 0, hits.shape))
-    return np.sum(np.where(there, parts, 0.0), axis=0) / np.maximum(np.sum(there, axis=0), 1)
 
 
 @dataclass(frozen=True)
@@ -56,14 +32,15 @@ class TestPart:
 
     Args:
         y: (N,) classes.
+        wanted: the class that metrics of rankings look for.
         groups: (N,) groups; whole groups are resampled then, since their samples are alike.
         seed: of the resampling.
     """
 
     __test__ = False  # no test class, whatever pytest may think of its name
 
-    def __init__(self, y: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> None:
-        self.y = y
+    def __init__(self, y: np.ndarray, groups: np.ndarray | None = None, seed: int = 0, wanted: int = 1) -> None:
+        self.y, self.wanted = y, wanted
         rng = np.random.default_rng(seed)
         place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
         count = int(place.max()) + 1
@@ -74,7 +51,10 @@ class TestPart:
 
     def scores(self, metric: str, guesses: np.ndarray) -> np.ndarray:
         """(S,) score of each row of guesses (S, N)."""
-        return score(metric, self.y, guesses)[:, 0]
+        return score(metric, self._truth(metric), guesses)[:, 0]
+
+    def _truth(self, metric: str) -> np.ndarray:
+        return self.y == self.wanted if metric in RANKINGS else self.y
 
     def interval(self, metric: str, guesses: np.ndarray, against: np.ndarray | None = None) -> Interval:
         """Mean over seeds of a score, or of its difference to that of other guesses on the same seeds and samples.
@@ -84,14 +64,14 @@ class TestPart:
 
         Args:
             metric: see `score`.
-            guesses: (S, N) guessed classes.
+            guesses: (S, N) guessed classes; for rankings, how sure each is (see `score`).
             against: (S, N) guesses to compare with.
         """
         each = self.scores(metric, guesses)
-        spread = score(metric, self.y, guesses, self.weights).mean(axis=0)
+        spread = score(metric, self._truth(metric), guesses, self.weights).mean(axis=0)
         if against is not None:
             each = each - self.scores(metric, against)
-            spread = spread - score(metric, self.y, against, self.weights).mean(axis=0)
+            spread = spread - score(metric, self._truth(metric), against, self.weights).mean(axis=0)
         of_seeds = student(len(each)) * each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
         half = math.hypot(of_seeds, 1.96 * spread.std(ddof=1))
         return Interval.around(float(each.mean()), half, floor=0.0 if against is None else -1.0)

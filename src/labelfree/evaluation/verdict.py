@@ -12,9 +12,13 @@ BASELINES = {
     "scratch": "the same network trained from scratch",
     "random": "a random frozen encoder",
     "raw": "raw features with logistic regression",
+    "boosting": "gradient boosting on raw features",
 }
 WAYS = {"knn": "nearest neighbours", "linear": "linear probe", "finetune": "fine-tuned"}
-NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"} | {
+    "average_precision": "average precision",
+    "roc_auc": "area under the ROC curve",
+}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from labelfree.settings import Settings
 from labelfree.tasks.embed import apply, embed
 from labelfree.tasks.labels import Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
+from labelfree.tasks.metrics import EVEN, judge
 from labelfree.training import runtime
 from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto, Fraction
@@ -89,7 +90,8 @@ class Examples:
         y: (n,) int64 classes of those.
         classes: how many classes there are.
         groups: (n,) groups that a validation part keeps whole, or None.
-        balance: whether each class counts the same in the loss, however many samples it has.
+        metric: by which things are chosen; where it is one of `EVEN`, each class counts the same in the loss.
+        wanted: the class that metrics of rankings look for.
     """
 
     dataset: Dataset
@@ -97,7 +99,8 @@ class Examples:
     y: np.ndarray
     classes: int
     groups: np.ndarray | None = None
-    balance: bool = False
+    metric: str = "accuracy"
+    wanted: int = 1
 
     def only(self, which: np.ndarray) -> Examples:
         """Those that `which` (bool or places) points at."""
@@ -107,7 +110,7 @@ class Examples:
     def class_weights(self) -> Tensor:
         """(C,) weight of each class in the loss; their mean over samples is 1."""
         counts = np.bincount(self.y, minlength=self.classes)
-        weights = len(self.y) / (self.classes * counts.clip(1)) if self.balance else np.ones(self.classes)
+        weights = len(self.y) / (self.classes * counts.clip(1)) if self.metric in EVEN else np.ones(self.classes)
         return torch.as_tensor(weights, dtype=torch.float32)
 
     def in_memory(self, modality: Modality) -> Examples:
@@ -237,16 +240,6 @@ def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty
     return model
 
 
-def accuracy(y: np.ndarray, guess: np.ndarray) -> float:
-    """Share of right guesses."""
-    return float((y == guess).mean())
-
-
-def balanced_accuracy(y: np.ndarray, guess: np.ndarray) -> float:
-    """Mean over the classes of the share of right guesses."""
-    return float(np.mean([(guess[y == c] == c).mean() for c in np.unique(y)]))
-
-
 @dataclass(frozen=True)
 class Search:
     """What a search for the learning rate found: the rate, and its score on the validation part (None without one)."""
@@ -271,11 +264,10 @@ def search_rate(
         make: the network to start from, for these examples.
         modality, examples, settings, steps, seed, pretrained: as `train_classifier`.
     """
-    score = balanced_accuracy if examples.balance else accuracy
     fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups)
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
-        return Search(settings.rates[0], None, score.__name__)
+        return Search(settings.rates[0], None, examples.metric)
     found = []
     for rate in settings.rates:
         model = train_classifier(
@@ -285,9 +277,9 @@ def search_rate(
         y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
         # the score of few samples is coarse: the likelihood settles ties
         likelihood = float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0
-        found.append((score(y, odds.argmax(axis=1)) if len(y) else 0.0, likelihood, rate))
+        found.append((judge(examples.metric, y, odds, examples.wanted) if len(y) else 0.0, likelihood, rate))
     best = max(found)
-    return Search(best[2], best[0], score.__name__)
+    return Search(best[2], best[0], examples.metric)
 
 
 def train_searched(

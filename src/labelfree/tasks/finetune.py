@@ -181,7 +181,8 @@ def _examples(
         groups = None if labels.groups is None else labels.groups[rows]
         rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), groups)]
     y, groups = labels.y[rows], None if labels.groups is None else labels.groups[rows]
-    examples = Examples(dataset, rows, y, len(labels.classes), groups, balance=is_uneven(labels.counts))
+    metric = "balanced_accuracy" if is_uneven(labels.counts) else "accuracy"
+    examples = Examples(dataset, rows, y, len(labels.classes), groups, metric)
     return examples.in_memory(run.modality), labels
 
 

@@ -1,0 +1,76 @@
+"""Scores of guesses: by the class that was guessed, or by how samples are ranked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labelfree.errors import LabelfreeError
+
+#: Metrics of rankings are for two classes: how well samples of the rarer one come before the others.
+RANKINGS = ("average_precision", "roc_auc")
+#: Metrics in which each class counts the same, however many samples it has.
+EVEN = ("balanced_accuracy", "macro_f1")
+METRICS = ("accuracy", *EVEN, *RANKINGS)
+
+
+def check_metric(metric: str, classes: int) -> None:
+    """Raises LabelfreeError where a metric of rankings meets more than two classes."""
+    if metric in RANKINGS and classes != 2:
+        raise LabelfreeError(f"'{metric}' is for two classes, and there are {classes}.", "Use balanced_accuracy.")
+
+
+def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Scores of several sets of answers, on several weightings of the test samples.
+
+    Args:
+        metric: accuracy; balanced_accuracy (mean recall of the classes); macro_f1 (mean F1 of the classes);
+            average_precision (the mean, over the samples looked for, of the precision down to them); roc_auc (the
+            probability that a sample looked for is ranked above another).
+        y: (N,) classes; for rankings, whether a sample is one that is looked for.
+        answers: (S, N) guessed classes, one row a seed; for rankings, numbers that are larger the surer one is.
+        weights: (N, R) how often each sample counts; once by default.
+
+    Returns:
+        (S, R) in [0, 1]. Classes without weight do not count.
+    """
+    w = np.ones((len(y), 1)) if weights is None else weights
+    if metric in RANKINGS:
+        return np.stack([_of_ranking(metric, y.astype(bool), row, w) for row in answers])
+    if metric == "accuracy":
+        return (answers == y) @ w / w.sum(axis=0)
+    parts, there = [], []
+    for c in np.unique(y):
+        truth, guessed = y == c, answers == c
+        hits, size = (guessed & truth) @ w, truth @ w
+        bottom = size if metric == "balanced_accuracy" else (size + guessed @ w) / 2
+        parts.append(hits / np.maximum(bottom, 1e-12))
+        there.append(np.broadcast_to(size > 0, hits.shape))
+    return np.sum(np.where(there, parts, 0.0), axis=0) / np.maximum(np.sum(there, axis=0), 1)
+
+
+def _of_ranking(metric: str, wanted: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """(R,) score of answers (N,); samples with the same answer are taken together."""
+    order = np.argsort(-answers, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(answers[order]) != 0, True))
+    sorted_w = w[order].astype(np.float64)
+    seen = np.cumsum(sorted_w, axis=0)[last]
+    hits = np.cumsum(sorted_w * wanted[order, None], axis=0)[last]
+    recall = hits / np.maximum(hits[-1], 1e-12)
+    steps = np.diff(recall, axis=0, prepend=0)
+    if metric == "average_precision":
+        return (steps * hits / np.maximum(seen, 1e-12)).sum(axis=0)
+    others = seen - hits
+    ahead = others / np.maximum(others[-1], 1e-12)
+    return (steps * (1 - (ahead + np.vstack([np.zeros_like(ahead[:1]), ahead[:-1]])) / 2)).sum(axis=0)
+
+
+def margin(odds: np.ndarray, wanted: int = 1) -> np.ndarray:
+    """(N, 2) probabilities or logits → (N,) how much the class `wanted` is preferred to the other."""
+    return odds[:, wanted] - odds[:, 1 - wanted]
+
+
+def judge(metric: str, y: np.ndarray, odds: np.ndarray, wanted: int = 1) -> float:
+    """The score of (n, C) probabilities or logits; `wanted` is the class that rankings look for."""
+    if metric in RANKINGS:
+        return float(score(metric, y == wanted, margin(odds, wanted)[None])[0, 0])
+    return float(score(metric, y, odds.argmax(axis=1)[None])[0, 0])

@@ -1,0 +1,53 @@
+"""Metrics of rankings, against scikit-learn's, with ties and weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from labelfree.errors import LabelfreeError
+from labelfree.evaluation.statistics import TestPart
+from labelfree.tasks.metrics import check_metric, judge, score
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=30))
+def test_rankings_are_scored_as_scikit_learn_scores_them(rows: list[tuple[bool, int, int]]) -> None:
+    y, answers, weights = (np.array(column) for column in zip(*rows, strict=True))
+    y[:2], weights[:2] = (True, False), 1  # both kinds are there
+    expected = {
+        "average_precision": average_precision_score(y, answers, sample_weight=weights),
+        "roc_auc": roc_auc_score(y, answers, sample_weight=weights),
+    }
+    for metric, value in expected.items():
+        found = score(metric, y, np.stack([answers, -answers]), np.stack([weights, np.ones_like(weights)], axis=1))
+        assert found.shape == (2, 2)
+        assert found[0, 0] == pytest.approx(value)
+
+
+def test_odds_are_judged_by_the_class_that_is_looked_for() -> None:
+    y = np.array([0, 0, 1, 1, 1])
+    odds = np.array([[0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9], [0.2, 0.8]])
+    assert judge("roc_auc", y, odds) == pytest.approx(5 / 6)
+    assert judge("roc_auc", y, odds, wanted=0) == pytest.approx(5 / 6)
+    assert judge("average_precision", y, odds, wanted=0) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert judge("accuracy", y, odds) == pytest.approx(3 / 5)
+
+
+def test_a_test_part_looks_for_the_class_it_was_told() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(300) < 0.1).astype(int)
+    answers = rng.normal(size=(3, 300)) + 2 * y
+    found = TestPart(y).interval("average_precision", answers)
+    assert found.low < average_precision_score(y, answers[0]) < found.high
+    assert TestPart(y, wanted=0).interval("roc_auc", -answers).mean == pytest.approx(
+        TestPart(y).interval("roc_auc", answers).mean
+    )
+
+
+def test_rankings_of_three_classes_are_refused() -> None:
+    with pytest.raises(LabelfreeError, match="'roc_auc' is for two classes, and there are 3"):
+        check_metric("roc_auc", 3)
