@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
     from labelfree.evaluation.protocol import Evaluation
     from labelfree.modalities.base import Dataset, Modality
+    from labelfree.objectives.base import Objective
     from labelfree.tasks.finetune import Model
+    from labelfree.tasks.stream import Stream
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -147,6 +150,31 @@ class Run:
     def encoder(self) -> Encoder:
         """The pretrained encoder, in evaluation mode."""
         return self._load()[1]
+
+    def objective(self) -> Objective:
+        """The objective as it was trained, with its heads, around a copy of the run's encoder.
+
+        Raises:
+            LabelfreeError: its checkpoint is no longer there.
+        """
+        from labelfree.training.checkpoint import load_module, newest_state
+        from labelfree.training.plan import Plan
+
+        plan = Plan.model_validate(self.info["plan"])
+        cls = plan.objective_class()
+        encoder = copy.deepcopy(self.encoder)
+        objective = cls(encoder, self.modality, cls.settings_class.read(plan.objective_settings, cls.name))
+        newest = newest_state(self.path / "checkpoints")
+        if newest is None:
+            raise LabelfreeError(f"'{self.path}' has no checkpoint, and so no heads.", "Copy the whole folder.")
+        load_module(newest, objective)
+        return objective.eval()
+
+    def stream(self, batch_size: int = 256) -> Stream:
+        """Judge events as they happen: see `labelfree.tasks.stream.Stream`."""
+        from labelfree.tasks.stream import Stream
+
+        return Stream(self, batch_size)
 
     @property
     def state(self) -> str:

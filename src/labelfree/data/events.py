@@ -76,6 +76,7 @@ class Log:
         nodes: the V names of the nodes by their number.
         features: (N, F) float32, NaN where missing; categories are columns of 0 and 1.
         channels: names of the F features ("amount", "kind=card").
+        rows: (N,) the row of the source that each event stood in.
         columns: further columns, by name, a value an event.
         facts: words about what was found.
         unreadable: rows that are no events.
@@ -87,6 +88,7 @@ class Log:
     nodes: Sequence[Any]
     features: np.ndarray
     channels: tuple[str, ...]
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     unreadable: Sequence[Unreadable] = ()
@@ -204,6 +206,7 @@ def read_log(source: Any, options: LogOptions) -> Log:
         nodes=nodes,
         features=features[order],
         channels=channels,
+        rows=order,
         columns={name: column_values(table, name)[order] for name in table.column_names if name != time_name},
         facts=facts,
         unreadable=bad,
@@ -383,7 +386,8 @@ class RecentEvents:
     @property
     def log(self) -> Log:
         """The events that are some node's last ones, and perhaps others."""
-        return Log(self._time[: self._size], self._ends[: self._size], (), self._features[: self._size], ())
+        size = max(1, self._size)  # one row at least, for places that are -1 to point at
+        return Log(self._time[:size], self._ends[:size], (), self._features[:size], ())
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
         """Numbers, counted from the beginning of the stream, of the events at places in `log`; -1 stays."""

@@ -240,6 +240,9 @@ class Bench:
 
     def finetuned(self) -> None:
         """Fine-tuning, and the same network from scratch with the same search, small budgets first."""
+        if self.run.encoder.remembers:
+            self.left_out.append("finetune: the encoder remembers all samples in their order, not a few labelled ones.")
+            return
         left = list(self.budgets)
         step_seconds = self._step_seconds() if self.clock.limit is not None else {}
         for budget in self.budgets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -93,6 +93,12 @@ class Pretext(Objective):
         )
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
+    def surprise(self, batch: Batch) -> Tensor:
+        """How unsure it is that the sample is untouched: −log p (Golan & El-Yaniv 2018, §4.2, of one transformation)."""
+        untouched = torch.zeros(len(batch), dtype=torch.int64, device=batch.data.device)
+        view = self.transformation.apply(batch, untouched, Draw.start(0, 0, 0, batch.index))
+        return -F.log_softmax(self.head(self.encoder(view).pooled).float(), dim=1)[:, 0]
+
         which = draw.integers("which", self.transformation.count)
         pooled = self.encoder(self.transformation.apply(batch, which, draw)).pooled
         logits = self.head(pooled).float()

@@ -52,22 +52,36 @@ def apply(
         precision: "32", or "bf16" for mixed precision.
 
     Returns:
-        (N, width) float32, NaN in rows whose sample cannot be read.
+        (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what
+        it makes of it after all the samples before it in its source.
     """
     where = torch.device(device) if device is not None else runtime.device()
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
+    memories = [part for part in network.modules() if isinstance(part, Encoder) and part.remembers]
+    wanted = np.arange(len(places))
+    if memories:
+        dataset, rows = dataset.origin()
+        wanted = rows[places]
+        places = np.arange(wanted.max(initial=-1) + 1)
     was_training = network.training
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval().to(where)
+    for memory in memories:
+        memory.reset()
     out = np.full((len(places), width), np.nan, dtype=np.float32)
     for start in range(0, len(places), batch_size):
         chunk = places[start : start + batch_size]
         for raw in batches(dataset, modality, batch_size, chunk):
+            view = modality.prepare(raw.to(where))
             with runtime.autocast(where, precision):
-                result = output(modality.prepare(raw.to(where)))
+                result = output(view)
             out[start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
+            for memory in memories:
+                memory.remember(view)
+    for memory in memories:
+        memory.reset()
     network.train(was_training).to(home)
-    return out
+    return out[wanted]
 
 
 def _rows(dataset: Dataset, chunk: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from torch import nn
 
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import build_from_config, encoder_config, read_json, write_json
 from labelfree.tasks.classifier import (
@@ -133,6 +133,12 @@ def finetune(
     from labelfree.training.pretrain import parse_duration
 
     began = time.perf_counter()
+    if run.encoder.remembers:
+        raise Refusal(
+            f"Encoder '{run.encoder.name}' remembers every sample before the one it looks at, so that it cannot be "
+            "fine-tuned on a few of them.",
+            "Use its frozen features, or pretrain a transformer.",
+        )
     runtime.prepare_machine()
     folder = writable(out, force)
     chosen = FinetuneSettings.read(settings, "finetune")

@@ -104,12 +104,27 @@ def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
     Raises:
         LabelfreeError: a checkpoint is cut or altered, or is of another model.
     """
-    found = sorted(folder.glob("step-*[0-9]"))
-    if not found:
+    newest = newest_state(folder)
+    if newest is None:
         return 0
-    newest = found[-1]
+    content = load_module(newest, module)
+    _join(optimizer, content, read_tensors(newest / "optimizer.safetensors", content["sha256"]["optimizer"]))
+    return int(content["step"])
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The newest checkpoint under `folder`, if there is one."""
+    return max(folder.glob("step-*[0-9]"), default=None)
+
+
+def load_module(newest: Path, module: nn.Module) -> dict[str, Any]:
+    """Restore the module of a checkpoint, and return what its `state.json` says.
+
+    Raises:
+        LabelfreeError: it is cut or altered, or is of another model.
+    """
     try:
-        content = json.loads((newest / "state.json").read_text())
+        content: dict[str, Any] = json.loads((newest / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise LabelfreeError(
             f"'{newest / 'state.json'}' is cut or altered: {error}.",
@@ -124,8 +139,7 @@ def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
             f"'{newest}' holds another model: {str(error).splitlines()[-1].strip()}.",
             "Resume with the settings it was made with.",
         ) from None
-    _join(optimizer, content, read_tensors(newest / "optimizer.safetensors", content["sha256"]["optimizer"]))
-    return int(content["step"])
+    return content
 
 
 def _split(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, float]]:
