@@ -43,7 +43,7 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
     "graph": {"fanouts": (3, 2)},
     "series": {"patch": 4},
     "text": {"length": 16},
-    "events": {"recent": 4},
+    "events": {"recent": 3},
     "video": {"size": 8, "patch": 4, "frames": 3, "tube": 1, "span": 6},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
@@ -213,6 +213,7 @@ SOURCES: Mapping[str, Callable[[Path], Path]] = {
 
 #: An encoder of every make besides the shared transformer.
 OTHERS: Mapping[str, tuple[str, ...]] = {
+    "events": ("tgn",),
     "table": ("mlp:tiny",),
     "pair": ("towers:timm:test_resnet+transformer:nano",),
     "audio": ("timm:test_resnet",),
@@ -227,6 +228,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
 CANNOT: Mapping[str, set[str]] = {
+    "tgn": {"masked", "next", "cpc"},
     "timm:test_resnet": {"masked", "next", "cpc", "wav2vec2"},
     "hf:bert-tiny": {"next", "cpc"},
     "video/timm:test_resnet": {"pretext"},

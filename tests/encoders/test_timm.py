@@ -58,6 +58,13 @@ def test_small_pictures_get_the_small_stem(size: int, shrunk_by: int) -> None:
     assert encoder.network.conv1.kernel_size == ((3, 3) if size <= 64 else (7, 7))
 
 
+@pytest.mark.parametrize(("name", "shrunk_by"), [("resnet18", 16), ("resnet10t", 16)])
+def test_the_stem_can_be_told_to_stride(name: str, shrunk_by: int) -> None:
+    tokens = build(name, Image(ImageSettings(size=32, stem=2)))(batch(32, count=1)).tokens
+    assert tokens is not None
+    assert tokens.shape[1] == (32 // shrunk_by) ** 2
+
+
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("test_resnet", 32), ("resnet18", 96)])
 def test_convolution_weights_go_back_to_timm(name: str, size: int) -> None:
     encoder = build(name, modality(size))
@@ -144,7 +151,7 @@ def test_unknown_names_are_corrected() -> None:
 
 def test_encoders_are_for_pictures() -> None:
     series = registry.modalities()["series"]
-    with pytest.raises(Refusal, match="for image"):
+    with pytest.raises(Refusal, match="for audio and image"):
         registry.build_encoder("timm:resnet18", series())
 
 

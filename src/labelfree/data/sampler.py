@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: Batches among which samples are sorted by length.
+POOL = 16
+
 
 @dataclass(frozen=True)
 class Order:
@@ -24,6 +27,7 @@ class Order:
         shards: first sample of each shard, ascending, starting with 0.
         window: samples, at least, of a window; 0 for all.
         shuffle: false where samples must come in the order of the source (events in time).
+        sizes: (N,) how long each sample is; those of about one length then share a batch. None for no such thing.
     """
 
     count: int
@@ -32,6 +36,7 @@ class Order:
     shards: Sequence[int] = (0,)
     window: int = 0
     shuffle: bool = True
+    sizes: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,7 +84,10 @@ class Order:
             ends = [*self.shards[1:], self.count]
             samples = np.concatenate([np.arange(self.shards[m], ends[m]) for m in members])
             generator = np.random.default_rng((self.seed, epoch, number))
-            self._remember(key, generator.permutation(samples))
+            mixed = generator.permutation(samples)
+            if self.sizes is not None:
+                mixed = by_length(mixed, self.sizes[mixed], self.batch_size, generator)
+            self._remember(key, mixed)
         return self._memory[key]  # type: ignore[return-value]
 
     @property
@@ -92,3 +100,16 @@ class Order:
         memory[key] = value
         while len(memory) > 4:
             del memory[next(iter(memory))]
+
+
+def by_length(samples: np.ndarray, sizes: np.ndarray, batch: int, generator: np.random.Generator) -> np.ndarray:
+    """Reorder shuffled samples so that those of a batch are of about one length: sorted among the next `POOL` batches,
+    which then come in random order.
+    """
+    pool = np.arange(len(samples)) // (POOL * batch)
+    ordered = samples[np.lexsort((sizes, pool))]
+    full = len(samples) // batch
+    places = np.arange(full * batch).reshape(full, batch)
+    pools = [places[first : first + POOL] for first in range(0, full, POOL)]
+    mixed = np.concatenate([generator.permutation(part) for part in pools]).ravel() if pools else places.ravel()
+    return np.concatenate([ordered[mixed], ordered[full * batch :]])

@@ -23,19 +23,19 @@ WORTH_LISTING = ["resnet10t", "resnet18", "resnet34", "resnet50", "regnety_004",
 WORTH_LISTING += ["efficientnet_b0", "mobilenetv3_small_100", "vit_tiny_patch16_224", "vit_small_patch16_224"]
 
 
-def small_stem(network: Any, size: int) -> Any:
+def small_stem(network: Any, size: int, stride: int = 0) -> Any:
     """Change a timm network, in place, so that pictures of at most 64 px are not shrunk before they are looked at.
 
-    ResNets: the first convolution becomes 3×3 (of stride 1 up to 48 px, else 2) and the max-pool goes, as is usual on
-    CIFAR; a deep stem keeps its convolutions, with that stride. Other families: the first convolution, where it strides
-    and overlaps, gets stride 1. Larger sizes: nothing changes.
+    ResNets: the first convolution becomes 3×3 (of `stride`, or 1 up to 48 px, else 2) and the max-pool goes, as is
+    usual on CIFAR; a deep stem keeps its convolutions, with that stride. Other families: the first convolution, where
+    it strides and overlaps, gets stride 1. Larger sizes: nothing changes.
 
-    To use a run's weights in timm: `small_stem(timm.create_model(name, num_classes=0, in_chans=C), size)` and then
-    `load_state_dict(encoder.library_state())`.
+    To use a run's weights in timm: `small_stem(timm.create_model(name, num_classes=0, in_chans=C), size, stride)` and
+    then `load_state_dict(encoder.library_state())`.
     """
     if size > SMALL:
         return network
-    stride = 1 if size <= 48 else 2
+    stride = stride or (1 if size <= 48 else 2)
     first = getattr(network, "conv1", None)
     if isinstance(first, nn.Conv2d) and isinstance(getattr(network, "maxpool", None), nn.Module):
         network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, 1, bias=first.bias is not None)
@@ -77,7 +77,8 @@ class Timm(Encoder):
         self.causal = causal
         self._pictures = modality.pictures
         self.dim = int(network.num_features)
-        self.can = frozenset({Need.TOKENS})
+        # Elsewhere the places of a picture are not the tokens that the data is masked, ordered and cropped by.
+        self.can = frozenset({Need.TOKENS} if modality.patched else ())
         self.sees_order = modality.picture_form().count == 1
         self._plain_vit = isinstance(network, VisionTransformer)
         if self._plain_vit and modality.patched:
@@ -232,5 +233,5 @@ def _create(create: Any, form: PictureForm) -> Any:
             network = create(**arguments)
         except (TypeError, AssertionError):
             continue
-        return small_stem(network, size) if hasattr(network, "conv1") or not arguments else network
+        return small_stem(network, size, form.stem) if hasattr(network, "conv1") or not arguments else network
     raise LabelfreeError(f"timm cannot make this network for pictures of {size} px.", "Choose another size or network.")

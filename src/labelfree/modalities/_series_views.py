@@ -5,6 +5,8 @@ Legend: x (B, T, C) a batch; lengths (B,) steps that are no padding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -85,3 +87,37 @@ def reverse(x: Tensor, lengths: Tensor, which: Tensor) -> Tensor:
     step = torch.arange(x.shape[1], device=x.device)
     backwards = torch.where(step < lengths[:, None], lengths[:, None] - 1 - step, step)
     return take_steps(x, torch.where(which[:, None] == 1, backwards, step))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two crops: where each begins in every sample, (B,) tokens, and how many tokens it has; and those they share."""
+
+    crops: tuple[tuple[Tensor, int], tuple[Tensor, int]]
+    shared: tuple[slice, slice]
+
+
+def overlap(draw: Draw, own: Tensor, usual: int) -> Overlap:
+    """Random crops that overlap (Yue et al. 2022, §3.2): where they begin and end is drawn for the whole batch.
+
+    Each sample shifts both by its own offset. The first crop ends with the shared tokens, the second begins with
+    them. Lengths are counted in the training data's, so that batch-mates and processes change nothing.
+
+    Args:
+        own: (B,) tokens of each sample.
+        usual: tokens of a usual sample, at least 2.
+    """
+    shared = Draw(torch.tensor([draw.batch]), draw.batch)
+
+    def pick(name: str, high: int) -> int:
+        return int(shared.integers(name, high))
+
+    count = 2 + pick("length", usual - 1)
+    left = pick("left", usual - count + 1)
+    right = left + count
+    first = pick("first", left + 1)
+    last = right + pick("last", usual - right + 1)
+    room = (own - last + first + 1).clamp_min(1)
+    offset = (draw.uniform("offset") * room).long() - first
+    crops = ((offset + first, right - first), (offset + left, last - left))
+    return Overlap(crops, (slice(left - first, right - first), slice(0, count)))

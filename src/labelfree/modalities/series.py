@@ -32,7 +32,7 @@ from labelfree.modalities.base import (
     Modality,
     Shared,
     Transformation,
-    hidden_count,
+    span_mask,
 )
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
@@ -95,7 +95,7 @@ class SeriesDataset(Dataset):
 
     def __init__(self, source: Recordings, window: int, stride: int) -> None:
         self.source = source
-        self.channels = source.channels
+        self.channels = self.value_names = source.channels
         self.unreadable = source.unreadable
         self.window = window
         self.spans, self.recording = cut_windows(source.spans, window, stride)
@@ -240,6 +240,7 @@ class Series(Modality):
 
     name = "series"
     settings_class = SeriesSettings
+    signal = True
     offers = frozenset({Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS})
 
     def __init__(self, settings: SeriesSettings | None = None) -> None:
@@ -387,29 +388,12 @@ class Series(Modality):
         return batch.with_(data=x, draw=draw, time=None)
 
     def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:
-        """Random crops that overlap (Yue et al. 2022, §3.2): where they begin and end is drawn for the whole batch.
-
-        Each sample shifts both by its own offset. The first crop ends with the shared tokens, the second begins with
-        them. Lengths are counted in the training data's, so that batch-mates and processes change nothing.
-        """
+        """Random crops that overlap, in whole tokens (see `_series_views.overlap`)."""
         patch = self.patch
         usual = max(2, -(-(self._length or batch.data.shape[1]) // patch))
-        own = -(-augment.lengths_of(batch) // patch)
-        shared = Draw(torch.tensor([draw.batch]), draw.batch)
-
-        def pick(name: str, high: int) -> int:
-            return int(shared.integers(name, high))
-
-        count = 2 + pick("length", usual - 1)
-        left = pick("left", usual - count + 1)
-        right = left + count
-        first = pick("first", left + 1)
-        last = right + pick("last", usual - right + 1)
-        room = (own - last + first + 1).clamp_min(1)
-        offset = (draw.uniform("offset") * room).long() - first
-        one = self._crop(batch, draw.view(0), offset + first, right - first, usual)
-        two = self._crop(batch, draw.view(1), offset + left, last - left, usual)
-        return one, two, (slice(left - first, right - first), slice(0, count))
+        found = augment.overlap(draw, -(-augment.lengths_of(batch) // patch), usual)
+        one, two = (self._crop(batch, draw.view(n), *found.crops[n], usual) for n in (0, 1))
+        return one, two, found.shared
 
     def _crop(self, batch: Batch, draw: Draw, start: Tensor, count: int, usual: int) -> Batch:
         """`count` tokens from token `start` (B,) on."""
@@ -463,18 +447,8 @@ class Series(Modality):
         """Spans of tokens; those without any value are hidden last, and padding never."""
         patch = self.patch
         known = ~patches(batch.data, patch).isnan().all(dim=2)
-        count = known.shape[1]
         span = max(1, round((self.settings.span or 8) / patch))
-        block = (torch.arange(count, device=known.device) + draw.integers("shift", span)[:, None]) // span
-        score = draw.uniform("blocks", count // span + 2).gather(1, block)
-        score = score + 1e-4 * draw.uniform("tokens", count)
-        valid = valid_tokens(batch, patch)
-        score = score + 2.0 * ~known
-        if valid is None:
-            return score.argsort(dim=1).argsort(dim=1) < hidden_count(count, ratio)
-        own = valid.sum(dim=1, keepdim=True)
-        hidden = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long())
-        return (score + 2.0 * ~valid).argsort(dim=1).argsort(dim=1) < hidden
+        return span_mask(draw, known.shape[1], span, ratio, valid_tokens(batch, patch), last=~known)
 
     def targets(self, batch: Batch) -> Tensor:
         return patches(batch.data, self.patch)

@@ -20,7 +20,7 @@ from labelfree.losses.masked import take
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import real
-from labelfree.objectives.base import Objective, Step
+from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
 
@@ -31,6 +31,8 @@ class CPCSettings(Settings):
     """how many moments (tokens; frames of tubes in video) ahead are predicted: all distances from 1 to this"""
     negatives: PositiveInt = 128
     """moments, drawn from all samples of the batch, among which the true future has to be found"""
+    same_group: bool = False
+    """whether only moments of the same group (speaker, recording) are negatives; draw more of them then"""
 
 
 class CPC(Objective):
@@ -38,13 +40,24 @@ class CPC(Objective):
     the next steps against those of other moments by z·W_k c (eq. 3) and InfoNCE (eq. 4).
 
     z is the encoder's output before any context was mixed in. The negatives are moments of the whole batch, of other
-    samples and of the same ("mixed speaker", table 2).
+    samples and of the same ("mixed speaker", table 2), or with `same_group` of the same speaker alone.
     """
 
     name = "cpc"
     settings_class = CPCSettings
     needs = frozenset({Need.ORDER, Need.TOKENS, Need.CAUSAL})
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "warmup": 0.03}
+    recipes = {
+        "cpc-audio": Recipe(
+            source="van den Oord et al. 2018, §3.1: raw waveforms in windows of 1.28 s, 12 steps ahead; here with the "
+            "convolutions of wav2vec 2.0 and a causal transformer, and negatives from the same group",
+            settings={"horizon": 12, "negatives": 512, "same_group": True},
+            training={"learning_rate": 2e-4},
+            options={"input": "wave", "window": 1.28},
+            modalities=("audio",),
+            encoder="transformer:nano",
+        ),
+    }
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: CPCSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
@@ -56,7 +69,7 @@ class CPC(Objective):
         features = self.encoder(self.modality.view(batch, draw, "none"))
         c, valid = features.tokens, real(features)
         z = c if features.local is None else features.local
-        pool = Pool(z, valid, draw, self.settings.negatives)
+        pool = Pool(z, valid, draw, self.settings.negatives, batch.group if self.settings.same_group else None)
         losses, weights = [], []
         moment = self.modality.moment
         for step, predict in enumerate(self.predictors[: z.shape[1] // moment - 1], start=1):
@@ -74,7 +87,7 @@ class Pool:
         z: (P, D) their latents.
     """
 
-    def __init__(self, z: Tensor, valid: Tensor, draw: Draw, negatives: int) -> None:
+    def __init__(self, z: Tensor, valid: Tensor, draw: Draw, negatives: int, group: Tensor | None = None) -> None:
         samples = len(z) * world_size()
         each = min(z.shape[1], math.ceil(negatives / samples))
         order = draw.uniform("moments", z.shape[1]).masked_fill(~valid, 2.0).argsort(dim=1)
@@ -85,9 +98,16 @@ class Pool:
         self._place = gather(place)[chosen].flatten()
         self._sample = chosen.repeat_interleave(each)
         self._here = torch.arange(len(z), device=z.device) + rank() * len(z)
+        self._strange = torch.zeros((), dtype=torch.bool, device=z.device)
+        if group is not None:
+            of_pool = gather(group)[self._sample]
+            itself = self._here[:, None] == self._sample
+            self._strange = ~(itself | ((group[:, None] == of_pool) & (of_pool >= 0)))[:, None]
 
     def excluded(self, k: int, tokens: int) -> Tensor:
-        """(B, tokens - k, P) bool: padding, and for the prediction of each moment from the k-th on, itself."""
+        """(B, tokens - k, P) bool: padding, other groups, and for the prediction of each moment from the k-th on, that
+        moment itself.
+        """
         own = self._here[:, None, None] == self._sample
         same = torch.arange(k, tokens, device=own.device)[:, None] == self._place
-        return own & same | ~self._real
+        return own & same | ~self._real | self._strange

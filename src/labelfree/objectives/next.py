@@ -57,7 +57,7 @@ class Next(Objective):
         "apc": Recipe(
             source="Chung et al. 2019, APC, §2.1 and §4.2: frames three steps ahead carry more than the next one",
             settings={"ahead": 3},
-            modalities=("series",),
+            modalities=("series", "audio"),
             encoder="transformer:nano",
         ),
     }

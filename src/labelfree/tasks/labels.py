@@ -39,6 +39,9 @@ class Subset(Dataset):
         rows = torch.as_tensor(self._rows)
         return None if batch is None else batch[rows].with_(index=torch.arange(len(self)))
 
+    def shown(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return self._dataset.shown([int(self._rows[i]) for i in indices])
+
     def describe(self) -> Description:
         return replace(self._dataset.describe(), count=len(self))
 

@@ -68,6 +68,7 @@ def autocast(on: torch.device, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(on.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+@lru_cache
 def flops(on: torch.device, precision: str) -> float:
     """Floating-point operations a second of a large matrix product: a yardstick for choosing defaults."""
     kind = torch.bfloat16 if precision == "bf16" else torch.float32

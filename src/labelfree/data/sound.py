@@ -1,0 +1,158 @@
+"""Recordings: what a file or an array says of itself, and any stretch of it as one channel at one rate.
+
+An item is encoded (a path, or bytes), an array (T,) or with channels, an array with its rate, or a dictionary
+{"array", "sampling_rate"} as Hugging Face decodes it.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelfree.data.encoded import Kind
+from labelfree.errors import LabelfreeError
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")
+RECORDINGS = Kind("recordings", SUFFIXES, ("audio", "sound", "speech", "recording", "wav", "x", "data"), "Audio")
+#: More channels than this are taken for time.
+MOST_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a recording says of itself: samples a second, samples of a channel, channels."""
+
+    rate: int
+    frames: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def _soundfile() -> Any:
+    return _needed("soundfile")
+
+
+def _needed(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise LabelfreeError(
+            f"Recordings need the package '{name}', which is not installed.",
+            'Install it: pip install "labelfree[audio]".',
+        ) from None
+
+
+def looks_like_recording(start: bytes) -> bool:
+    """Whether the first twelve bytes are those of a WAV, FLAC, Ogg, MP3, AIFF or AU file."""
+    if start[:4] in (b"RIFF", b"RF64"):
+        return start[8:12] == b"WAVE"
+    if start[:4] == b"FORM":
+        return start[8:12] in (b"AIFF", b"AIFC")
+    return start.startswith((b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b".snd"))
+
+
+def header(item: Any, rate: int) -> Header:
+    """What an item says of itself; `rate` is that of arrays that say nothing. Raises whatever a damaged file raises."""
+    if isinstance(item, Exception):
+        raise item
+    if isinstance(item, bytes | memoryview | Path):
+        info = _soundfile().info(_file(item))
+        if info.samplerate <= 0:
+            raise ValueError(f"says it has {info.samplerate} samples a second")
+        return Header(info.samplerate, info.frames, info.channels)
+    wave, rate = _array(item, rate)
+    return Header(rate, *wave.shape)
+
+
+def decode(item: Any, rate: int, usual: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+    """A stretch of an item as float32 (T,) within ±1: channels averaged, resampled.
+
+    Args:
+        item: a recording.
+        rate: samples a second that are wanted.
+        usual: those of arrays that say nothing.
+        start, seconds: of the stretch; None for all that follows.
+
+    Raises:
+        ValueError: nothing in it, or values that are no numbers. Damaged files raise what their decoder does.
+    """
+    wave, own = _stretch(item, usual, start, seconds)
+    if not len(wave):
+        raise ValueError("holds no sound")
+    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
+    if own != rate:
+        mono = _needed("soxr").resample(mono, own, rate)
+    if not np.isfinite(mono).all():
+        raise ValueError("holds values that are not numbers")
+    low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
+    if high == low:
+        raise ValueError("is silent")
+    peak = max(high, -low)
+    return mono / peak if peak > 1 else mono
+
+
+def _stretch(item: Any, usual: int, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
+    """(T, C) float32 values and their rate."""
+    if isinstance(item, Exception):
+        raise item
+    if isinstance(item, bytes | memoryview | Path):
+        with _soundfile().SoundFile(_file(item)) as file:
+            if start:
+                file.seek(min(round(start * file.samplerate), file.frames))
+            count = -1 if seconds is None else round(seconds * file.samplerate)
+            return file.read(count, dtype="float32", always_2d=True), file.samplerate
+    wave, rate = _array(item, usual)
+    first = round(start * rate)
+    return _unit(wave[first : None if seconds is None else first + round(seconds * rate)]), rate
+
+
+def _file(item: bytes | memoryview | Path) -> Any:
+    return item if isinstance(item, Path) else io.BytesIO(item)
+
+
+def _array(item: Any, rate: int) -> tuple[np.ndarray, int]:
+    """(T, C) values of an item that is in memory, and its rate. Raises ValueError where it is no recording."""
+    if isinstance(item, dict) and "array" in item:
+        item, rate = item["array"], int(item.get("sampling_rate", rate))
+    elif isinstance(item, tuple) and len(item) > 1 and np.ndim(item[1]) == 0 and np.ndim(item[0]) > 0:
+        item, rate = item[0], int(item[1])
+    if hasattr(item, "detach"):
+        item = item.detach().cpu().numpy()
+    wave = np.asarray(item)
+    if wave.dtype.kind not in "iuf" or wave.ndim not in (1, 2):
+        raise ValueError(f"is {type(item).__name__} {wave.shape}, not a recording")
+    if rate <= 0:
+        raise ValueError(f"says it has {rate} samples a second")
+    if wave.ndim == 1:
+        wave = wave[:, None]
+    return (wave.T if len(wave) <= MOST_CHANNELS < wave.shape[1] else wave), rate
+
+
+def _unit(wave: np.ndarray) -> np.ndarray:
+    """float32 within ±1 from whole numbers; floats as they are, without NaN at the end (padding)."""
+    if wave.dtype.kind == "u":
+        half = (np.iinfo(wave.dtype).max + 1) / 2
+        return ((wave - half) / half).astype(np.float32)
+    if wave.dtype.kind == "i":
+        return (wave / -float(np.iinfo(wave.dtype).min)).astype(np.float32)
+    known = np.flatnonzero(~np.isnan(wave).all(axis=1))
+    return wave[: known[-1] + 1 if len(known) else 0].astype(np.float32)
+
+
+def player(wave: np.ndarray, rate: int) -> bytes:
+    """(T,) values within ±1 as an MP3 file, which every browser plays."""
+    buffer = io.BytesIO()
+    usual = next((r for r in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000) if r >= rate), 48000)
+    if usual != rate:
+        wave = _needed("soxr").resample(wave, rate, usual)
+    _soundfile().write(buffer, wave, usual, format="MP3")
+    return buffer.getvalue()

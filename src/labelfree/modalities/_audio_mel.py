@@ -1,0 +1,113 @@
+"""Log-mel spectrograms: powers in bands that are spaced as the ear hears, in frames.
+
+Legend: R frames, M bands, w window and h hop in samples, n points of the Fourier transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Power below which nothing is told apart; a sine of full scale has 1/4.
+FLOOR = 1e-9
+LOWEST = 50.0
+#: Frames that are transformed at a time: few enough for the processor's cache.
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Mel:
+    """How spectrograms are made: bands, samples a second, window and hop in milliseconds."""
+
+    bands: int
+    rate: int
+    window_ms: float
+    hop_ms: float
+
+    @property
+    def window(self) -> int:
+        return max(2, round(self.rate * self.window_ms / 1000))
+
+    @property
+    def hop(self) -> int:
+        return max(1, round(self.rate * self.hop_ms / 1000))
+
+    @property
+    def points(self) -> int:
+        """n, a power of 2; at least 512, so that low bands have points of their own."""
+        return max(512, 2 ** math.ceil(math.log2(self.window)))
+
+    def frames(self, samples: int) -> int:
+        """Frames of so many samples: one a hop, begun ones included, each in the middle of its window."""
+        return -(-samples // self.hop)
+
+
+@lru_cache
+def filters(bands: int, rate: int, points: int) -> Tensor:
+    """(n/2 + 1, M) triangles that are equally spaced on the mel scale, 2595·log10(1 + f/700), of height 1."""
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (LOWEST, rate / 2))
+    centres = 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)
+    rise = np.diff(centres)
+    offset = np.linspace(0, rate / 2, points // 2 + 1)[:, None] - centres
+    triangles = np.minimum(offset[:, :-2] / rise[:-1], -offset[:, 2:] / rise[1:])
+    return torch.from_numpy(triangles.clip(0).astype(np.float32))
+
+
+def _log_power(frames: Tensor, mel: Mel) -> Tensor:
+    """(R, w) samples → (R, M) logarithms of power, natural."""
+    window = torch.hann_window(mel.window, device=frames.device)
+    window /= window.sum()
+    bank = filters(mel.bands, mel.rate, mel.points).to(frames.device)
+    with torch.autocast(frames.device.type, enabled=False):
+        spectrum = torch.fft.rfft(frames.float() * window, n=mel.points)
+        real, imaginary = spectrum.real, spectrum.imag
+        return (real.square().addcmul_(imaginary, imaginary) @ bank).add_(FLOOR).log_()
+
+
+def log_mels(waves: Sequence[np.ndarray], mel: Mel) -> list[np.ndarray]:
+    """(T,) recordings → (R, M) float16 each; all are transformed together.
+
+    They are laid one behind another on the grid of hops, so that their frames are rows of one view.
+    """
+    hop, margin = mel.hop, mel.window - mel.hop
+    counts = [mel.frames(len(wave)) for wave in waves]
+    steps = [-(-(count * hop + max(margin, 0)) // hop) for count in counts]
+    starts = np.concatenate([[0], np.cumsum(steps)])
+    laid = torch.zeros(int(starts[-1]) * hop + mel.window)
+    for wave, start in zip(waves, starts[:-1], strict=True):
+        first = int(start) * hop + max(margin, 0) // 2
+        laid[first : first + len(wave)] = torch.from_numpy(wave)
+    rows = torch.from_numpy(np.concatenate([np.arange(s, s + c) for s, c in zip(starts[:-1], counts, strict=True)]))
+    every = laid.unfold(0, mel.window, hop)
+    done = torch.empty(len(rows), mel.bands, dtype=torch.float16)
+    for first in range(0, len(rows), BLOCK):
+        done[first : first + BLOCK] = _log_power(every[rows[first : first + BLOCK]], mel)
+    return [part.numpy() for part in done.split(counts)]
+
+
+def log_mel(waves: Tensor, mel: Mel) -> Tensor:
+    """(B, T) recordings → (B, R, M) float32."""
+    margin = max(mel.window - mel.hop, 0)
+    count = mel.frames(waves.shape[1])
+    right = (count - 1) * mel.hop + mel.window - margin // 2 - waves.shape[1]
+    frames = F.pad(waves.float(), (margin // 2, max(right, 0))).unfold(1, mel.window, mel.hop)[:, :count]
+    return _log_power(frames.flatten(0, 1), mel).view(len(waves), count, mel.bands)
+
+
+def mfcc_statistics(frames: np.ndarray, coefficients: int = 20) -> np.ndarray:
+    """(R, M) log-mel frames → (5·coefficients + 1,): of each cepstral coefficient (Davis & Mermelstein 1980) mean,
+    deviation, 10 % and 90 % quantile, deviation of its steps; and the logarithm of the length.
+    """
+    bands = frames.shape[1]
+    angle = np.pi * (np.arange(bands) + 0.5)[:, None] * np.arange(min(coefficients, bands)) / bands
+    c = frames.astype(np.float32) @ (np.cos(angle) * math.sqrt(2 / bands)).astype(np.float32)
+    steps = np.diff(c, axis=0) if len(c) > 1 else np.zeros_like(c)
+    parts = [c.mean(axis=0), c.std(axis=0), *np.quantile(c, (0.1, 0.9), axis=0), steps.std(axis=0), [np.log(len(c))]]
+    return np.concatenate(parts).astype(np.float32)

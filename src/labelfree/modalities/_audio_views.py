@@ -1,0 +1,99 @@
+"""Augmentations of sound, batched, with parameters per sample; of log-mel frames where not said otherwise.
+
+Legend: x (B, T, C) a batch, of log-mel frames (C bands) or of a waveform (C = 1); lengths (B,) steps that are no
+padding; NaN where there is no sound.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from labelfree.data.draw import Draw
+from labelfree.modalities._series_views import interpolate
+
+#: Natural logarithm of power per decibel.
+DECIBEL = math.log(10) / 10
+
+
+def stretch(x: Tensor, lengths: Tensor, draw: Draw, count: int, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """`count` steps from anywhere in each sample, played at `low` … `high` times its speed.
+
+    Returns:
+        (B, count, C), and (B,) how many of the steps are inside the sample.
+    """
+    speed = draw.uniform("speed", low=low, high=high)
+    fits = ((lengths - 1) / max(count - 1, 1)).clamp_min(low)
+    speed = torch.minimum(speed, fits)
+    room = (lengths - 1 - speed * (count - 1)).clamp_min(0)
+    start = draw.uniform("start") * room
+    if low == high == 1.0:
+        start = start.round()
+    places = start[:, None] + speed[:, None] * torch.arange(count, device=x.device)
+    inside = places <= (lengths - 1)[:, None]
+    return interpolate(x, torch.where(inside, places, -2.0)), inside.sum(dim=1)
+
+
+def shift_bands(x: Tensor, draw: Draw, least: float) -> Tensor:
+    """A random stretch of the bands, at least the share `least` of them, spread over all (BYOL-A's resized crop)."""
+    bands = x.shape[2]
+    share = draw.uniform("band share", low=least, high=1.0)
+    first = draw.uniform("first band") * (1 - share) * (bands - 1)
+    places = first[:, None] + share[:, None] * torch.arange(bands, device=x.device)
+    low = places.long().clamp(max=bands - 2)
+    weight = (places - low)[:, None]
+    low = low[:, None].expand(-1, x.shape[1], -1)
+    return x.gather(2, low) * (1 - weight) + x.gather(2, low + 1) * weight
+
+
+def mix_mel(x: Tensor, memory: Tensor, draw: Draw, most: float) -> Tensor:
+    """Add the power of another recording from `memory` (K, T, C), up to the share `most` (BYOL-A, §3.1)."""
+    share = (most * draw.uniform("mix"))[:, None, None].clamp(1e-6, 1 - 1e-6)
+    other = memory[draw.integers("mixed with", len(memory))].to(x.dtype)
+    return torch.logaddexp(x + torch.log1p(-share), other + share.log())
+
+
+def mix_wave(x: Tensor, memory: Tensor, draw: Draw, most: float) -> Tensor:
+    """The same for waveforms, whose powers add up where they do not depend on one another."""
+    share = (most * draw.uniform("mix"))[:, None, None]
+    other = memory[draw.integers("mixed with", len(memory))].to(x.dtype)
+    return (1 - share).sqrt() * x + share.sqrt() * other
+
+
+def noise_mel(x: Tensor, draw: Draw, most: float) -> Tensor:
+    """White noise of up to the share `most` of the sample's power; the power of noise is distributed exponentially."""
+    level = torch.where(x.isnan(), -torch.inf, x).logsumexp(dim=(1, 2)) - x.isfinite().sum(dim=(1, 2)).log()
+    level = level + (most * draw.uniform("noise")).clamp_min(1e-12).log()
+    power = -torch.log1p(-draw.uniform("noise power", *x.shape[1:])).clamp_max(-1e-12)
+    return torch.logaddexp(x, level[:, None, None] + power.log())
+
+
+def noise_wave(x: Tensor, draw: Draw, most: float) -> Tensor:
+    """The same for waveforms."""
+    power = x.square().nanmean(dim=(1, 2)) * most * draw.uniform("noise")
+    return x + power.sqrt()[:, None, None] * draw.normal("noise wave", *x.shape[1:])
+
+
+def gain_mel(x: Tensor, draw: Draw, most: float) -> Tensor:
+    """Louder or softer by up to `most` decibels."""
+    return x + DECIBEL * draw.uniform("gain", low=-most, high=most)[:, None, None]
+
+
+def gain_wave(x: Tensor, draw: Draw, most: float) -> Tensor:
+    """The same for waveforms."""
+    return x * (DECIBEL / 2 * draw.uniform("gain", low=-most, high=most)).exp()[:, None, None]
+
+
+def blank(x: Tensor, draw: Draw, most: float, axis: int) -> Tensor:
+    """Silence a stretch of time (axis 1) or of bands (axis 2) of up to the share `most` (Park et al. 2019, §2).
+
+    For normalised values, of which 0 is the mean.
+    """
+    count, name = x.shape[axis], ("time", "bands")[axis - 1]
+    width = most * count * draw.uniform(f"{name} blanked")
+    first = draw.uniform(f"{name} blanked from") * (count - width)
+    place = torch.arange(count, device=x.device)
+    hidden = (place >= first[:, None]) & (place < (first + width)[:, None])
+    return x.masked_fill(hidden.unsqueeze(3 - axis), 0.0)
