@@ -228,7 +228,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
 CANNOT: Mapping[str, set[str]] = {
-    "tgn": {"masked", "next", "cpc"},
+    "tgn": {"masked", "next", "cpc", "wav2vec2"},
     "timm:test_resnet": {"masked", "next", "cpc", "wav2vec2"},
     "hf:bert-tiny": {"next", "cpc"},
     "video/timm:test_resnet": {"pretext"},

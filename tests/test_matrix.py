@@ -28,6 +28,7 @@ RECIPES = [
 ]
 #: What must work, whatever the needs say.
 PROMISED = {
+    "events": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},
     "bytes": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext"},
     "table": {"simclr", "vicreg", "byol", "masked"},
     "audio": {"simclr", "vicreg", "byol", "masked", "next", "cpc", "pretext", "ts2vec", "wav2vec2"},
