@@ -601,10 +601,18 @@ def test_sources_are_recognised(tmp_path: Path) -> None:
     assert Image.recognise("no/such/place")[0] == 0
 
 
-def test_defaults_leave_time_for_many_passes() -> None:
+@pytest.mark.parametrize(
+    ("budget", "encoder", "stem"),
+    [
+        (Budget(600, 4e11, False), "timm:resnet10t", 2),  # ten minutes of two cores
+        (Budget(4 * 3600, 4e11, False), "timm:resnet10t", 1),
+        (Budget(600, 2e14, True), "timm:resnet18", 1),  # of a GPU
+        (Budget(None, 4e11, False), "timm:resnet18", 1),  # the user said how many epochs
+    ],
+)
+def test_the_network_is_as_large_as_the_time_allows(budget: Budget, encoder: str, stem: int) -> None:
     found = Image().open(RANDOM.integers(0, 256, (50, 200, 300, 3)).astype(np.uint8)).describe()
-    for budget in (Budget(60, 1e11, False), Budget(600, 1e11, False), Budget(None, 1e14, True)):
-        choices = {choice.key: choice for choice in Image().defaults(found, budget)}
-        assert {"method", "encoder", "size", "batch_size"} <= set(choices)
-        assert all(choice.reason for choice in choices.values())
-        Image(ImageSettings(size=choices["size"].value))
+    choices = {choice.key: choice for choice in Image().defaults(found, budget)}
+    assert (choices["encoder"].value, choices["stem"].value) == (encoder, stem)
+    assert all(choice.reason for choice in choices.values())
+    Image(ImageSettings(size=choices["size"].value, stem=stem))

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from labelfree.modalities.base import Budget, Choice, Description
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A network to choose.
+
+    Attributes:
+        encoder, stem: its name, and the step of its first convolution.
+        flops: operations of a training step for each picture of 32 px in two views, as measured on a CPU.
+        worth: pictures that it has to see, all passes together, to do better than the next smaller one.
+    """
+
+    encoder: str
+    stem: int
+    flops: float
+    worth: float
+
+
+#: From large to small. In a few minutes on a CPU the smallest learns most, since it sees most
+#: (`benchmarks/README.md`, CIFAR-10).
+LADDER = (
+    Rung("timm:resnet18", 1, 6.7e9, 1_000_000),
+    Rung("timm:resnet10t", 1, 3.7e9, 300_000),
+    Rung("timm:resnet10t", 2, 1.2e9, 0),
+)
 
 
 def choose(found: Description, budget: Budget) -> list[Choice]:
     """Method, encoder, size and batch, each with the reason."""
     side = int(min(found.numbers["height"], found.numbers["width"]))
     size = min(32, side)
+    rung = _rung(size, budget)
+    seen = _seen(rung, size, budget)
+    words = "learns in fewer passes than a transformer"
+    if seen:
+        words = f"sees some {seen / found.count:,.0f} times each picture in the time allowed"
     return [
         Choice("method", "simclr", "contrast of two views works from few pictures and short trainings on"),
-        Choice("encoder", "timm:resnet18", "learns in fewer passes than a transformer"),
+        Choice("encoder", rung.encoder, words),
+        Choice("stem", rung.stem, "the finest map that the time allows", of_encoder=True),
         Choice("size", size, "many passes at a small size beat few at a large one"),
         Choice("batch_size", max(2, min(256, found.count // 4)), "a quarter of the pictures, at most 256"),
     ]
+
+
+def _rung(size: int, budget: Budget) -> Rung:
+    return next(rung for rung in LADDER if budget.seconds is None or _seen(rung, size, budget) >= rung.worth)
+
+
+def _seen(rung: Rung, size: int, budget: Budget) -> float:
+    """Pictures that training sees in the time allowed, all passes together; 0 where no time was set."""
+    return (budget.seconds or 0) * budget.flops / (rung.flops * (size / 32) ** 2)

@@ -47,6 +47,10 @@ class Dataset(ABC):
     shards: Sequence[int] = (0,)
     #: What was left out because it could not be read (documents that packing had to skip); not counted in `len`.
     unreadable: Sequence[Unreadable] = ()
+    #: Names of the places of the last axis of a sample's data (columns, channels), where they have names.
+    value_names: Sequence[str] = ()
+    #: Whether samples are parts of one whole (nodes of a graph, events), so that copies among them are no fault.
+    connected: bool = False
     #: (N,) how long each sample is, where samples of about one length ought to share a batch; None where it is all one.
     sizes: np.ndarray | None = None
 
@@ -126,6 +130,7 @@ class PictureForm:
     """What `Modality.pictures` gives: the shape of a picture, and the side of the squares that it divides into.
 
     `count` is how many a sample is: a network that looks at each of several alone does not see in what order they come.
+    `stem` is the step of a convolution net's first convolution on small pictures; 0 for what suits their size.
     """
 
     channels: int
@@ -133,6 +138,7 @@ class PictureForm:
     width: int
     patch: int
     count: int = 1
+    stem: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +161,19 @@ class Links:
 
 @dataclass(frozen=True)
 class Choice:
-    """A default chosen from the data, the machine and the time allowed, with the reason that is printed."""
+    """A default chosen from the data, the machine and the time allowed, with the reason that is printed.
+
+    One `of_encoder` goes with the default encoder, and holds only where the user named no other.
+    """
 
     key: str
     value: Any
     reason: str
+    of_encoder: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """As a run keeps it."""
+        return {"key": self.key, "value": self.value, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -192,6 +206,8 @@ class Modality(ABC):
     shuffled: ClassVar[bool] = True
     #: Classical models on `raw_features` that evaluation sets beside the encoder ("linear", "boosting").
     classical: ClassVar[tuple[str, ...]] = ("linear",)
+    #: Whether samples are values in time or space, of which those that are constant hold nothing.
+    signal: ClassVar[bool] = False
     #: Whether the tokens of this kind of data are the square patches of its one picture, so that vision transformers
     #: can hide them and read them in order.
     patched: ClassVar[bool] = False

@@ -67,6 +67,8 @@ class ImageSettings(Settings):
     """height and width of the views, in pixels"""
     patch: PositiveInt | Literal["auto"] = "auto"
     """side of a token's square for transformers, in pixels; auto: 8 or more tokens across"""
+    stem: PositiveInt | Literal["auto"] = "auto"
+    """up to 64 px, the step of a convolution net's first convolution; auto: 1 up to 48 px, else 2"""
     channels: PositiveInt | Literal["auto"] = "auto"
     """channels that pictures are brought to; auto: the source's (4 keeps transparency)"""
     column: str = "auto"
@@ -249,6 +251,7 @@ class Image(Modality):
 
     name = "image"
     settings_class = ImageSettings
+    signal = True
     offers: ClassVar[frozenset[Need]] = frozenset(
         {Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS, Need.PICTURES}
     )
@@ -437,7 +440,8 @@ class Image(Modality):
         return Timm.transformer(size, self, causal)
 
     def picture_form(self) -> PictureForm:
-        return PictureForm(self.channels, self.size, self.size, self.patch)
+        stem = 0 if self.settings.stem == "auto" else self.settings.stem
+        return PictureForm(self.channels, self.size, self.size, self.patch, stem=stem)
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return batch.data[:, None], None

@@ -18,6 +18,7 @@ from labelfree.data import cache
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.loader import Loader
+from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
@@ -58,9 +59,14 @@ class Job:
             shards=(0,) if isinstance(self.dataset, Cached) else self.dataset.shards,
             window=0 if settings.shuffle_window == "auto" else settings.shuffle_window,
             shuffle=self.modality.shuffled,
+            sizes=self.dataset.sizes,
         )
         workers = 0 if settings.workers == "auto" else settings.workers
-        return Loader(self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend)
+        case = self.objective.case
+        partners = Partners(self.dataset.column(case), self.plan.seed) if case else None
+        return Loader(
+            self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend, partners
+        )
 
 
 def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Plan]:
@@ -78,7 +84,7 @@ def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Pla
         on_device = accelerator and total <= 0.2 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else False
         where = ("device" if on_device else "memory") if fits else "none"
         reason = f"{total / 1e6:,.1f} MB decoded, {'which fits' if fits else 'too much to hold: streamed'}"
-        choices.append(vars(Choice("cache", where, reason)))
+        choices.append(Choice("cache", where, reason).record())
     window = settings.shuffle_window
     if window == "auto":
         window = max(4 * settings.batch_size, int(cache.WINDOW_BYTES / size)) if where == "none" else 0
@@ -121,7 +127,7 @@ def fit_batch(plan: Plan, count: int, world: int) -> Plan:
         raise LabelfreeError(f"{count} samples cannot be shared by {world} processes.", "Lower devices.")
     choices = list(plan.choices)
     if size != wanted:
-        choices.append(vars(Choice("batch_size", size, f"{count} samples, {world} process(es)")))
+        choices.append(Choice("batch_size", size, f"{count} samples, {world} process(es)").record())
     training = plan.training.model_copy(update={"batch_size": size})
     return plan.model_copy(update={"training": training, "choices": choices, "count": count})
 
@@ -236,7 +242,7 @@ def resolve_length(
             most, why = enough, f"what {plan.method} needs on a source of this size"
         steps = max(1, min(int(left / step_seconds), most))
         reason = f"{duration(left)} at {step_seconds:.3g} s a step" if steps < most else why
-        choices.append(vars(Choice("steps", steps, reason)))
+        choices.append(Choice("steps", steps, reason).record())
     log_every = max(1, min(50, steps // 100)) if settings.log_every == "auto" else settings.log_every
     save_every = (
         max(1, min(steps, round(60 / step_seconds)))

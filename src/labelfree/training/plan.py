@@ -131,6 +131,8 @@ def make_plan(
     registry.check_fit(objective, data)
     if encoder == "auto" and recipe and recipe.encoder:
         encoder = recipe.encoder
+    if encoder != "auto":
+        offered = {key: choice for key, choice in offered.items() if not choice.of_encoder}
     shares = share_out(
         settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
     )
@@ -160,7 +162,7 @@ def make_plan(
             {**layers["settings"], **shares[objective.name]}, objective.name
         ).model_dump(mode="json"),
         modality_settings=kind.settings_class.read(options, kind.name).model_dump(mode="json"),
-        choices=[vars(choice) for choice in choices],
+        choices=[choice.record() for choice in choices],
     )
     if plan.modality_settings != data.settings.model_dump(mode="json"):
         data = plan.new_modality()
@@ -236,7 +238,7 @@ def resolve_machine(plan: Plan, streamed: bool) -> Plan:
         ),
     }
     return plan.model_copy(
-        update={"training": settings.model_copy(update=update), "choices": plan.choices + [vars(c) for c in chosen]}
+        update={"training": settings.model_copy(update=update), "choices": plan.choices + [c.record() for c in chosen]}
     )
 
 
