@@ -83,11 +83,11 @@ def test_returns_are_those_of_dense_powers() -> None:
 
 def test_positions_are_alike_where_walks_meet_and_follow_the_names_of_nodes() -> None:
     blocks = np.concatenate([random_edges(20, 0.5), random_edges(20, 0.5, 1) + 20, [[0, 20]]])
-    found = positions(one(40, blocks), 64)
+    found = positions(one(40, blocks), 64, 4)
     unit = found / np.linalg.norm(found, axis=1, keepdims=True)
     alike = unit @ unit.T
     assert alike[:20, :20].mean() > alike[:20, 20:].mean() + 0.3
     order = np.random.default_rng(0).permutation(40)
     place = np.argsort(order)
     moved = one(40, np.sort(place[blocks], axis=1), order.astype(np.uint64))
-    np.testing.assert_allclose(positions(moved, 64), found[order], atol=1e-5)
+    np.testing.assert_allclose(positions(moved, 64, 4), found[order], atol=1e-5)

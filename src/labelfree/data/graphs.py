@@ -14,6 +14,8 @@ from scipy import sparse
 
 #: Neighbours of a node that are looked through for edges inside a neighbourhood.
 LOOK = 32
+#: Columns of positions that are made at a time.
+TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -206,18 +208,23 @@ def returns(graphs: Graphs, steps: int) -> np.ndarray:
     return np.stack(found, axis=1).astype(np.float32)
 
 
-def positions(graphs: Graphs, width: int, steps: int = 4) -> np.ndarray:
+def positions(graphs: Graphs, width: int, steps: int) -> np.ndarray:
     """(N, width) float32: where random walks of 1 … `steps` steps lead, as sums of random codes of the nodes they reach
     (Chen et al. 2019, "Fast and Accurate Network Embeddings via Very Sparse Random Projection", §3). Nodes whose walks
     meet have similar vectors. A node's code follows from its name, so that it stays the same while a graph grows.
     """
-    bits = mix(graphs.code[:, None] + np.arange(1, width + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    third = bits % np.uint64(6)
-    reached = np.where(third == 0, 1.0, np.where(third == 1, -1.0, 0.0)).astype(np.float32)
-    step = transition(graphs)
-    found = np.zeros_like(reached)
-    for _ in range(steps):
-        reached = step @ reached
-        length = np.linalg.norm(reached, axis=1, keepdims=True)
-        found += reached / np.maximum(length, np.finfo(np.float32).tiny)
+    step, found = transition(graphs), np.zeros((graphs.nodes, width), dtype=np.float32)
+    for start in range(0, width, TOGETHER):
+        part = found[:, start : start + TOGETHER]
+        reached = _signs(graphs.code, np.arange(start, start + part.shape[1]))
+        for _ in range(steps):
+            reached = step @ reached
+            length = np.linalg.norm(reached, axis=1, keepdims=True)
+            part += reached / np.maximum(length, np.finfo(np.float32).tiny)
     return found
+
+
+def _signs(code: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(N, K) float32 that are 1, -1 (one in six each) or 0, by a hash of a node's code and the column."""
+    face = mix(mix(code)[:, None] + columns.astype(np.uint64)) % np.uint64(6)
+    return (face == 0).astype(np.float32) - (face == 1)

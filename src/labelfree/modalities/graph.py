@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 ROOTS = {"graph": 0, "node": 1, "edge": 2}
 #: Squared sizes of graphs, summed, up to which powers of their transition matrices are made.
 DENSE = 20_000_000
+#: Bytes that positions may take.
+POSITIONS = 64 << 20
 #: Steps of the walks whose returns are features.
 RETURNS = 8
 
@@ -53,9 +55,9 @@ class GraphSettings(Settings):
     structure: Literal["auto", "none", "degrees", "walks", "positions"] = "auto"
     """features made of the edges: degrees, with them the returns of random walks, or where they lead; auto: only for
     nodes without features, positions in one graph and walks in many"""
-    position_width: PositiveInt = 128
-    """numbers that say where a node's random walks lead"""
-    position_steps: PositiveInt = 8
+    position_width: PositiveInt | Literal["auto"] = "auto"
+    """numbers that say where a node's random walks lead; auto: 256, fewer in large graphs"""
+    position_steps: PositiveInt = 32
     """steps of these walks"""
     fanouts: tuple[PositiveInt, ...] = (10, 5)
     """neighbours sampled for each node, hop by hop; not used where a sample is a graph"""
@@ -85,6 +87,7 @@ class GraphDataset(Dataset):
 
     def __init__(self, graphs: Graphs, level: str, fanouts: Sequence[int], given: int) -> None:
         self.graphs, self.level, self.fanouts, self.given = graphs, level, tuple(fanouts), given
+        self.connected = level != "graph"
         self.unreadable = (
             () if level == "graph" else [Unreadable(-1, f"graph {n}", why) for n, why in graphs.broken.items()]
         )
@@ -206,6 +209,7 @@ class Graph(Modality):
         super().__init__(settings)
         self._level = ""
         self._structure = ""
+        self._positions = 0
         self._of_nodes: tuple[Column, ...] | None = None
         self._of_edges: tuple[Column, ...] | None = None
         self._scale = torch.zeros(2, 0)
@@ -228,6 +232,7 @@ class Graph(Modality):
             self._of_nodes, self._of_edges = opened.of_nodes, opened.of_edges
             self._level = ("graph" if graphs.count > 1 else "node") if own.level == "auto" else own.level
             self._structure = choose_structure(graphs) if own.structure == "auto" else own.structure
+            self._positions = position_width(graphs) if own.position_width == "auto" else own.position_width
         given = graphs.features.shape[1]
         made = self._made(graphs)
         features = np.concatenate([graphs.features, *made], axis=1)
@@ -248,7 +253,7 @@ class Graph(Modality):
                 )
             return [degrees(graphs), returns(graphs, RETURNS)]
         if kind == "positions":
-            return [degrees(graphs), positions(graphs, own.position_width, own.position_steps)]
+            return [degrees(graphs), positions(graphs, self._positions, own.position_steps)]
         return [degrees(graphs)]
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
@@ -281,6 +286,7 @@ class Graph(Modality):
         return {
             "level": self._level,
             "structure": self._structure,
+            "positions": self._positions,
             "of_nodes": [asdict(column) for column in self._of_nodes or ()],
             "of_edges": [asdict(column) for column in self._of_edges or ()],
             "scale": self._scale.tolist(),
@@ -288,7 +294,7 @@ class Graph(Modality):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._level, self._structure = state["level"], state["structure"]
+        self._level, self._structure, self._positions = state["level"], state["structure"], state["positions"]
         self._of_nodes, self._of_edges = (
             tuple(Column(column["name"], column["width"], tuple(column["words"])) for column in state[key])
             for key in ("of_nodes", "of_edges")
@@ -436,6 +442,11 @@ def choose_structure(graphs: Graphs) -> str:
     if graphs.count == 1:
         return "positions"
     return "walks" if _squares(graphs) <= DENSE else "degrees"
+
+
+def position_width(graphs: Graphs) -> int:
+    """Numbers that say where walks lead: 256, or as many as `POSITIONS` leave room for, and 32 at least."""
+    return int(min(256, max(32, POSITIONS // (4 * max(graphs.nodes, 1)) // 32 * 32)))
 
 
 def _squares(graphs: Graphs) -> float:
