@@ -301,7 +301,7 @@ def _channel(table: pa.Table, channel: str) -> np.ndarray:
             )
         return col.numbers(table, channel)
     name, _, value = channel.rpartition("=")
-    col.require(table, [name], "The trained encoder" if name else "columns")
+    col.require(table, [name or channel], "The trained encoder")
     known = table.column(name).to_pylist()
     return np.array([np.nan if one is None else float(str(one) == value) for one in known])
 

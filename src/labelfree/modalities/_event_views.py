@@ -14,7 +14,7 @@ from labelfree.data.draw import Draw, hash_int
 from labelfree.distributed import gather, rank
 
 #: Channels that say how a token stands to the event: its age and the pause before it; whether the event's source is its
-#: source or target, and whether the event's target is; how often the other node is met in the history of the event's
+#: source, its target, and whether the event's target is; how often its other node is met in the history of the event's
 #: source and of its target (the co-occurrence of Yu et al. 2023, DyGFormer, §4.1); whether it is the event.
 STRUCTURE = 9
 
@@ -32,11 +32,13 @@ def merge(batch: Batch) -> Batch:
     order = key.argsort(dim=1)
     assert batch.time is not None
     rows = torch.arange(len(order), device=order.device)[:, None]
+    gone = absent.gather(1, order)
+    nodes = batch.extra["nodes"][rows, order].masked_fill(gone[..., None], -1)
     return batch.with_(
-        data=batch.data[rows, order],
-        time=batch.time.gather(1, order),
+        data=batch.data[rows, order].masked_fill(gone[..., None], torch.nan),
+        time=batch.time.gather(1, order).masked_fill(gone, torch.nan),
         lengths=(~absent).sum(dim=1),
-        extra={**batch.extra, "nodes": batch.extra["nodes"][rows, order], "number": number.gather(1, order)},
+        extra={**batch.extra, "nodes": nodes, "number": number.gather(1, order).masked_fill(gone, -1)},
     )
 
 
@@ -54,10 +56,9 @@ def structure(batch: Batch, gap: float) -> Tensor:
     pause[:, 0] = torch.nan
     flags = nodes[:, :, None, :] == ends[:, None, :, None]  # (B, T, end of the event, end of the token)
     touches = flags.any(dim=3) & valid[..., None]
-    other = torch.where(flags[:, :, 0, 0], nodes[..., 1], nodes[..., 0])
-    other = torch.where(touches[:, :, 0], other, torch.where(flags[:, :, 1, 0], nodes[..., 1], nodes[..., 0]))
-    met = (other[:, :, None] == other[:, None, :]) & (valid & ~event)[:, None, :]
-    counts = torch.einsum("bij,bje->bie", met.float(), touches.float()).log1p()
+    other = torch.where(flags[..., 0], nodes[:, :, 1:], nodes[:, :, :1])  # as each end of the event sees it
+    met = torch.where(touches[:, :, 0], other[..., 0], other[..., 1])[:, :, None, None] == other[:, None]
+    counts = (met & (touches & ~event[..., None])[:, None]).sum(dim=2).float().log1p()
     found = torch.cat([age[..., None], pause[..., None], flags.flatten(2), counts, event[..., None]], dim=2)
     return found.float().masked_fill(~valid[..., None], torch.nan)
 
