@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from labelfree.objectives.base import Objective, Recipe, Step
     from labelfree.run import Run, load
     from labelfree.settings import Settings
+    from labelfree.tasks.doctor import Checkup, doctor
     from labelfree.tasks.finetune import Model, finetune
     from labelfree.training.pretrain import pretrain
 
@@ -37,6 +38,7 @@ _HOMES = {
     "labelfree.objectives.base": ("Objective", "Recipe", "Step"),
     "labelfree.run": ("Run", "load"),
     "labelfree.settings": ("Settings",),
+    "labelfree.tasks.doctor": ("Checkup", "doctor"),
     "labelfree.tasks.finetune": ("Model", "finetune"),
     "labelfree.training.pretrain": ("pretrain",),
 }
@@ -44,6 +46,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
+    "Checkup",
     "Dataset",
     "Draw",
     "Encoder",
@@ -62,6 +65,7 @@ __all__ = [
     "Step",
     "Unreadable",
     "__version__",
+    "doctor",
     "evaluate",
     "finetune",
     "load",

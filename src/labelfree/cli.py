@@ -49,7 +49,7 @@ TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="Ho
 
 Config = Annotated[Path | None, Option("--config", metavar="FILE", help="Options and settings as YAML or JSON.")]
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def _verb(*examples: str) -> Callable[[Callable[..., Answer]], Callable[..., int]]:
@@ -207,7 +207,9 @@ def evaluate(
     protocols: Annotated[str, Option(metavar="P,P", help="knn, linear, finetune.")] = "knn,linear,finetune",
     seeds: Annotated[int, Option(metavar="N", help="Repetitions with other labels and weights.")] = 3,
     group: Group = None,
-    metric: Annotated[str, Option(metavar="M", help="accuracy, balanced_accuracy, macro_f1 or auto.")] = "auto",
+    metric: Annotated[
+        str, Option(metavar="M", help="accuracy, balanced_accuracy, macro_f1, average_precision, roc_auc.")
+    ] = "auto",
     seed: Annotated[int, Option(help="Same seed, same labels and weights.")] = 0,
     time_limit: TimeLimit = None,
     config: Config = None,
@@ -293,6 +295,92 @@ def embed(
     return {"out": out, "count": count, "dim": dim}
 
 
+@_verb("runs/payments new-payments.parquet --out strange.csv")
+def anomalies(
+    run: RunPath,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Data to look at.")],
+    out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
+    reference: Annotated[
+        str | None, Option(metavar="SOURCE", help="What is ordinary; the source of the pretraining if absent.")
+    ] = None,
+    how: Annotated[str, Option(metavar="H", help="distance (from the mean) or neighbours.")] = "distance",
+    force: Force = False,
+) -> Answer:
+    """Find what is strange, without labels.
+
+    Writes a score for every sample, and the share of the reference that is less strange.
+    """
+    from labelfree.run import Run
+    from labelfree.tasks.predict import table_path
+
+    table_path(out)
+    found = Run(run).anomalies(source, reference, how=how)
+    found.write(out, force)
+    worst = found.strangest(10)
+    rows = [[found.names[place], f"{found.score[place]:.4g}", f"{found.share[place]:.2%}"] for place in worst]
+    _table(["strangest", "score", "stranger than"], rows)
+    print(f"{len(found.names):,} scores are in '{out}'.")
+    return {"out": out, "count": len(found.names), "strangest": [found.names[place] for place in worst]}
+
+
+@_verb(
+    "runs/captioned held-out/ --label folder --prompt 'a {}'", "runs/captioned photos/ --classes cat,dog --out x.csv"
+)
+def zeroshot(
+    run: RunPath,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Data to name.")],
+    label: Annotated[
+        str | None, Option("--label", metavar="NAME", help="Column of the true classes, to score with.")
+    ] = None,
+    classes: Annotated[str | None, Option(metavar="C,C", help="The classes; those of the label if absent.")] = None,
+    prompt: Annotated[
+        list[str] | None, Option(metavar="TEXT", help="A sentence about a class, {} being its name; may be repeated.")
+    ] = None,
+    out: Annotated[str | None, Option("--out", metavar="FILE", help="Table: .csv, .parquet or .jsonl.")] = None,
+    force: Force = False,
+) -> Answer:
+    """Name data by classes given in words; nothing is trained.
+
+    Needs a run on pairs of texts and something else.
+    """
+    from labelfree.run import Run
+
+    if label is None and out is None:
+        raise LabelfreeError("There is nothing to do.", "Give --label to score the guesses, or --out to write them.")
+    found = Run(run).zero_shot(source, label, classes=_listed(classes or ""), prompts=prompt or ["{}"])
+    if out is not None:
+        found.write(out, force)
+        print(f"{len(found.names):,} names are in '{out}'.")
+    if found.accuracy is not None:
+        score = found.accuracy
+        print(
+            f"Accuracy {score.value:.3f} ({score.low:.3f} … {score.high:.3f}) on {score.count:,} samples of "
+            f"{len(found.classes)} classes; balanced {found.balanced_accuracy:.3f}, commonest {found.majority:.3f}."
+        )
+    return found.to_dict() | {"count": len(found.names), "out": out}
+
+
+@_verb("runs/captioned held-out.csv")
+def retrieve(
+    run: RunPath,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Pairs that the run has not seen.")],
+    at: Annotated[str, Option(metavar="K,K", help="How many of the nearest count as found.")] = "1,5,10",
+) -> Answer:
+    """Find each side of a row by its other sides, among those of all rows."""
+    from labelfree.run import Run
+
+    if not all(word.isdigit() and int(word) for word in _listed(at)):
+        raise LabelfreeError(f"--at {at} are no numbers above 0.", "Write for instance --at 1,5,10.")
+    found = Run(run).retrieve(source, [int(word) for word in _listed(at)])
+    for way in found:
+        shares = [f"{s.value:.3f} ({s.low:.3f} … {s.high:.3f})" for s in way.recall.values()]
+        rows = [[f"R@{k}", share, f"{way.chance[k]:.3f}"] for k, share in zip(way.recall, shares, strict=True)]
+        count = next(iter(way.recall.values())).count
+        print(f"{way.query} → {way.key}, {count:,} rows, median rank {way.median_rank:g}")
+        _table(["", "recall (95% interval)", "chance"], rows)
+    return {"directions": [way.to_dict() for way in found]}
+
+
 @_verb("runs/photos")
 def report(run: RunPath) -> Answer:
     """Write report.html of a run.
@@ -304,6 +392,47 @@ def report(run: RunPath) -> Answer:
     path = Run(run).report()
     print(f"The report is in '{path}'.")
     return {"report": str(path)}
+
+
+@_verb("photos/ --out photos.html", "train/ --against test/ --label folder", "sensors.csv --run runs/sensors")
+def doctor(
+    source: Annotated[str, Argument(metavar="SOURCE", help="Data to look at.")],
+    settings: Words = None,
+    modality: Annotated[str | None, Option(metavar="K", help="Kind of data; guessed from the source.")] = None,
+    against: Annotated[str | None, Option(metavar="SOURCE", help="Data that ought to share no sample with it.")] = None,
+    label: Annotated[str | None, Option(metavar="NAME", help="Column of labels: counts, copies that disagree.")] = None,
+    run: Annotated[str | None, Option(metavar="RUN", help="Find outliers in the features of this run.")] = None,
+    limit: Annotated[int | None, Option(metavar="N", help="Look at so many samples; at all if absent.")] = None,
+    near: Annotated[float, Option(help="Two samples that differ by less than this share are near copies.")] = 0.15,
+    threshold: Annotated[float, Option(help="Share of faulty samples above which the exit code is 1.")] = 0.05,
+    out: Annotated[str | None, Option(metavar="FILE", help="Page to write, .html, with .json beside it.")] = None,
+    force: Force = False,
+) -> Answer:
+    """Find what is wrong with data, before training on it.
+
+    Unreadable, empty, constant, copies and near copies, sizes, missing values, labels that disagree, outliers.
+    """
+    from labelfree.settings import parse_assignments
+    from labelfree.tasks import doctor as task
+
+    checkup = task.doctor(
+        source,
+        modality=modality,
+        against=against,
+        label=label,
+        run=run,
+        limit=limit,
+        near=near,
+        threshold=threshold,
+        **parse_assignments(settings or ()),
+    )
+    if rows := checkup.rows():
+        _table(["check", "samples", "share", "for instance"], rows)
+    task.show(checkup, print)
+    if out is not None:
+        checkup.write(out, force)
+        print(f"The page is in '{out}'.")
+    return checkup.to_dict() | ({"exit_code": FAILED} if checkup.failed else {})
 
 
 class Listed(StrEnum):

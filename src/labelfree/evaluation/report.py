@@ -56,9 +56,9 @@ def write_report(run: Run) -> Path:
         _neighbours(gallery) if gallery else "",
         _about(run, newest),
     ]
-    page = _page(run.path.name, "".join(sections), gallery)
+    content = page(run.path.name, "".join(sections), gallery)
     path = run.path / "report.html"
-    write_bytes(path, page.encode())
+    write_bytes(path, content.encode())
     return path
 
 
@@ -66,7 +66,8 @@ def _file(name: str) -> str:
     return resources.files("labelfree.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
-def _page(title: str, body: str, gallery: Mapping[str, Any] | None) -> str:
+def page(title: str, body: str, gallery: Mapping[str, Any] | None = None) -> str:
+    """A whole page around `body`; the gallery's map is drawn by a script."""
     script = ""
     if gallery:
         data = {"classes": gallery["classes"], **{key: gallery["map"][key] for key in ("y", "names", "html")}}

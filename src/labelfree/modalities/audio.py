@@ -106,6 +106,7 @@ class Audio(Modality):
 
     name = "audio"
     settings_class = AudioSettings
+    signal = True
     offers: ClassVar[frozenset[Need]] = frozenset(
         {
             Need.VIEWS,
@@ -292,16 +293,17 @@ class Audio(Modality):
         own = self.settings
         if policy == "none":
             return self.prepare(batch).with_(draw=draw)
-        x, lengths = self._loaded(batch.data), batch.lengths
         gain = augment.gain_wave if self._waves else augment.gain_mel
         if policy == "light":
+            x = self._loaded(batch.data)
             x = gain(x, draw, own.gain / 2) if own.gain else x
-            return self._view(batch, self._normalised(x), lengths, draw)
-        x, lengths = self._cropped(batch, x, draw)
+            return self._view(batch, self._normalised(x), batch.lengths, draw)
+        x, lengths = self._cropped(batch, draw)
         x = augment.shift_bands(x, draw, own.bands) if own.bands < 1 and not self._waves else x
         if self._memory is not None:
             mix = augment.mix_wave if self._waves else augment.mix_mel
-            x = mix(x, self._loaded(self._memory.to(x.device)), draw, own.mixup)
+            chosen = draw.integers("mixed with", len(self._memory)).to(self._memory.device)
+            x = mix(x, self._loaded(self._memory[chosen].to(x.device)), draw, own.mixup)
         if own.noise:
             x = (augment.noise_wave if self._waves else augment.noise_mel)(x, draw, own.noise)
         x = self._normalised(gain(x, draw, own.gain) if own.gain else x)
@@ -309,10 +311,12 @@ class Audio(Modality):
         x = augment.blank(x, draw, own.band_mask, 2) if own.band_mask and not self._waves else x
         return self._view(batch, x, lengths, draw)
 
-    def _cropped(self, batch: Batch, x: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
+    def _cropped(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """A stretch of each recording, faster or slower; lengths where some may be too short for it."""
         count, fastest = self._crop_steps, self.settings.speed
         known = timing.lengths_of(batch)
+        # Frames are taken as they are kept, and only what is taken becomes float32.
+        x = self._loaded(batch.data) if self._waves else batch.data
         x, inside = augment.stretch(x, known, draw, count, 1 / fastest, fastest)
         enough = batch.lengths is None and (count - 1) / fastest <= batch.data.shape[1] - 1
         return x, None if enough else inside

@@ -75,6 +75,8 @@ class EventSettings(Settings):
 class EventDataset(Dataset):
     """The events of a log, each with the recent histories of its ends."""
 
+    connected = True
+
     def __init__(self, log: Log, recent: int) -> None:
         self.log, self.recent = log, recent
         self.unreadable = log.unreadable

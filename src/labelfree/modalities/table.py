@@ -80,6 +80,7 @@ class TableDataset(Dataset):
     def __init__(self, rows: Rows, fields: Fields, group: str = "", found: Found | None = None) -> None:
         self.rows, self.fields, self.found = rows, fields, found
         self.values = _encoded(rows, fields)
+        self.value_names = [field.name for field in fields.all]
         self.group = np.full(rows.count, -1, dtype=np.int64) if not group else _group_numbers(rows, group)
         self._group_name = group
 

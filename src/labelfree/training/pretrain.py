@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError
@@ -143,10 +144,23 @@ def _prepare(
         data.fit(dataset)
     nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
     quarantine = jobs.check_readable(nearby, dataset, plan.training)
+    _say_quick_look(nearby if nearby.origin()[0] is dataset else dataset, data)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
     plan = resolve_machine(plan, streamed=plan.training.cache == "none")
     objective = jobs.build_objective(plan, data, nearby, network, init)
     return Job(plan, data, nearby, objective, quarantine), plan
+
+
+def _say_quick_look(dataset: Dataset, data: Modality) -> None:
+    """The doctor's cheap part: what seems wrong, before time is spent on it. Nothing is left out for it."""
+    findings, looked = doctor.quick(dataset, data)
+    if findings:
+        words = ", ".join(f"{len(found.samples):,} {found.check}" for found in findings)
+        say(
+            f"Of {looked:,} samples looked at: {words}. Near copies, labels and outliers were not looked for; "
+            "`labelfree doctor SOURCE` does, and shows examples.",
+            "yellow",
+        )
 
 
 def say_found(found: Description) -> None:

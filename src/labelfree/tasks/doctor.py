@@ -1,0 +1,388 @@
+"""The doctor: what is wrong with a source, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labelfree import registry
+from labelfree.data.doctor import Finding, Survey, nearby
+from labelfree.data.encoded import spread
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Modality
+from labelfree.run import Run, write_json
+from labelfree.tasks.labels import Labels, Subset, read_labels
+from labelfree.training.plan import recognise
+
+#: Samples that are compared with each other, and pairs that one of them may be in.
+MOST_COMPARED, MOST_PAIRS = 20_000, 20
+#: Neighbours by whose distance a sample is an outlier, and deviations (robust) beyond which it is one.
+NEIGHBOURS, OUTLYING = 5, 6.0
+#: Samples of a finding that are named.
+NAMED = 5
+
+
+@dataclass
+class Checkup:
+    """What the doctor found.
+
+    Attributes:
+        source: as it was given.
+        modality: its kind of data.
+        count, looked: samples of the source, and how many of them were looked at.
+        findings: faults, the gravest first.
+        facts: what is no fault: what the source holds, labels, missing values.
+        missing: share of the values that is missing, by column or channel; those without any left out.
+        labels: samples of each class, where labels were given.
+        notes: what was not looked for, and why.
+        threshold: share of faulty samples above which the source has failed.
+    """
+
+    source: str
+    modality: str
+    count: int
+    looked: int
+    findings: list[Finding]
+    facts: dict[str, str]
+    missing: dict[str, float]
+    labels: dict[str, int]
+    notes: list[str]
+    threshold: float
+    dataset: Dataset = field(repr=False)
+    kind: Modality = field(repr=False)
+
+    @property
+    def share(self) -> float:
+        """Share of the samples looked at that have a fault."""
+        faulty = {row for finding in self.findings for row in finding.samples}
+        lost = len(self.dataset.unreadable)
+        return (len(faulty) + lost) / max(self.looked + lost, 1)
+
+    @property
+    def failed(self) -> bool:
+        return self.share > self.threshold
+
+    @property
+    def verdict(self) -> str:
+        if not self.findings and not self.dataset.unreadable:
+            return f"Nothing is wrong with the {self.looked:,} samples looked at."
+        relation = "more" if self.failed else "no more"
+        return (
+            f"{self.share:.1%} of the {self.looked:,} samples looked at have a fault, "
+            f"{relation} than the {self.threshold:.0%} that is allowed."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the keys are documented in docs/json.md."""
+        findings = [
+            {
+                "check": finding.check,
+                "words": finding.words,
+                "count": len(finding.samples),
+                "share": len(finding.samples) / max(self.looked, 1),
+                "samples": [self._entry(row, finding) for row in finding.samples],
+                "groups": [[self.dataset.name(row) for row in group] for group in finding.groups],
+            }
+            for finding in self.findings
+        ]
+        left_out = [{"name": item.name, "reason": item.reason} for item in self.dataset.unreadable]
+        keys = ("source", "modality", "count", "looked", "facts", "missing", "labels", "notes", "threshold", "verdict")
+        own = {key: getattr(self, key) for key in keys}
+        return own | {"findings": findings, "left_out": left_out, "share": self.share, "failed": self.failed}
+
+    def _entry(self, row: int, finding: Finding) -> dict[str, Any]:
+        reason = {"reason": finding.reasons[row]} if row in finding.reasons else {}
+        return {"index": row, "name": self.dataset.name(row), **reason}
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Check, samples, share and the first names, for a table."""
+        rows = []
+        if lost := self.dataset.unreadable:
+            reasons = "; ".join(f"{item.name}: {item.reason}" for item in lost[:NAMED])
+            rows.append(("left out", f"{len(lost):,}", "", reasons))
+        for finding in self.findings:
+            names = [self.dataset.name(row) for row in finding.samples[:NAMED]]
+            if finding.groups:
+                names = [" = ".join(self.dataset.name(row) for row in group[:3]) for group in finding.groups[:NAMED]]
+            share = f"{len(finding.samples) / max(self.looked, 1):.1%}"
+            rows.append((finding.check, f"{len(finding.samples):,}", share, "; ".join(names)))
+        return rows
+
+    def write(self, path: str | Path, force: bool = False) -> None:
+        """Write a page (.html) with examples, and all of it as JSON beside it."""
+        from labelfree.evaluation.doctor_page import page_of
+        from labelfree.training.checkpoint import write_bytes
+
+        target = Path(path)
+        if target.suffix.lower() != ".html":
+            raise LabelfreeError(
+                f"'{path}' is no page: a name that ends in .html was expected.", "Write --out FILE.html"
+            )
+        if target.exists() and not force:
+            raise LabelfreeError(f"'{path}' exists already.", "Choose another --out, or replace it with --force.")
+        write_bytes(target, page_of(self).encode())
+        write_json(target.with_suffix(".json"), self.to_dict())
+
+
+def doctor(
+    source: Any,
+    *,
+    modality: str | None = None,
+    against: Any = None,
+    label: str | None = None,
+    run: Run | str | Path | None = None,
+    limit: int | None = None,
+    near: float = 0.15,
+    threshold: float = 0.05,
+    **settings: Any,
+) -> Checkup:
+    """Look for what is wrong with a source.
+
+    Args:
+        source: a folder, a file, an array: what `pretrain` takes.
+        modality: its kind of data; None to recognise it.
+        against: another source, such as the test part, that ought to share no sample with this one.
+        label: column of labels; copies with different labels are found.
+        run: a run whose encoder's features show outliers.
+        limit: look at so many samples, spread over the source; all by default.
+        near: distance of raw features, as a share of their size, below which two samples are near copies.
+        threshold: share of faulty samples above which the source has failed.
+        **settings: of the modality.
+
+    Raises:
+        LabelfreeError: the source cannot be opened, or there is no such column.
+    """
+    if limit is not None and limit < 1:
+        raise LabelfreeError(f"limit={limit} looks at nothing.", "Give 1 or more.")
+    trained = Run(run) if isinstance(run, str | Path) else run
+    kind, dataset, notes = _opened(source, modality, trained, settings)
+    places = spread(len(dataset), dataset.shards, limit or len(dataset))
+    connected = dataset.origin()[0].connected
+    survey = Survey(kind.signal, not connected).add(nearby(dataset, places))
+    findings = survey.findings()
+    other = None if against is None else kind.open(against)
+    if connected:
+        notes.append("Samples are parts of one whole, which may well be alike: no copies were looked for.")
+    else:
+        findings += _alike(kind, dataset, survey, other, near, notes)
+    labels = None if label is None else read_labels(dataset, label)
+    if labels is not None:
+        findings += _disagreeing(labels, findings)
+    if trained is not None:
+        findings += _outlying(trained, dataset, survey)
+    return Checkup(
+        source=str(source) if isinstance(source, str | Path) else type(source).__name__,
+        modality=kind.name,
+        count=len(dataset),
+        looked=len(places),
+        findings=findings,
+        facts=dict(dataset.describe().facts),
+        missing=_missing(dataset, survey),
+        labels={} if labels is None else _class_counts(labels),
+        notes=notes + ([] if labels is None else labels.notes),
+        threshold=threshold,
+        dataset=dataset,
+        kind=kind,
+    )
+
+
+def _opened(
+    source: Any, modality: str | None, run: Run | None, settings: Mapping[str, Any]
+) -> tuple[Modality, Dataset, list[str]]:
+    if run is not None:
+        if settings or modality is not None:
+            raise LabelfreeError("The run says how its data is read.", "Leave out the modality and its settings.")
+        return run.modality, run.open(source), []
+    name = recognise(source)[0] if modality is None else modality
+    cls = registry.find("modality", registry.modalities(), name)
+    kind = cls(cls.settings_class.read(settings, cls.name))
+    dataset, notes = kind.open(source), []
+    try:
+        kind.fit(dataset)
+    except LabelfreeError as error:  # what cannot be learnt from can still be looked at
+        notes.append(f"It could not be learnt from: {error.problem}")
+    return kind, dataset, notes
+
+
+def _missing(dataset: Dataset, survey: Survey) -> dict[str, float]:
+    shares = survey.missing()
+    names = dataset.value_names or [f"value {place}" for place in range(len(shares))]
+    if len(names) != len(shares):
+        names = [f"value {place}" for place in range(len(shares))]
+    return {str(name): round(float(share), 6) for name, share in zip(names, shares, strict=True) if share > 0}
+
+
+def _class_counts(labels: Labels) -> dict[str, int]:
+    return dict(zip(labels.classes, labels.counts.tolist(), strict=True))
+
+
+# ---- copies
+
+
+def _alike(
+    kind: Modality, dataset: Dataset, survey: Survey, other: Dataset | None, near: float, notes: list[str]
+) -> list[Finding]:
+    """Near copies within the source, and samples that are also in the other source."""
+    first = {own: row for row, own in zip(reversed(survey.rows), reversed(survey.digests), strict=True)}
+    rows = np.array(sorted(first.values()), dtype=np.int64)
+    theirs = Survey(False) if other is None else Survey(False).add(nearby(other, range(len(other))))
+    if len(rows) > MOST_COMPARED or len(theirs.rows) > MOST_COMPARED:
+        notes.append(f"Near copies were looked for among {MOST_COMPARED:,} samples spread over the source.")
+    rows, others = _thinned(rows), _thinned(np.array(theirs.rows, dtype=np.int64))
+    findings = []
+    features: list[Any] = []
+    if len(rows) > 1:
+        parts = [] if other is None else [Subset(other, others)]
+        try:
+            features = kind.raw_features(Subset(dataset, rows), parts)
+        except LabelfreeError as error:
+            notes.append(f"Near copies were not looked for: {error.problem}")
+    if features:
+        known = dict(zip(survey.rows, survey.groups, strict=True))
+        owners = np.array([known[row] for row in rows.tolist()])
+        if (owners >= 0).any():
+            notes.append("Near copies were looked for between groups: what belongs to one (a film, a person) is alike.")
+        groups = [rows[group].tolist() for group in near_groups(features[0], near, owners)]
+        words = f"differ by less than {near:.0%} in their raw features"
+        findings.append(Finding("near copies", words, sorted(row for group in groups for row in group), groups))
+    if other is not None:
+        pairs: list[tuple[int, int]] = []
+        if len(features) > 1:
+            a, b = near_pairs(features[0], features[1], near)
+            pairs = list(zip(rows[a].tolist(), others[b].tolist(), strict=True))
+        findings.append(_shared(survey, theirs, other, pairs))
+    return [finding for finding in findings if finding.samples]
+
+
+def _thinned(rows: np.ndarray) -> np.ndarray:
+    return rows[spread(len(rows), (0,), MOST_COMPARED)] if len(rows) > MOST_COMPARED else rows
+
+
+def _shared(survey: Survey, theirs: Survey, other: Dataset, near: Sequence[tuple[int, int]]) -> Finding:
+    known = dict(zip(reversed(theirs.digests), reversed(theirs.rows), strict=True))
+    reasons = {row: f"nearly '{other.name(their)}' of the other source" for row, their in reversed(near)}
+    for row, own in zip(survey.rows, survey.digests, strict=True):
+        if own in known:
+            reasons[row] = f"is '{other.name(known[own])}' of the other source"
+    return Finding("in both sources", "are in the other source too, or nearly", sorted(reasons), reasons=reasons)
+
+
+def near_groups(x: Any, near: float, owners: np.ndarray) -> list[list[int]]:
+    """Rows of (N, F) features, dense or sparse, that are near each other, directly or by way of others.
+
+    Args:
+        near: see `near_pairs`.
+        owners: (N,) rows with the same, if it is not -1, are not compared.
+    """
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = near_pairs(x, x, near, owners)
+    if not len(a):
+        return []
+    count = x.shape[0]
+    _, part = connected_components(sparse.coo_array((np.ones(len(a)), (a, b)), shape=(count, count)), directed=False)
+    members: dict[int, list[int]] = {}
+    for row in sorted({*a.tolist(), *b.tolist()}):
+        members.setdefault(int(part[row]), []).append(row)
+    return list(members.values())
+
+
+def near_pairs(
+    x: Any, y: Any, near: float, owners: np.ndarray | None = None, block: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows i of x and j of y (of x itself: i < j) with |x_i - y_j| ≤ near · √(|x_i| |y_j|); `MOST_PAIRS` an i at most.
+
+    Args:
+        x, y: (N, F) and (M, F) features, dense or sparse.
+        near: the share.
+        owners: (N,) of x itself: rows with the same, if it is not -1, make no pair.
+        block: rows of x at a time.
+    """
+    same = x is y
+    square_x, square_y = (_squares(part) for part in (x, y))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, x.shape[0], block):
+        products = x[start : start + block] @ y.T
+        dot = products.toarray() if hasattr(products, "toarray") else products
+        own = square_x[start : start + block, None]
+        limit = near**2 * np.sqrt(own * square_y)
+        close = (own + square_y - 2 * dot <= limit) & (limit > 1e-9)
+        if same:
+            close &= np.arange(start, start + len(close))[:, None] < np.arange(y.shape[0])
+        if owners is not None:
+            mine = owners[start : start + block, None]
+            close &= (mine != owners) | (mine < 0)
+        close &= close.cumsum(axis=1) <= MOST_PAIRS
+        i, j = np.nonzero(close)
+        found.append((i + start, j))
+    return np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
+
+
+def _squares(x: Any) -> np.ndarray:
+    squared = x.multiply(x) if hasattr(x, "multiply") else np.square(x, dtype=np.float64)
+    return np.asarray(squared.sum(axis=1), dtype=np.float64).ravel()
+
+
+# ---- labels, outliers
+
+
+def _disagreeing(labels: Labels, findings: Sequence[Finding]) -> list[Finding]:
+    """Groups of copies, exact or near, whose labels differ."""
+    groups: list[Sequence[int]] = []
+    reasons: dict[int, str] = {}
+    for group in (group for finding in findings for group in finding.groups):
+        own = Counter(labels.classes[labels.y[row]] for row in group if labels.y[row] >= 0)
+        if len(own) > 1:
+            groups.append(group)
+            words = ", ".join(f"'{name}' ({count})" for name, count in own.most_common())
+            reasons |= dict.fromkeys(group, f"its copies are labelled {words}")
+    words = "are alike, but labelled differently"
+    return [Finding("labels disagree", words, sorted(reasons), groups, reasons)] if reasons else []
+
+
+def _outlying(run: Run, dataset: Dataset, survey: Survey) -> list[Finding]:
+    """Samples whose features lie far from all others', by the distance to a few neighbours (Ramaswamy et al. 2000)."""
+    from labelfree.tasks.embed import embed
+
+    rows = _thinned(np.array(survey.rows, dtype=np.int64))
+    if len(rows) <= NEIGHBOURS:
+        return []
+    x = embed(run.encoder, run.modality, dataset, indices=rows)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    distance = _neighbour_distance(x)
+    middle = float(np.median(distance))
+    spread_ = 1.4826 * float(np.median(np.abs(distance - middle)))
+    score = (distance - middle) / max(spread_, 1e-6)
+    far = {int(rows[i]): f"{score[i]:.0f} deviations from the usual" for i in np.flatnonzero(score > OUTLYING)}
+    words = "lie far from all others in the encoder's features"
+    return [Finding("outliers", words, sorted(far), reasons=far)] if far else []
+
+
+def _neighbour_distance(x: np.ndarray, block: int = 1024) -> np.ndarray:
+    """(N, D) unit vectors → (N,) mean distance (1 - cosine) to the nearest others."""
+    found = []
+    for start in range(0, len(x), block):
+        near = x[start : start + block] @ x.T
+        near[np.arange(len(near)), np.arange(start, start + len(near))] = -np.inf
+        found.append(1 - np.partition(near, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:].mean(axis=1))
+    return np.concatenate(found)
+
+
+def show(checkup: Checkup, tell: Callable[[str], None]) -> None:
+    """Say all that is no table: facts, labels, missing values, notes, verdict."""
+    facts = " · ".join(f"{key} {value}" for key, value in checkup.facts.items())
+    tell(f"{checkup.count:,} samples of {checkup.modality} data: {facts}")
+    if checkup.labels:
+        tell("labels: " + ", ".join(f"{name} {count:,}" for name, count in checkup.labels.items()))
+    if checkup.missing:
+        worst = sorted(checkup.missing.items(), key=lambda item: -item[1])[:12]
+        tell("missing values: " + ", ".join(f"{name} {share:.1%}" for name, share in worst))
+    for note in checkup.notes:
+        tell(note)
+    tell(checkup.verdict)

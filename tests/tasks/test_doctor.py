@@ -1,0 +1,197 @@
+"""The doctor names what is wrong with data, and says when it is too much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+import labelfree
+from labelfree.cli import main
+from labelfree.data.cache import Cached
+from labelfree.data.doctor import quick
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.image import Image as Pictures
+from labelfree.tasks.doctor import Checkup, doctor, near_pairs
+
+
+def noise(count: int, seed: int = 0, side: int = 12) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, side, side, 3), dtype=np.uint8)
+
+
+def found(checkup: Checkup) -> dict[str, list[int]]:
+    return {finding.check: list(finding.samples) for finding in checkup.findings}
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures, of which: 3 is a copy of 2, 7 nearly 6, 10 and 11 of one colour; one more is no picture."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    pictures = noise(40)
+    pictures[3] = pictures[2]
+    pictures[7] = pictures[6]
+    pictures[7, 0, 0] ^= 8
+    pictures[10], pictures[11] = 5, 200
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:02}.png")
+    (folder / "99.png").write_bytes((folder / "00.png").read_bytes()[:40])
+    rows = [f"{number:02}.png,{'cat' if number in (2, 6) else 'dog'}" for number in range(40)]
+    (folder / "labels.csv").write_text("file,animal\n" + "\n".join(rows))
+    return folder
+
+
+def test_each_fault_is_found(spoilt: Path) -> None:
+    checkup = doctor(spoilt, modality="image", label="animal")
+    assert found(checkup) == {
+        "unreadable": [40],
+        "constant": [10, 11],
+        "copies": [2, 3],
+        "near copies": [6, 7],
+        "labels disagree": [2, 3, 6, 7],
+    }
+    assert checkup.labels == {"cat": 2, "dog": 38}
+    assert checkup.share == pytest.approx(7 / 41)
+    assert checkup.failed
+    assert not doctor(spoilt, modality="image", threshold=0.2).failed
+
+
+def test_samples_of_another_source_are_found(spoilt: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "test.npy", np.concatenate([noise(5), noise(5, seed=1)]))
+    shared = doctor(tmp_path / "test.npy", against=spoilt, modality="image")
+    assert found(shared) == {"in both sources": [0, 1, 2, 4]}
+    reasons = shared.findings[0].reasons
+    assert reasons[2] == "is '02.png' of the other source"
+
+
+def test_whole_data_pass(tmp_path: Path) -> None:
+    np.save(tmp_path / "good.npy", noise(30))
+    checkup = doctor(tmp_path / "good.npy")
+    assert (found(checkup), checkup.failed) == ({}, False)
+    assert checkup.verdict == "Nothing is wrong with the 30 samples looked at."
+
+
+def test_a_limit_looks_at_some(tmp_path: Path) -> None:
+    np.save(tmp_path / "good.npy", noise(30))
+    assert doctor(tmp_path / "good.npy", limit=10).looked == 10
+    with pytest.raises(LabelfreeError, match="limit=0"):
+        doctor(tmp_path / "good.npy", limit=0)
+
+
+def test_missing_values_are_counted_by_channel(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    lines = [f"{a:.4f},{'' if row % 4 == 0 else f'{b:.4f}'}" for row, (a, b) in enumerate(values)]
+    (tmp_path / "sensors.csv").write_text("heat,light\n" + "\n".join(lines))
+    checkup = doctor(tmp_path / "sensors.csv", modality="series", window=20)
+    assert checkup.missing == {"light": 0.25}
+
+
+def test_series_of_a_wrong_length_and_faint_ones_are_found() -> None:
+    rng = np.random.default_rng(0)
+    series = [rng.normal(size=(40, 1)).cumsum(axis=0).astype(np.float32) for _ in range(20)]
+    series[4] = np.concatenate([series[4]] * 15)
+    series[9] = series[9] * 1e-3 + 5
+    checkup = doctor(series, modality="series", window=0)
+    assert found(checkup) == {"sizes": [4], "nearly constant": [9]}
+    assert checkup.findings[1].reasons[4] == "is 600 long, usual is 40"
+
+
+def test_texts_that_differ_by_a_word_are_near_copies(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(400)]
+    texts = [" ".join(rng.choice(words, 80)) for _ in range(20)]
+    texts[5] = texts[4] + " more"
+    texts[8] = texts[7]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    checkup = doctor(tmp_path / "texts.txt", modality="text", vocabulary=300)
+    assert found(checkup) == {"copies": [7, 8], "near copies": [4, 5]}
+
+
+def test_neighbouring_clips_of_a_film_are_no_copies() -> None:
+    films = np.repeat(noise(6, side=16)[:, None], 8, axis=1)
+    films[5] = films[4]
+    films[5, :, 0, 0] ^= 8
+    checkup = doctor(films, frames=2, span=4, stride=2, size=8)
+    by_check = {finding.check: finding.groups for finding in checkup.findings}
+    assert len(by_check["copies"]) == 6, "still films: all clips of one are alike"
+    assert [len(group) for group in by_check["near copies"]] == [2]
+
+
+def test_outliers_of_a_run_are_found(tmp_path: Path) -> None:
+    source = runs.save(tmp_path / "data.npz", 60, seed=0)
+    run = runs.make_run(tmp_path / "run", source)
+    pictures, _ = runs.pictures(60)
+    pictures[17] = 255
+    checkup = doctor(pictures, run=run)
+    assert found(checkup)["outliers"] == [17]
+    with pytest.raises(LabelfreeError, match="The run says how its data is read"):
+        doctor(pictures, run=run, modality="image")
+
+
+def test_page_json_and_exit_code(spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    words = ["doctor", str(spoilt), "--modality", "image", "--label", "animal", "--out", str(page), "--json"]
+    assert main(words) == 1
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer == json.loads(page.with_suffix(".json").read_text())
+    assert [(f["check"], f["count"]) for f in answer["findings"]][:3] == [
+        ("unreadable", 1),
+        ("constant", 2),
+        ("copies", 2),
+    ]
+    html = page.read_text()
+    assert "02.png" in html
+    assert "data:image/png;base64" in html
+    assert "http" not in html.replace("http://www.w3.org", "")
+    assert main(words[:-1]) == 2, "nothing is overwritten"
+    assert "--force" in capsys.readouterr().err
+    assert main(["doctor", str(spoilt), "--modality", "image", "--threshold", "0.5"]) == 0
+    assert "no more than the 50% that is allowed" in capsys.readouterr().out
+
+
+def test_pretraining_takes_a_quick_look_first(spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelfree.pretrain(
+        spoilt,
+        modality="image",
+        method="simclr",
+        encoder="timm:test_resnet",
+        steps=1,
+        size=8,
+        threads=1,
+        out=tmp_path / "r",
+    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Of 40 samples looked at: 2 constant, 2 copies." in said
+    assert "`labelfree doctor SOURCE`" in said
+
+
+def test_a_quick_look_at_what_is_in_memory_finds_the_same(spoilt: Path) -> None:
+    data = Pictures()
+    opened = data.open(spoilt)
+    read, _ = quick(opened, data)
+    remembered, looked = quick(Cached(opened, data), data)
+    assert looked == 40
+    assert [(f.check, list(f.samples)) for f in read if f.check != "unreadable"] == [
+        (f.check, list(f.samples)) for f in remembered
+    ]
+
+
+def test_pairs_are_found_alike_dense_and_sparse() -> None:
+    from scipy import sparse
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 8)).astype(np.float32)
+    x[30] = x[3] * 1.01
+    slow = [
+        (i, j)
+        for i in range(50)
+        for j in range(i + 1, 50)
+        if np.linalg.norm(x[i] - x[j]) <= 0.5 * np.sqrt(np.linalg.norm(x[i]) * np.linalg.norm(x[j]))
+    ]
+    for given in (x, sparse.csr_array(x)):
+        pairs = near_pairs(given, given, 0.5, block=16)
+        assert sorted(zip(*(part.tolist() for part in pairs), strict=True)) == slow
+    assert (3, 30) in slow
