@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,8 +61,8 @@ class Pretext(Objective):
             encoder="transformer:nano",
         ),
         "future-edge": Recipe(
-            source="The link prediction that Rossi et al. 2020, TGN, §5, learn by, negatives being the targets of other "
-            "events; pauses and features are replaced too, so that the answer says how usual an event is altogether",
+            source="The link prediction that Rossi et al. 2020, TGN, §5, learn by, negatives being the targets of "
+            "other events; pauses and features are replaced too, so that the answer says how usual an event is altogether",
             settings={"transformation": "future-edge"},
             modalities=("events",),
         ),
@@ -92,13 +93,13 @@ class Pretext(Objective):
             nn.BatchNorm1d(encoder.dim, affine=False), nn.Linear(encoder.dim, self.transformation.count)
         )
 
-    def loss(self, batch: Batch, draw: Draw) -> Step:
     def surprise(self, batch: Batch) -> Tensor:
-        """How unsure it is that the sample is untouched: −log p (Golan & El-Yaniv 2018, §4.2, of one transformation)."""
+        """How unsure it is that a sample is untouched: −log p (Golan & El-Yaniv 2018, §4.2, of one transformation)."""
         untouched = torch.zeros(len(batch), dtype=torch.int64, device=batch.data.device)
         view = self.transformation.apply(batch, untouched, Draw.start(0, 0, 0, batch.index))
         return -F.log_softmax(self.head(self.encoder(view).pooled).float(), dim=1)[:, 0]
 
+    def loss(self, batch: Batch, draw: Draw) -> Step:
         which = draw.integers("which", self.transformation.count)
         pooled = self.encoder(self.transformation.apply(batch, which, draw)).pooled
         logits = self.head(pooled).float()
