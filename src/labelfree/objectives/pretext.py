@@ -62,7 +62,8 @@ class Pretext(Objective):
         ),
         "future-edge": Recipe(
             source="The link prediction that Rossi et al. 2020, TGN, §5, learn by, negatives being the targets of "
-            "other events; pauses and features are replaced too, so that the answer says how usual an event is altogether",
+            "other events; pauses and features are replaced too, so that the answer says how usual an event is "
+            "altogether",
             settings={"transformation": "future-edge"},
             modalities=("events",),
         ),
