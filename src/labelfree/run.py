@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
     from labelfree.evaluation.protocol import Evaluation
     from labelfree.modalities.base import Dataset, Modality
+    from labelfree.tasks.anomalies import Anomalies
     from labelfree.objectives.base import Objective
     from labelfree.tasks.finetune import Model
+    from labelfree.tasks.sides import Direction, ZeroShot
     from labelfree.tasks.stream import Stream
 
 
@@ -207,6 +209,24 @@ class Run:
         from labelfree.tasks.finetune import finetune
 
         return finetune(self, train, label, out, **options)
+
+    def anomalies(self, source: Any, reference: Any = None, **options: Any) -> Anomalies:
+        """How strange each sample is, without labels: see `labelfree.tasks.anomalies.find_anomalies`."""
+        from labelfree.tasks.anomalies import find_anomalies
+
+        return find_anomalies(self, source, reference, **options)
+
+    def zero_shot(self, source: Any, label: str | None = None, **options: Any) -> ZeroShot:
+        """Name samples by classes given in words: see `labelfree.tasks.sides.zero_shot`."""
+        from labelfree.tasks.sides import zero_shot
+
+        return zero_shot(self, source, label, **options)
+
+    def retrieve(self, source: Any, at: Sequence[int] = (1, 5, 10)) -> list[Direction]:
+        """Find each side of a row by the others: see `labelfree.tasks.sides.retrieve`."""
+        from labelfree.tasks.sides import retrieve
+
+        return retrieve(self, source, at)
 
     def report(self) -> Path:
         """Write `report.html` and return its path."""
