@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from cells import SOURCES, VIEWS
 from PIL import Image
 
 import labelfree
@@ -177,6 +178,15 @@ def test_a_quick_look_at_what_is_in_memory_finds_the_same(spoilt: Path) -> None:
     assert [(f.check, list(f.samples)) for f in read if f.check != "unreadable"] == [
         (f.check, list(f.samples)) for f in remembered
     ]
+
+
+@pytest.mark.parametrize("kind", sorted(SOURCES))
+def test_every_kind_of_data_can_be_looked_at(kind: str, tmp_path: Path) -> None:
+    checkup = doctor(SOURCES[kind](tmp_path), modality=kind, **VIEWS.get(kind, {}))
+    assert (checkup.modality, checkup.looked) == (kind, checkup.count)
+    checkup.write(tmp_path / "page.html")
+    answer = json.loads((tmp_path / "page.json").read_text())
+    assert answer["verdict"] in (tmp_path / "page.html").read_text()
 
 
 def test_pairs_are_found_alike_dense_and_sparse() -> None:

@@ -16,6 +16,7 @@ from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import Run, write_json
+from labelfree.settings import share_out
 from labelfree.tasks.labels import Labels, Subset, read_labels
 from labelfree.training.plan import recognise
 
@@ -161,7 +162,7 @@ def doctor(
         raise LabelfreeError(f"limit={limit} looks at nothing.", "Give 1 or more.")
     trained = Run(run) if isinstance(run, str | Path) else run
     kind, dataset, notes = _opened(source, modality, trained, settings)
-    places = spread(len(dataset), dataset.shards, limit or len(dataset))
+    places = range(len(dataset)) if limit is None else spread(len(dataset), dataset.shards, limit)
     connected = dataset.origin()[0].connected
     survey = Survey(kind.signal, not connected).add(nearby(dataset, places))
     findings = survey.findings()
@@ -200,7 +201,8 @@ def _opened(
         return run.modality, run.open(source), []
     name = recognise(source)[0] if modality is None else modality
     cls = registry.find("modality", registry.modalities(), name)
-    kind = cls(cls.settings_class.read(settings, cls.name))
+    own = share_out(settings, {cls.name: cls.settings_class})[cls.name]
+    kind = cls(cls.settings_class.read(own, cls.name))
     dataset, notes = kind.open(source), []
     try:
         kind.fit(dataset)
