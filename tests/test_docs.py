@@ -19,10 +19,11 @@ from PIL import Image
 
 import labelfree
 from labelfree.cli import app
+from labelfree.training.plan import recognise
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = {"encoder": "timm:test_resnet", "steps": 2, "batch_size": 8, "threads": 1}
+QUICK = {"steps": 2, "batch_size": 8, "threads": 1}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -53,7 +54,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def brief(source: Any, **options: Any) -> labelfree.Run:
         kept = {key: value for key, value in options.items() if key not in ("epochs", "time_limit")}
-        return pretrain(source, **{**kept, **QUICK})
+        small = {"encoder": "timm:test_resnet"} if recognise(source)[0] == "image" else {}
+        return pretrain(source, **{**kept, **QUICK, **small})
 
     def few_digits() -> Any:
         digits = load_digits()
