@@ -75,7 +75,7 @@ class MLP(Encoder):
             x = x + mask.to(x.dtype) @ self.hidden
         for layer in self.layers_above:
             x = layer(torch.relu(x))
-        return Features(pooled=x, tokens=x[:, None] * self.field_scale + self.field_shift)
+        return Features(pooled=x, tokens=torch.addcmul(self.field_shift, x[:, None], self.field_scale))
 
     def layers(self) -> list[list[nn.Parameter]]:
         first = [*self.stem.parameters(), self.hidden]

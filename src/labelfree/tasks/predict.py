@@ -33,10 +33,7 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
     """
     import pyarrow as pa
 
-    path = Path(out)
-    if path.suffix.lower() not in FORMATS:
-        raise LabelfreeError(f"'{out}' is not a kind of table that can be written.", f"Use {', '.join(FORMATS)}.")
-    path = writable(path, force)
+    path = writable(table_path(out), force)
     model = model if isinstance(model, Model) else Model.load(model)
     dataset = model.open(source)
     probabilities = class_probabilities(model.network, model.modality, dataset)
@@ -51,11 +48,19 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
             ),
         }
     )
-    _write(table, path)
+    write_table(table, path)
     return len(dataset)
 
 
-def _write(table: Any, path: Path) -> None:
+def table_path(file: str | Path) -> Path:
+    """The path of a table to be written. Raises LabelfreeError where its name is that of no kind of table."""
+    path = Path(file)
+    if path.suffix.lower() not in FORMATS:
+        raise LabelfreeError(f"'{file}' is not a kind of table that can be written.", f"Use {', '.join(FORMATS)}.")
+    return path
+
+
+def write_table(table: Any, path: Path) -> None:
     """Beside and rename, so that a reader never sees half a file."""
     from pyarrow import csv, parquet
 
