@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
 
 from labelfree.errors import LabelfreeError, nearest
+
+
+def _names(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+#: Names that a user separates by commas; none in an empty word.
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)]
 
 
 class Settings(pydantic.BaseModel):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
@@ -30,23 +30,16 @@ from labelfree.data.sources import ARRAYS, TABLES
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
 from labelfree.modalities import _event_views as views
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, span_mask
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
-from labelfree.settings import Settings
+from labelfree.settings import Names, Settings
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
 #: Events that the statistics are taken from, spread evenly over the source.
 _FITTED = 1 << 16
-
-
-def _names(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class EventSettings(Settings):
@@ -133,6 +126,7 @@ class Events(Modality):
     settings_class = EventSettings
     offers = frozenset({Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS})
     shuffled = False
+    classical = ("linear", "boosting")
 
     def __init__(self, settings: EventSettings | None = None) -> None:
         super().__init__(settings)
@@ -305,11 +299,7 @@ class Events(Modality):
         return EventTrunk(EventStem(self.channels, shape.dim), shape.dim, shape.depth, shape.heads, causal=causal)
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
-        valid = views.real_tokens(batch)
-        own = valid.sum(dim=1, keepdim=True)
-        hidden = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long())
-        score = draw.uniform("hidden", valid.shape[1]) + 2.0 * ~valid
-        return score.argsort(dim=1).argsort(dim=1) < hidden
+        return span_mask(draw, batch.data.shape[1], 1, ratio, views.real_tokens(batch))
 
     def targets(self, batch: Batch) -> Tensor:
         return batch.data

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
@@ -36,7 +36,7 @@ from labelfree.modalities.base import (
 )
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
-from labelfree.settings import Settings
+from labelfree.settings import Names, Settings
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -45,11 +45,6 @@ if TYPE_CHECKING:
 LONGEST = 3000
 
 
-def _names(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -262,7 +257,10 @@ class Series(Modality):
         if isinstance(source, Mapping):
             return _recognise_arrays({name: np.asarray(array) for name, array in source.items()})
         if isinstance(source, list | tuple) and len(source):
-            first = np.asarray(source[0]) if not isinstance(source[0], str | bytes) else np.asarray("")
+            try:
+                first = np.asarray(source[0])
+            except ValueError:  # things of several shapes
+                return 0.0, ""
             return (0.7, "a list of arrays") if first.ndim in (1, 2) and first.dtype.kind in "fiu" else (0.0, "")
         if isinstance(source, pa.Table):
             return _recognise_table(source)

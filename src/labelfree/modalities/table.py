@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from labelfree.data import columns as col
@@ -25,7 +25,7 @@ from labelfree.modalities._table_fields import Fields, TableStem, Typed
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, hidden_count
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
-from labelfree.settings import Settings
+from labelfree.settings import Names, Settings
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
 SHOWN, NAMED = 14, 12
 #: One column for each category, beyond so many only where memory is spared by a sparse matrix.
 DENSE = 512
-
-
-def _names(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
