@@ -172,9 +172,13 @@ def test_a_source_of_another_kind(kind: str, other: str, sources: dict[str, Path
 
 def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -> None:
     (tmp_path / "tool.exe").write_bytes(bytes(range(256)) * 8)
-    line = refused(capsys, "pretrain", tmp_path / "tool.exe", "--out", out, "--steps", 1)
-    assert "tool.exe" in line
+    (tmp_path / "nothing").mkdir()
+    line = refused(capsys, "pretrain", tmp_path / "nothing", "--out", out, "--steps", 1)
+    assert "nothing" in line
     assert "--modality" in line
+    quick_ones = ("--steps", 1, "--encoder", "nano", "threads=1")
+    assert main([str(word) for word in ("pretrain", tmp_path / "tool.exe", "--out", out, *quick_ones)]) == 0
+    assert "nothing else fits 1 file(s): they are read as bytes" in capsys.readouterr().out
 
 
 def test_a_truncated_array(tmp_path: Path, out: Path, capsys: Capture) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from processes import average_gradients, together
 from torch import Tensor, nn
 
 from labelfree.distributed import all_sum, gather, weighted_mean, world_size
 from labelfree.losses.contrastive import nt_xent
+from labelfree.losses.pairs import clip_loss, siglip_loss
 from labelfree.losses.regression import cosine_regression
 from labelfree.losses.vicreg import vicreg_terms
 from labelfree.training.batchnorm import synchronise
 
+unit = partial(torch.nn.functional.normalize, dim=1)
 GROUP = torch.tensor([0, 1, 0, -1, -1, 1, 0, 0])
 LOSSES = {
     "nt_xent": lambda a, b, group: nt_xent(a, b, 0.2),
@@ -19,6 +23,8 @@ LOSSES = {
     "invariance": lambda a, b, group: vicreg_terms(a, b).invariance,
     "variance": lambda a, b, group: vicreg_terms(a, b).variance,
     "covariance": lambda a, b, group: vicreg_terms(a, b).covariance,
+    "clip": lambda a, b, group: clip_loss(unit(a), unit(b), torch.tensor(5.0), group >= 0),
+    "siglip": lambda a, b, group: siglip_loss(unit(a), unit(b), torch.tensor(5.0), torch.tensor(-3.0), group >= 0),
     "cosine": lambda a, b, group: cosine_regression(a, b),
     "weighted": lambda a, b, group: weighted_mean((a - b).square().mean(dim=1), group.clamp_min(0)),
 }

@@ -44,7 +44,7 @@ def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unread
     whole = dataset.whole if isinstance(dataset, Cached) else None
     for start in range(0, len(indices), CHUNK):
         chunk = list(indices[start : start + CHUNK])
-        if whole is None:
+        if whole is None or whole.parts:  # of tied samples only the source knows each by itself
             yield from dataset.read(chunk)
             continue
         for index in chunk:

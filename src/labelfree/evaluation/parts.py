@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from labelfree.data.batch import Batch
 from labelfree.data.cache import Cached, cached
 from labelfree.data.loader import batches
 from labelfree.encoders.base import Encoder
@@ -129,12 +131,21 @@ def digests(modality: Modality, part: Part) -> np.ndarray:
     for start in range(0, len(part), 256):
         chunk = part.rows[start : start + 256]
         for raw in batches(part.dataset, modality, 256, chunk):
-            lengths = [None] * len(raw) if raw.lengths is None else raw.lengths.tolist()
             place = start + (np.arange(len(raw)) if len(raw) == len(chunk) else np.searchsorted(chunk, raw.index))
-            for row, (data, length) in enumerate(zip(raw.data.numpy(), lengths, strict=True)):
-                content = np.ascontiguousarray(data[:length]).tobytes()
-                out[place[row]] = int.from_bytes(hashlib.blake2b(content, digest_size=7).digest())
+            for row in range(len(raw)):
+                mark = hashlib.blake2b(digest_size=7)
+                for content in _contents(raw, row):
+                    mark.update(content)
+                out[place[row]] = int.from_bytes(mark.digest())
     return out
+
+
+def _contents(raw: Batch, row: int) -> Iterator[bytes]:
+    """The bytes of a sample of a raw batch, without padding, and of what is tied to it."""
+    length = None if raw.lengths is None else int(raw.lengths[row])
+    yield np.ascontiguousarray(raw.data[row].numpy()[:length]).tobytes()
+    for name in sorted(raw.parts):
+        yield from _contents(raw.parts[name], row)
 
 
 def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarray) -> dict[str, Any]:

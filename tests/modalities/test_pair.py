@@ -1,0 +1,242 @@
+"""Pairs: sides found in sources of any make, rows that lack one, towers, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from cells import pairs
+from PIL import Image
+
+import labelfree
+from labelfree import registry
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.draw import Draw
+from labelfree.encoders.towers import Towers
+from labelfree.errors import LabelfreeError, Refusal
+from labelfree.modalities.pair import Pair, PairSettings
+from labelfree.objectives.clip import CLIP, CLIPSettings
+from labelfree.training.plan import make_plan, recognise
+
+SMALL = {"image.size": 16, "image.patch": 8, "text.length": 12}
+
+
+def picture(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (12, 12, 3), dtype=np.uint8))
+
+
+def encoded(folder: Path, number: int) -> bytes:
+    picture(number).save(folder / "one.png")
+    return (folder / "one.png").read_bytes()
+
+
+def opened(source: Any, **settings: Any) -> tuple[Pair, Any]:
+    modality = Pair(PairSettings.read({"sides": SMALL, "width": 16, **settings}, "pair"))
+    dataset = modality.open(source)
+    modality.fit(dataset)
+    return modality, dataset
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pairs(tmp_path_factory.mktemp("pairs"))
+
+
+# ---- sources
+
+
+def test_a_table_of_paths_and_texts(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    assert list(modality.sides) == ["image", "text"]
+    assert recognise(captions)[0] == "pair"
+    assert (len(dataset), dataset.there().sum(axis=0).tolist()) == (64, [60, 60])
+    assert dataset.describe().facts["a side missing"] == "8 rows"
+    assert "tone" in dataset.columns()
+    assert "caption" not in dataset.columns()
+    with pytest.raises(LabelfreeError, match="is a side"):
+        dataset.column("caption")
+
+
+def test_rows_keep_their_sides_together(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    both, no_text, no_image = dataset.read([3, 5, 9])
+    assert [set(sample.parts) for sample in (both, no_text, no_image)] == [{"image", "text"}, {"image"}, {"text"}]
+    expected = np.asarray(Image.open(captions.parent / "3.png"))
+    assert np.array_equal(both.parts["image"].data[0], expected)
+    assert "number 3 on" in modality.sides["text"].vocabulary.decode(both.parts["text"].data)  # type: ignore[attr-defined]
+    assert [sample.data.tolist() for sample in (both, no_text, no_image)] == [[1, 1], [1, 0], [0, 1]]
+
+
+def test_encoded_pictures_and_texts_in_parquet(tmp_path: Path) -> None:
+    contents = [None if n == 4 else {"bytes": encoded(tmp_path, n), "path": None} for n in range(12)]
+    texts = [None if n == 7 else f"a picture of thing {n}" for n in range(12)]
+    pq.write_table(pa.table({"image": contents, "caption": texts, "label": ["a", "b"] * 6}), tmp_path / "t.parquet")
+    _, dataset = opened(tmp_path / "t.parquet")
+    assert [sorted(item.parts) for item in dataset.read([0, 4, 7])] == [["image", "text"], ["text"], ["image"]]
+    assert dataset.column("label").tolist() == ["a", "b"] * 6
+
+
+def test_files_of_equal_names(tmp_path: Path) -> None:
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.png")
+        if number != 2:
+            (tmp_path / f"{number}.txt").write_text(f"this is picture {number}")
+    modality, dataset = opened(tmp_path)
+    assert set(modality.sides) == {"image", "text"}
+    assert sorted(dataset.read([2])[0].parts) == ["image"]
+    text = dataset.read([5])[0].parts["text"]
+    assert "picture 5" in modality.sides["text"].vocabulary.decode(text.data)  # type: ignore[attr-defined]
+
+
+def test_pictures_with_captions_beside_them_but_labels_are_no_side(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    rows = ["file,kind,caption"]
+    for number in range(6):
+        picture(number).save(tmp_path / "pictures" / f"{number}.png")
+        rows.append(f"{number}.png,{'big cat' if number % 2 else 'big dog'},this is picture {number}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    _, dataset = opened(tmp_path / "pictures")
+    assert dataset.column("kind").tolist() == ["big dog", "big cat"] * 3
+    (tmp_path / "metadata.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows))
+    assert recognise(tmp_path / "pictures")[0] == "image", "a label that repeats itself is not taken for a caption"
+    assert opened(tmp_path / "pictures", columns="kind")[1].there().all(), "unless it is named"
+
+
+def test_a_dictionary_of_sources() -> None:
+    source = {
+        "image": np.random.default_rng(0).integers(0, 255, (8, 12, 12, 3), dtype=np.uint8),
+        "text": [None if n == 1 else f"thing number {n}" for n in range(8)],
+        "series": np.random.default_rng(1).normal(size=(8, 24)).astype(np.float32),
+        "label": ["x", "y"] * 4,
+    }
+    assert recognise(source)[0] == "pair"
+    modality, dataset = opened(source)
+    assert list(modality.sides) == ["image", "text", "series"]
+    assert sorted(dataset.read([1])[0].parts) == ["image", "series"]
+    assert dataset.column("label").tolist() == ["x", "y"] * 4
+    view = modality.view(modality.collate(dataset.read(range(8))), Draw.start(0, 0, 0, torch.arange(8)))
+    assert Towers.build("nano+nano+nano", modality)(view).pooled.shape == (8, 48)
+
+
+def test_a_broken_side_is_quarantined_with_its_reason(tmp_path: Path) -> None:
+    for name in ("good", "better"):
+        picture(len(name)).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "t.csv").write_text("file,text\ngood.png,a good one\nbad.png,a bad one\n,only some words\nbetter.png,")
+    _, dataset = opened(tmp_path / "t.csv")
+    good, bad, words = dataset.read([0, 1, 2])
+    assert isinstance(good, Sample)
+    assert isinstance(bad, Unreadable)
+    assert bad.reason.startswith("image: ")
+    assert sorted(words.parts) == ["text"]
+
+
+# ---- batches
+
+
+def test_another_row_stands_in_for_a_missing_side(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    batch = modality.collate(dataset.read([5, 9, 3]))
+    assert batch.data.tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert torch.equal(batch.parts["image"].data[1], batch.parts["image"].data[2])
+    alone = modality.collate(dataset.read([5]))
+    assert set(alone.parts) == {"image", "text"}, "a batch without any text gets one from the source"
+
+
+def test_a_side_that_is_not_there_changes_nothing_but_its_own_vector(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    torch.manual_seed(0)
+    encoder = Towers.build("nano+nano", modality).eval()
+    view = modality.prepare(modality.collate(dataset.read([3, 5, 9])))
+    with torch.no_grad():
+        apart = encoder(view).pooled.unflatten(1, (2, -1))
+    assert torch.equal(apart.norm(dim=2) > 0.5, view.data.bool())
+    torch.testing.assert_close(apart.norm(dim=2)[view.data.bool()], torch.ones(4))
+
+
+def test_pretraining_skips_rows_with_one_side(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    assert len(modality.training_set(dataset, CLIP.needs)) == 56
+    assert len(modality.training_set(dataset)) == 64
+
+
+# ---- settings, towers
+
+
+def test_settings_of_sides_reach_them_and_wrong_ones_are_refused(captions: Path) -> None:
+    options: dict[str, Any] = {"modality": "pair", "method": "auto", "encoder": "auto", "seed": 0, "seconds": None}
+    plan, data, _, _ = make_plan(captions, **options, settings={"image.size": "24", "text.length": 16})
+    assert (plan.method, plan.encoder) == ("clip", "towers:timm:resnet18+transformer:nano")
+    assert isinstance(data, Pair)
+    assert data.sides["image"].settings.size == 24
+    assert data.sides["text"].settings.length == 16
+    for key, match in (("image.sise", "no setting 'sise'"), ("picture.size", "no kind of side 'picture'")):
+        with pytest.raises(LabelfreeError, match=match):
+            make_plan(captions, **options, settings={key: 24})
+
+
+def test_a_frozen_tower_of_a_run_stays_as_it_was(captions: Path, tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"steps": 2, "batch_size": 8, "threads": 1, "text.length": 12}
+    lone = labelfree.pretrain(
+        captions.parent, modality="image", encoder="timm:test_resnet", method="simclr", out=tmp_path / "lone",
+        size=16, steps=1, batch_size=8, threads=1,
+    )  # fmt: skip
+    run = labelfree.pretrain(
+        captions, out=tmp_path / "run", frozen="image", **quick, **{"image.run": str(lone.path)},
+        encoder="towers:timm:test_resnet+nano",
+    )  # fmt: skip
+    for name, value in lone.encoder.state_dict().items():
+        assert torch.equal(value, run.encoder.state_dict()[f"towers.image.{name}"]), name
+    assert run.modality.sides["image"].state() == lone.modality.state()  # type: ignore[attr-defined]
+
+
+def test_towers_refuse_what_does_not_fit(captions: Path) -> None:
+    modality, _ = opened(captions)
+    with pytest.raises(LabelfreeError, match="names 1 networks for 2 sides"):
+        registry.build_encoder("towers:nano", modality)
+    with pytest.raises(Refusal, match="for pair, not for image"):
+        registry.build_encoder("towers:nano+nano", modality.sides["image"])
+    with pytest.raises(Refusal, match="no tower 'audio' to freeze"):
+        CLIP(Towers.build("nano+nano", modality), modality, CLIPSettings(frozen=("audio",)))
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "match"),
+    [
+        ("text,label\nsome words here,a\nother words here,b", {}, "one side was found at most"),
+        ("file,text\none.png,\n,some words here", {}, "No row has two sides"),
+        ("file,text\none.png,some words", {"columns": "file,capton"}, "no column 'capton'.*caption|no column 'capton'"),
+    ],
+)
+def test_bad_tables_are_refused(rows: str, settings: dict[str, Any], match: str, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "one.png")
+    (tmp_path / "t.csv").write_text(rows)
+    with pytest.raises(LabelfreeError, match=match):
+        opened(tmp_path / "t.csv", **settings)
+
+
+def test_sides_of_unequal_length_are_refused() -> None:
+    with pytest.raises(LabelfreeError, match="8 of image, 7 of text"):
+        opened({"image": np.zeros((8, 12, 12, 3), np.uint8), "text": [f"text number {n}" for n in range(7)]})
+
+
+def test_raw_features_stand_beside_each_other(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    train, test = modality.raw_features(dataset.chosen(np.arange(32)), [dataset.chosen(np.arange(32, 64))])
+    assert train.shape == (32, test.shape[1])
+    assert abs(train[[5]]).sum() > 0
+
+
+def test_a_row_is_shown_by_its_sides(captions: Path) -> None:
+    modality, dataset = opened(captions)
+    shown = modality.show(dataset.read([3])[0])
+    assert "<img" in shown
+    assert "number 3" in shown

@@ -1,0 +1,101 @@
+"""Zero-shot and retrieval: ranks are right, classes are named in words, and the verbs answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pytest
+from cells import pairs
+
+import labelfree
+from labelfree.cli import main
+from labelfree.errors import LabelfreeError, Refusal
+from labelfree.tasks.sides import Share, ranks, sides_of
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> labelfree.Run:
+    return labelfree.pretrain(
+        source, modality="pair", encoder="towers:timm:test_resnet+nano", out=tmp_path_factory.mktemp("run") / "run",
+        steps=90, batch_size=16, threads=1, width=32, learning_rate=3e-3,
+        **{"image.size": 16, "text.length": 16},
+    )  # fmt: skip
+
+
+def test_ranks_count_what_is_nearer_and_ties_by_halves() -> None:
+    q = np.eye(3, dtype=np.float32)
+    k = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 0.9, 0.1]], dtype=np.float32)
+    assert ranks(q, k).tolist() == [1, 2, 1]
+    assert ranks(q, np.ones((3, 3), dtype=np.float32)).tolist() == [2, 2, 2], "one point for all is no find"
+
+
+def test_share_has_an_interval_that_holds_it() -> None:
+    share = Share.of(np.array([True] * 9 + [False]))
+    assert (share.value, share.count) == (0.9, 10)
+    assert share.low == pytest.approx(0.596, abs=1e-3)
+    assert share.high == pytest.approx(0.982, abs=1e-3)
+
+
+def test_missing_sides_have_no_vector(run: labelfree.Run, source: Path) -> None:
+    sides = sides_of(run, run.open(source))
+    assert np.isnan(sides["text"][5]).all()
+    assert np.isnan(sides["image"][9]).all()
+    assert np.linalg.norm(sides["image"][5]) == pytest.approx(1, abs=1e-4)
+
+
+def test_sides_find_each_other_better_than_chance(run: labelfree.Run, source: Path) -> None:
+    for way in run.retrieve(source):
+        assert way.recall[10].count == 56
+        assert way.recall[10].low > way.chance[10]
+
+
+def test_classes_are_named_in_words(run: labelfree.Run, source: Path, tmp_path: Path) -> None:
+    found = run.zero_shot(source, "tone", prompts=["a {} square number 1 on the left", "a {} square on the right"])
+    assert found.side == "image"
+    assert found.classes == ("dark", "grey", "light")
+    assert found.accuracy is not None
+    assert found.accuracy.low > 1 / 3
+    assert found.guess[9] == -1, "no picture, no name"
+    found.write(tmp_path / "named.csv")
+    table = pyarrow.csv.read_csv(tmp_path / "named.csv")
+    assert table.column_names == ["name", "prediction", "similarity"]
+    assert len(table) == 64
+
+
+def test_verbs_answer_with_stable_keys(
+    run: labelfree.Run, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The keys of docs/json.md."""
+
+    def answer(*words: object) -> dict:
+        assert main([*map(str, words), "--json"]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    assert set(answer("zeroshot", run.path, source, "--label", "tone")) >= {"accuracy", "balanced_accuracy", "classes"}
+    out = tmp_path / "named.parquet"
+    named = answer("zeroshot", run.path, source.parent, "--classes", "dark,light", "--out", out)
+    assert (named["accuracy"], named["count"]) == (None, 64)
+    ways = answer("retrieve", run.path, source)["directions"]
+    assert [(way["query"], way["key"]) for way in ways] == [("image", "text"), ("text", "image")]
+    assert set(ways[0]["recall"]["5"]) == {"value", "low", "high", "count"}
+
+
+def test_what_cannot_be_done_is_refused(run: labelfree.Run, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(LabelfreeError, match="no place for a class"):
+        run.zero_shot(source, "tone", prompts=["a square"])
+    with pytest.raises(LabelfreeError, match="Two classes or more"):
+        run.zero_shot(source, classes=["one"])
+    assert main(["zeroshot", str(run.path), str(source)]) == 2
+    lone = labelfree.pretrain(
+        source.parent, modality="image", encoder="timm:test_resnet", out=tmp_path / "lone", steps=1, threads=1
+    )
+    with pytest.raises(Refusal, match="pairs are needed"):
+        lone.retrieve(source.parent)
