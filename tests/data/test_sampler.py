@@ -62,3 +62,18 @@ def test_without_shuffling_samples_come_in_the_order_of_the_source():
     seen = np.concatenate([order.batch(step, part, 2) for step in range(8) for part in (0, 1)])
     assert np.array_equal(seen, np.arange(96))
     assert np.array_equal(order.batch(8), order.batch(0))
+
+
+def test_batches_by_length_hold_every_sample_once_and_little_padding():
+    sizes = np.random.default_rng(0).uniform(1, 10, 1003)
+    order = Order(count=1003, batch_size=20, seed=3, sizes=sizes)
+    batches = [order.batch(step) for step in range(order.steps_per_epoch)]
+    assert len(set(np.concatenate(batches).tolist())) == 1000
+    padded = sum(sizes[batch].max() * len(batch) for batch in batches) / sizes[np.concatenate(batches)].sum()
+    plain = Order(count=1003, batch_size=20, seed=3)
+    before = [plain.batch(step) for step in range(plain.steps_per_epoch)]
+    assert padded < 1.1 < 1.5 < sum(sizes[b].max() * len(b) for b in before) / sizes[np.concatenate(before)].sum()
+    longest = np.array([sizes[batch].max() for batch in batches])
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.5, "lengths come in random order"
+    assert np.array_equal(order.batch(7), Order(count=1003, batch_size=20, seed=3, sizes=sizes).batch(7))
+    assert not np.array_equal(order.batch(0), order.batch(order.steps_per_epoch))

@@ -72,14 +72,13 @@ class Cached(Dataset):
         self._samples: list[Sample] | None = None
         self.whole: Batch | None = dataset.collated()
         if self.whole is not None:
-            self.unreadable, self.kept, self.sizes = dataset.unreadable, np.arange(len(dataset)), dataset.sizes
+            self.unreadable, self.kept = dataset.unreadable, np.arange(len(dataset))
             return
         samples, unreadable = read_all(dataset, progress)
         self.unreadable = [*dataset.unreadable, *unreadable]
         if not samples:
             raise LabelfreeError(f"None of the {len(dataset)} samples can be read.", "Check the source.")
         self.kept = np.array([sample.index for sample in samples])
-        self.sizes = None if dataset.sizes is None else dataset.sizes[self.kept]
         if not _alike(samples):
             self._samples = samples
         else:
@@ -103,6 +102,10 @@ class Cached(Dataset):
 
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         return self._dataset.read([int(self.kept[i]) for i in indices])
+
+    def sizes(self) -> np.ndarray | None:
+        sizes = self._dataset.sizes()
+        return None if sizes is None else sizes[self.kept]
 
     def shown(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         return self._dataset.shown([int(self.kept[i]) for i in indices])

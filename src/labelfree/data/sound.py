@@ -57,7 +57,8 @@ def looks_like_recording(start: bytes) -> bool:
         return start[8:12] == b"WAVE"
     if start[:4] == b"FORM":
         return start[8:12] in (b"AIFF", b"AIFC")
-    return start.startswith((b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b".snd"))
+    mp3 = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE6 == 0xE2  # a frame of MPEG layer III
+    return mp3 or start.startswith((b"fLaC", b"OggS", b"ID3", b".snd"))
 
 
 def header(item: Any, rate: int) -> Header:
@@ -91,9 +92,11 @@ def decode(item: Any, rate: int, usual: int, start: float = 0.0, seconds: float 
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
     if own != rate:
         mono = _needed("soxr").resample(mono, own, rate)
-    if not np.isfinite(mono).all():
+    if not len(mono):
+        raise ValueError("holds no sound")
+    low, high = float(mono.min()), float(mono.max())
+    if not np.isfinite((low, high)).all():
         raise ValueError("holds values that are not numbers")
-    low, high = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
     if high == low:
         raise ValueError("is silent")
     peak = max(high, -low)

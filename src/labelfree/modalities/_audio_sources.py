@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +147,7 @@ class Sounds(Dataset):
         usual: rate of arrays that do not say theirs.
         group: column that says whose recording it is; else every recording is a group of its own.
         parts: (N, 3) of each sample the recording, where it starts and how long it is, in seconds; None for whole ones.
+        by_length: whether samples of about one length ought to share a batch.
     """
 
     def __init__(
@@ -156,7 +158,9 @@ class Sounds(Dataset):
         usual: int,
         group: str = "",
         parts: np.ndarray | None = None,
+        by_length: bool = True,
     ) -> None:
+        self._by_length = by_length
         self.source, self.form, self.usual, self.parts = source, form, usual, parts
         self._found, self._group = found, group
         self._groups = _numbers(source, group)
@@ -210,16 +214,20 @@ class Sounds(Dataset):
         Args:
             by_length: whether samples of about one length ought to share a batch.
         """
-        lengths = self.seconds()
-        parts = cut(lengths, seconds) if lengths.max() > seconds else None
-        found = Sounds(self.source, self.form, self._found, self.usual, self._group, parts)
-        if by_length:
-            owner = np.arange(len(lengths)) if parts is None else parts[:, 0].astype(int)
-            found.sizes = np.minimum(lengths, seconds)[owner]
-        return found
+        parts = cut(self._seconds, seconds) if self._seconds.max() > seconds else None
+        return Sounds(self.source, self.form, self._found, self.usual, self._group, parts, by_length)
 
-    def seconds(self) -> np.ndarray:
-        """(N,) length of each recording; 0 where it cannot be read."""
+    def sizes(self) -> np.ndarray | None:
+        if not self._by_length:
+            return None
+        if self.parts is None:
+            return self._seconds
+        owner, _, seconds = self.parts.T
+        return np.minimum(self._seconds[owner.astype(int)], seconds)
+
+    @cached_property
+    def _seconds(self) -> np.ndarray:
+        """(N,) length of each recording of the source; 0 where it cannot be read."""
         found = np.zeros(len(self.source))
         for start in range(0, len(found), 256):
             for index, item in enumerate(self.source.fetch(range(start, min(start + 256, len(found)))), start):

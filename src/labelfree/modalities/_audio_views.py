@@ -48,17 +48,15 @@ def shift_bands(x: Tensor, draw: Draw, least: float) -> Tensor:
     return x.gather(2, low) * (1 - weight) + x.gather(2, low + 1) * weight
 
 
-def mix_mel(x: Tensor, memory: Tensor, draw: Draw, most: float) -> Tensor:
-    """Add the power of another recording from `memory` (K, T, C), up to the share `most` (BYOL-A, §3.1)."""
+def mix_mel(x: Tensor, other: Tensor, draw: Draw, most: float) -> Tensor:
+    """Add the power of other recordings (B, T, C), up to the share `most` (BYOL-A, Niizumi et al. 2021, §3.1)."""
     share = (most * draw.uniform("mix"))[:, None, None].clamp(1e-6, 1 - 1e-6)
-    other = memory[draw.integers("mixed with", len(memory))].to(x.dtype)
     return torch.logaddexp(x + torch.log1p(-share), other + share.log())
 
 
-def mix_wave(x: Tensor, memory: Tensor, draw: Draw, most: float) -> Tensor:
+def mix_wave(x: Tensor, other: Tensor, draw: Draw, most: float) -> Tensor:
     """The same for waveforms, whose powers add up where they do not depend on one another."""
     share = (most * draw.uniform("mix"))[:, None, None]
-    other = memory[draw.integers("mixed with", len(memory))].to(x.dtype)
     return (1 - share).sqrt() * x + share.sqrt() * other
 
 

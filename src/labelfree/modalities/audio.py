@@ -418,11 +418,13 @@ class Audio(Modality):
         x, hop = (self._spectrum(batch, self.mel), self.mel.hop) if self._waves else (batch.data, 1)
         width = self._crop_frames
         count = -(-x.shape[1] // width)
+        frames = -(-timing.lengths_of(batch) // hop)
+        if self._waves:
+            x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= frames[:, None])[..., None], 0.0)
         x = F.pad(x, (0, 0, 0, count * width - x.shape[1]))
         pictures = x.unflatten(1, (count, width)).transpose(2, 3).unsqueeze(2)
         if batch.lengths is None and count == 1:
             return pictures, None
-        frames = -(-timing.lengths_of(batch) // hop)
         left = frames[:, None] - width * torch.arange(count, device=x.device)
         return pictures, left.clamp(0, width) / width
 

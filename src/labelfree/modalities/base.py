@@ -51,8 +51,6 @@ class Dataset(ABC):
     value_names: Sequence[str] = ()
     #: Whether samples are parts of one whole (nodes of a graph, events), so that copies among them are no fault.
     connected: bool = False
-    #: (N,) how long each sample is, where samples of about one length ought to share a batch; None where it is all one.
-    sizes: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -71,6 +69,12 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash that changes when the source's content does (names, sizes, times, shapes; not every byte)."""
+
+    def sizes(self) -> np.ndarray | None:
+        """(N,) how long each sample is, where those of about one length ought to share a batch; None where it is all
+        one.
+        """
+        return None
 
     def collated(self) -> Batch | None:
         """The raw batch of all samples, where the source is one array already; None where each has to be read."""

@@ -63,6 +63,9 @@ def apply(
         dataset, rows = dataset.origin()
         wanted = rows[places]
         places = np.arange(wanted.max(initial=-1) + 1)
+    elif (sizes := dataset.sizes()) is not None:  # little padding
+        order = np.argsort(sizes[places], kind="stable")
+        places, wanted = places[order], np.argsort(order)
     was_training = network.training
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval().to(where)

@@ -39,6 +39,10 @@ class Subset(Dataset):
         rows = torch.as_tensor(self._rows)
         return None if batch is None else batch[rows].with_(index=torch.arange(len(self)))
 
+    def sizes(self) -> np.ndarray | None:
+        sizes = self._dataset.sizes()
+        return None if sizes is None else sizes[self._rows]
+
     def shown(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         return self._dataset.shown([int(self._rows[i]) for i in indices])
 

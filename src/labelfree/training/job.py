@@ -59,7 +59,7 @@ class Job:
             shards=(0,) if isinstance(self.dataset, Cached) else self.dataset.shards,
             window=0 if settings.shuffle_window == "auto" else settings.shuffle_window,
             shuffle=self.modality.shuffled,
-            sizes=self.dataset.sizes,
+            sizes=self.dataset.sizes(),
         )
         workers = 0 if settings.workers == "auto" else settings.workers
         case = self.objective.case
