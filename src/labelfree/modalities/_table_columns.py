@@ -225,7 +225,7 @@ def _from_words(name: str, spelt: pa.ChunkedArray, wanted: Wanted, named: bool) 
     distinct = pc.count_distinct(known).as_py()
     wordy = pc.mean(pc.cast(pc.match_substring_regex(known, r"\S\s+\S"), pa.float64())).as_py()
     enough = len(known) >= FEW_ROWS
-    if enough and wordy >= WORDY and distinct > max(MANY * len(known), wanted.most_values / 4):
+    if enough and wordy >= WORDY and distinct > MANY * len(known):
         return Column(name, "text"), ""
     if enough and not named and distinct >= NAMING * len(known):
         raise Unused("identifier: nearly every row has another value")
