@@ -153,7 +153,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def pretrain(
     source: Annotated[str | None, Argument(metavar="SOURCE", help="Unlabelled data: a folder or a file.")] = None,
     settings: Words = None,
-    modality: Annotated[str | None, Option(metavar="K", help="image, series or text; guessed from the source.")] = None,
+    modality: Annotated[
+        str | None, Option(metavar="K", help="Kind of data, see `labelfree list modalities`; guessed from the source.")
+    ] = None,
     method: Annotated[str | None, Option(metavar="M", help="See `labelfree list methods`; chosen if absent.")] = None,
     encoder: Annotated[str | None, Option(metavar="E", help="See `labelfree list encoders`; chosen if absent.")] = None,
     out: Annotated[str | None, Option(metavar="RUN", help="Folder for the run; a new one in runs/ if absent.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from films import ramp, sound_only, write
 from PIL import Image
 
 from labelfree import registry
+from labelfree.cli import main
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError, Refusal
@@ -180,6 +182,23 @@ def test_a_film_that_breaks_off_gives_what_comes_before(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[0].data, whole[0].data)
     assert isinstance(found[5], Unreadable)
     assert found[5].name == "film.avi, 5.0–6.0 s"
+
+
+def test_pretraining_lists_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abc":
+        write(tmp_path / "films" / f"{name}.mp4", ramp(40))
+    sound_only(tmp_path / "films" / "sound.mp4")
+    (tmp_path / "films" / "empty.mp4").touch()
+    words = ["pretrain", str(tmp_path / "films"), "--steps", "1", "--encoder", "nano", "--out", str(tmp_path / "run")]
+    assert main([*words, "size=8", "patch=4", "frames=4", "batch_size=4", "threads=1", "max_unreadable=0.5"]) == 0
+    listed = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(item["name"], item["reason"]) for item in listed] == [
+        ("empty.mp4", "Invalid data found when processing input"),
+        ("sound.mp4", "has no video stream"),
+    ]
+    assert "Found" in capsys.readouterr().err
+    assert main(["pretrain", str(tmp_path / "films" / "sound.mp4"), "--out", str(tmp_path / "no")]) == 2
+    assert "'sound.mp4': has no video stream" in capsys.readouterr().err
 
 
 def test_no_film_at_all_is_refused(tmp_path: Path) -> None:

@@ -381,6 +381,6 @@ class Recorder:
 
 def write_quarantine(path: Path, bad: list[Unreadable]) -> None:
     """List unreadable samples, each once."""
-    seen = {item.index: item for item in bad}
-    lines = [json.dumps({"index": int(i), "name": seen[i].name, "reason": seen[i].reason}) for i in sorted(seen)]
+    seen = {(int(item.index), item.name): item.reason for item in bad}
+    lines = [json.dumps({"index": index, "name": name, "reason": seen[index, name]}) for index, name in sorted(seen)]
     path.write_text("".join(line + "\n" for line in lines))

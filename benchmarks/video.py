@@ -1,0 +1,259 @@
+"""Films: does a network learn order and what comes next, whom do its features put together, does decoding keep up?
+
+    python shared/data/get.py clips --to data
+    python benchmarks/video.py --data data/clips --out benchmarks/results/video.json [--parts learn,decode]
+
+`learn`: five short films, each cut in time: the first 70 % to learn from without labels, the last 25 % held out. Frame
+order and motion are scored on held-out clips (chance; a picture that stands still). Then each held-out clip asks for
+its nearest neighbour among the clips learnt from: is it of the same film, or of the other film of the same scene? Once
+as it is, and once cropped and recoloured at random; beside raw pixels and the same network untrained.
+
+`decode`: clips a second of reading alone, of the network alone, and of the training loop that reads ahead from files.
+With `--network wait` the network's time is waited for instead, as a processor waits for an accelerator; otherwise the
+loop needs two cores to overlap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from labelfree.data.batch import Batch, Sample
+from labelfree.data.draw import Draw
+from labelfree.modalities.base import Dataset
+from labelfree.modalities.video import Video, VideoSettings
+from labelfree.tasks.labels import Subset
+from labelfree.training import job as jobs
+from labelfree.training import loop
+from labelfree.training.plan import make_plan, resolve_machine
+
+CLIPS: Mapping[str, Any] = {"fps": 25, "frames": 8, "span": 16, "stride": 4, "size": 24, "patch": 6}
+METHODS = "frame-order,motion,simclr,videomae"
+LEARN, HOLD = 0.7, 0.75
+
+
+def parts_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clips that end in the first 70 % of their film, clips that begin in its last 25 %, and the scene of each clip."""
+    film = dataset.column("film")
+    starts = np.arange(len(film)) - np.searchsorted(film, film) if (film[:-1] <= film[1:]).all() else None
+    assert starts is not None, "clips lie film by film"
+    place = starts * CLIPS["stride"]
+    frames = np.array([place[film == name].max() + CLIPS["span"] for name in film])
+    scene = np.array([name.split("_")[0].split(".")[0] for name in film])
+    early, late = place + CLIPS["span"] <= LEARN * frames, place >= HOLD * frames
+    return np.flatnonzero(early), np.flatnonzero(late), scene
+
+
+def assemble(
+    source: Path, method: str, options: argparse.Namespace, rows: np.ndarray | None = None, **settings: Any
+) -> tuple[loop.Training, Video, Dataset]:
+    """The engine's own training of a method on some clips of the source."""
+    chosen = {"batch_size": options.batch, "threads": options.threads, "cache": "memory", **CLIPS, **settings}
+    plan, data, dataset, _ = make_plan(
+        str(source), modality="video", method=method, encoder=options.encoder, seed=options.seed, seconds=None,
+        settings=chosen,
+    )  # fmt: skip
+    learnt = dataset if rows is None else Subset(dataset, rows)
+    data.fit(learnt)
+    near, plan = jobs.near(learnt, data, plan)
+    plan = resolve_machine(jobs.fit_batch(plan, len(near), 1), streamed=chosen["cache"] == "none")
+    plan = plan.model_copy(update={"steps": options.steps})
+    job = jobs.Job(plan, data, near, jobs.build_objective(plan, data, near, None, None))
+    assert isinstance(data, Video)
+    return jobs.new_training(job, torch.device("cpu")), data, dataset
+
+
+def train(training: loop.Training) -> float:
+    """Seconds."""
+    quiet = loop.Callbacks(
+        log=lambda step, line: None, save=lambda step: None, tick=lambda step: None, warn=lambda words: print(words)
+    )
+    begun = time.perf_counter()
+    settings = training.settings.model_copy(update={"log_every": training.steps, "checkpoint_every": training.steps})
+    training.settings = settings
+    loop.train(training, 0, loop.StopRequest(), quiet)
+    return time.perf_counter() - begun
+
+
+@torch.no_grad()
+def held_out(training: loop.Training, data: Video, batch: Batch, rounds: int = 3) -> dict[str, float]:
+    """Loss and accuracy on held-out clips, over a few draws; of motion, beside a picture that stands still."""
+    objective = training.objective.eval()
+    found: dict[str, list[float]] = {}
+    for number in range(rounds):
+        draw = Draw.start(1, number, 0, batch.index)
+        step = objective.loss(batch, draw)
+        for key, value in {"loss": step.loss, **step.logs}.items():
+            found.setdefault(key, []).append(float(value))
+        if data.settings.target == "motion":
+            target = data.targets(data.view(batch, draw, "none"))[:, data.moment :]
+            found.setdefault("standing still", []).append(float(target.square().mean()))
+    return {key: round(float(np.mean(values)), 4) for key, values in found.items()}
+
+
+@torch.no_grad()
+def neighbours(features: Any, learnt: Batch, asked: Batch, scene: np.ndarray, data: Video) -> dict[str, float]:
+    """Share of held-out clips whose nearest neighbour is of their scene: as they are, and seen otherwise."""
+    gallery = unit(features(data.prepare(learnt)))
+    found = {}
+    otherwise = data.view(asked, Draw.start(2, 0, 0, asked.index))
+    for name, view in (("as it is", data.prepare(asked)), ("cropped, recoloured", otherwise)):
+        nearest = (unit(features(view)) @ gallery.T).argmax(dim=1)
+        same = scene[learnt.index[nearest].numpy()] == scene[asked.index.numpy()]
+        found[name] = round(float(same.mean()), 4)
+    return found
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(x - x.mean(dim=0), dim=1)
+
+
+def learn(options: argparse.Namespace) -> dict[str, Any]:
+    """Train each method with each seed; scores with their seeds."""
+    results: dict[str, Any] = {}
+    for seed in range(options.seeds):
+        options.seed = seed
+        for method in options.methods.split(","):
+            early, late, scene = parts_of(Video(VideoSettings(**CLIPS)).open(options.data))
+            training, data, dataset = assemble(options.data, method, options, early)
+            keep = [[item for item in dataset.read(rows) if isinstance(item, Sample)] for rows in (early, late)]
+            learnt, asked = (data.collate(samples) for samples in keep)
+            encoder = training.objective.product
+            row: dict[str, Any] = {
+                "clips": len(learnt),
+                "held out": len(asked),
+                "clips seen": options.steps * options.batch,
+            }
+            row["before"] = held_out(training, data, asked) | neighbours(
+                lambda view, encoder=encoder: encoder.eval()(view).pooled, learnt, asked, scene, data
+            )
+            training.objective.train()
+            row["seconds"] = round(train(training), 1)
+            row["after"] = held_out(training, data, asked) | neighbours(
+                lambda view, encoder=encoder: encoder.eval()(view).pooled, learnt, asked, scene, data
+            )
+            results[f"{method}/{seed}"] = row
+            print(method, seed, json.dumps(row), flush=True)
+        results[f"pixels/{seed}"] = {"after": neighbours(lambda view: view.data.flatten(1), learnt, asked, scene, data)}
+    return results
+
+
+def decode(options: argparse.Namespace) -> dict[str, Any]:
+    """Clips a second: reading, network, and both together in the loop, in turns; the median of their ratios."""
+    rounds: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = films(Path(folder), options.films)
+        training, data, dataset = assemble(source, "videomae", options, cache="none", workers=0, stride=0)
+        order, loader = training.loader.order, training.loader
+        raw = next(iter(loader.steps(0, 1)))
+
+        def read(steps: range) -> None:
+            for step in steps:
+                data.collate([item for item in dataset.read(order.batch(step).tolist()) if isinstance(item, Sample)])
+
+        def compute(steps: range) -> None:
+            for step in steps:
+                act(step, raw)
+
+        def both(stream: Iterator[Batch]) -> Callable[[range], None]:
+            next(stream)  # what is waited for once, at the start of a training, is not counted
+
+            def work(steps: range) -> None:
+                for step, batch in zip(steps, stream, strict=True):
+                    act(step, batch)
+
+            return work
+
+        for number in range(options.rounds):
+            steps = range(number * options.reads, (number + 1) * options.reads)
+            rate = {"reading": speed(read, steps, options.batch)}
+            pause = options.batch / rate["reading"]  # as long as reading takes: the hardest case for overlap
+            act = training.step if options.network == "real" else lambda step, batch, pause=pause: time.sleep(pause)
+            rate["network"] = speed(compute, steps, options.batch)
+            rate["loop"] = speed(both(loader.steps(steps.start, steps.stop + 1)), steps, options.batch)
+            rounds.append(rate | {"ratio": rate["loop"] / min(rate["reading"], rate["network"])})
+            print(rounds[-1], flush=True)
+    middle = {key: round(float(np.median([r[key] for r in rounds])), 3) for key in rounds[0]}
+    ratios = [round(r["ratio"], 3) for r in rounds]
+    return {"network is": options.network, "clips a second": middle, "loop over the slower, by round": ratios}
+
+
+def speed(work: Callable[[range], None], steps: range, batch: int) -> float:
+    """Samples a second."""
+    begun = time.perf_counter()
+    work(steps)
+    return len(steps) * batch / (time.perf_counter() - begun)
+
+
+def films(folder: Path, count: int) -> Path:
+    """Films of 10 s at 25 frames a second, 320×240, H.264: a noisy scene that drifts."""
+    import av
+
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        scene = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = 320, 240, "yuv420p", 25
+            stream.options = {"preset": "veryfast"}
+            for moment in range(250):
+                frame = np.ascontiguousarray(scene[moment // 2 : moment // 2 + 240, moment : moment + 320])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+    return folder
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, versions and commit, for the record."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = {name: version(name) for name in ("labelfree", "torch", "av", "numpy")}
+    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), "versions": versions, "commit": commit}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with the films of `clips`, for `learn`")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--parts", default="learn,decode")
+    parser.add_argument("--encoder", default="transformer:nano")
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--films", type=int, default=16, help="of `decode`")
+    parser.add_argument("--rounds", type=int, default=5, help="of `decode`")
+    parser.add_argument("--reads", type=int, default=12, help="steps of a round of `decode`")
+    parser.add_argument("--network", choices=("real", "wait"), default="real", help="of `decode`")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {"command": " ".join(sys.argv), **machine()}
+    for part in options.parts.split(","):
+        found[part] = {"learn": learn, "decode": decode}[part](options)
+    print(json.dumps(found, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
