@@ -43,7 +43,7 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
     "graph": {"fanouts": (3, 2)},
     "series": {"patch": 4},
     "text": {"length": 16},
-    "events": {"recent": 3},
+    "events": {"recent": 2},
     "video": {"size": 8, "patch": 4, "frames": 3, "tube": 1, "span": 6},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.

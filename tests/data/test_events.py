@@ -84,6 +84,8 @@ def test_users_and_items_of_one_name_are_two_nodes() -> None:
         (pa.table({"time": [1], "x": [2]}), {}, r"no columns of time, source and target .* time, x\. Name them: time="),
         (pa.table({"from": ["a"], "to": ["b"]}), {}, "no columns of time"),
         (table(time=["soon", "later", "x", "y"]), {"time": "time"}, "'time' holds no times"),
+        (table(), {"source": "to"}, "One column cannot be two of time, source and target"),
+        (table(), {"source": "from", "target": "to", "time": "to"}, "One column cannot be two"),
         (table(), {"source": "sendr"}, "source_column names the column 'sendr'"),
         (table(), {"exclude": ("amout",)}, "exclude names the column 'amout'"),
         (table().slice(0, 0), {}, "has no events"),
@@ -105,7 +107,7 @@ def slow_recent(ends: list[tuple[int, int]], node: int, before: int, most: int) 
     return [-1] * (most - len(found)) + found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(ENDS, st.integers(1, 4))
 def test_histories_are_the_last_events_before(ends: list[tuple[int, int]], most: int) -> None:
     histories = Histories(np.array(ends))
@@ -115,7 +117,7 @@ def test_histories_are_the_last_events_before(ends: list[tuple[int, int]], most:
         assert found.tolist() == [slow_recent(ends, node, event, most) for event in events]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(ENDS, st.integers(1, 4), st.integers(1, 7))
 def test_a_stream_knows_the_last_events_of_each_node(ends: list[tuple[int, int]], most: int, chunk: int) -> None:
     seen = RecentEvents(1, most)

@@ -152,7 +152,7 @@ def find_columns(table: pa.Table, options: LogOptions) -> tuple[str, str, str, b
     """Names of the columns of time, source and target, and whether ends are of two kinds; None if not all are there.
 
     Raises:
-        LabelfreeError: a column that was named is missing.
+        LabelfreeError: a column that was named is missing, or named twice.
     """
     for key in ("source", "target", "time"):
         if getattr(options, key):
@@ -168,8 +168,13 @@ def find_columns(table: pa.Table, options: LogOptions) -> tuple[str, str, str, b
                 break
         else:
             return None
+    if len({source, target, options.time}) < 3:
+        raise LabelfreeError(
+            f"One column cannot be two of time, source and target: '{options.time}', '{source}', '{target}'.",
+            "Name three.",
+        )
     time = col.time_column(table.drop_columns([source, target]), ReadOptions(time=options.time))
-    return (time, source, target, two) if time and source != target else None
+    return (time, source, target, two) if time else None
 
 
 def read_log(source: Any, options: LogOptions) -> Log:
@@ -182,7 +187,7 @@ def read_log(source: Any, options: LogOptions) -> Log:
     found = find_columns(table, options)
     if found is None:
         raise LabelfreeError(
-            f"{what} has no columns of time, source and target that can be told by name: it has "
+            f"{what} has no columns of time, source and target that can be told by name and content: it has "
             f"{', '.join(table.column_names[:20])}.",
             "Name them: time=…, source_column=…, target_column=….",
         )
