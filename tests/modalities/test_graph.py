@@ -234,7 +234,7 @@ def test_defaults_follow_what_a_sample_is(bank: Path) -> None:
         {choice.key: choice.value for choice in modality.defaults(dataset.describe(), budget)}
         for modality, dataset in (fitted(bank), fitted(molecules()))
     ]
-    assert [(c["method"], c["encoder"]) for c in chosen] == [("grace", "pyg:gcn"), ("graphcl", "pyg:gin")]
+    assert [(c["method"], c["encoder"]) for c in chosen] == [("grace", "pyg:gcn"), ("graphmae", "pyg:gin")]
 
 
 def test_raw_features_know_no_network(bank: Path) -> None:

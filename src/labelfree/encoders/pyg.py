@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from labelfree.modalities.graph import Graph
 
 #: Width and layers, unless the name says otherwise.
-SHAPES = {"gcn": (256, 2), "sage": (256, 2), "gat": (256, 2), "gin": (128, 4)}
+SHAPES = {"gcn": (256, 2), "sage": (256, 2), "gat": (256, 2), "gin": (32, 4)}
 HEADS = 4
 
 
@@ -141,7 +141,9 @@ def _weights(kind: str, graph: Union) -> tuple[Tensor, Tensor] | None:
 
 class PyG(Encoder):
     """`pyg:gcn`, `pyg:sage`, `pyg:gat`, `pyg:gin`: graph networks of PyTorch Geometric; `pyg:gcn-128x2` is 128 wide and
-    2 layers deep. Between layers stand layer norms and PReLU, so that no sample depends on another.
+    2 layers deep. Between layers stand layer norms and PReLU, so that no sample depends on another. GIN joins the
+    outputs of all its layers, and sums over the nodes of a graph (Xu et al. 2019, "How Powerful are Graph Neural
+    Networks?", §4).
     """
 
     name = "pyg"
@@ -151,13 +153,14 @@ class PyG(Encoder):
 
     def __init__(self, kind: str, features: int, attributes: int, width: int, depth: int, roots: int) -> None:
         super().__init__()
-        self.kind, self.dim, self.roots, self.attributes = kind, width, roots, attributes
+        self.kind, self.roots, self.attributes = kind, roots, attributes
+        self.joined = kind == "gin"
+        self.dim = width * depth if self.joined else width
         self.mask_token = nn.Parameter(torch.zeros(features))
         sizes = [features] + [width] * depth
         # GINE adds an edge's vector to a node's, so that they are of one width.
         self.project = nn.Linear(features, width) if kind == "gin" else None
-        if kind == "gin":
-            sizes[0] = width
+        sizes[0] = width if kind == "gin" else features
         self.blocks = nn.ModuleList(Layer(kind, a, b, attributes) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.acts = nn.ModuleList(nn.PReLU() for _ in range(depth))
@@ -192,10 +195,12 @@ class PyG(Encoder):
         h = graph.take(x)
         if self.project is not None:
             h = self.project(h)
+        after = []
         for layer, norm, act in zip(self.blocks, self.norms, self.acts, strict=True):
             h = act(norm(layer(h, graph, weights)))
-        tokens, valid = graph.put(h, x), real_nodes(batch)
-        return Features(pool_nodes(tokens, valid, self.roots), tokens, valid)
+            after.append(h)
+        tokens, valid = graph.put(torch.cat(after, dim=1) if self.joined else h, x), real_nodes(batch)
+        return Features(pool_nodes(tokens, valid, self.roots, total=self.joined), tokens, valid)
 
     def spread(self) -> nn.Module:
         return Spread(self.kind, self.dim, self.attributes)

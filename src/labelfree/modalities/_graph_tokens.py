@@ -49,6 +49,10 @@ class GraphTrunk(Trunk):
         return replace(found, pooled=pool_nodes(found.tokens, found.valid, self.roots))
 
 
-def pool_nodes(tokens: Tensor, valid: Tensor | None, roots: int) -> Tensor:
-    """(B, N, D) → (B, D): the mean of the roots, or of all valid nodes where there are none."""
-    return tokens[:, :roots].mean(dim=1) if roots else mean_of(tokens, valid)
+def pool_nodes(tokens: Tensor, valid: Tensor | None, roots: int, total: bool = False) -> Tensor:
+    """(B, N, D) → (B, D): the mean of the roots; without any, the mean of all valid nodes, or their `total`."""
+    if roots:
+        return tokens[:, :roots].mean(dim=1)
+    if not total:
+        return mean_of(tokens, valid)
+    return tokens.sum(dim=1) if valid is None else (tokens * valid[..., None]).sum(dim=1)

@@ -264,7 +264,7 @@ class Graph(Modality):
                 Choice("batch_size", 256, "nodes to be told apart, with their neighbourhoods"),
             ]
         return [
-            Choice("method", "graphcl", "graphs keep their kind when some nodes and edges are dropped"),
+            Choice("method", "graphmae", "what a node is follows from those around it; graphs are not told apart"),
             Choice("encoder", "pyg:gin", "tells structures apart as well as passing messages can"),
             Choice("batch_size", 64, "small sets of graphs still give enough steps"),
         ]

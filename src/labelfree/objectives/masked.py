@@ -114,12 +114,12 @@ class Masked(Objective):
         ),
         "graphmae": Recipe(
             source="Hou et al. 2022, GraphMAE, §3.2, appendix A.2: half of the nodes lose their features, a graph "
-            "network decodes, scaled cosine error; there with GAT 512 on Cora's words 84.2 % linear after 1500 epochs",
+            "network decodes, scaled cosine error; there 88.2 % on MUTAG with GIN, and on Cora's words with GAT 512 "
+            "84.2 % after 1500 epochs",
             settings={"ratio": 0.5, "hide": "replace", "views": "none"},
             training={"learning_rate": 1e-3, "weight_decay": 2e-4, "beta2": 0.999},
             options={"node_error": "cosine", "error_power": 3.0, "swap": 0.05},
             modalities=("graph",),
-            encoder="pyg:gat",
         ),
     }
 
