@@ -1,7 +1,7 @@
 """Augmentations of sound, batched, with parameters per sample; of log-mel frames where not said otherwise.
 
 Legend: x (B, T, C) a batch, of log-mel frames (C bands) or of a waveform (C = 1); lengths (B,) steps that are no
-padding; NaN where there is no sound.
+padding.
 """
 
 from __future__ import annotations
@@ -12,40 +12,42 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
-from labelfree.modalities._series_views import interpolate
 
 #: Natural logarithm of power per decibel.
 DECIBEL = math.log(10) / 10
 
 
 def stretch(x: Tensor, lengths: Tensor, draw: Draw, count: int, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """`count` steps from anywhere in each sample, played at `low` … `high` times its speed.
+    """`count` steps from anywhere in each sample, at `low` … `high` times its speed; its last one beyond its end.
 
     Returns:
-        (B, count, C), and (B,) how many of the steps are inside the sample.
+        (B, count, C) float32, and (B,) how many of the steps are inside the sample.
     """
+    last = lengths - 1
     speed = draw.uniform("speed", low=low, high=high)
-    fits = ((lengths - 1) / max(count - 1, 1)).clamp_min(low)
-    speed = torch.minimum(speed, fits)
-    room = (lengths - 1 - speed * (count - 1)).clamp_min(0)
+    speed = torch.minimum(speed, (last / max(count - 1, 1)).clamp_min(low))
+    room = (last - speed * (count - 1)).clamp_min(0)
     start = draw.uniform("start") * room
     if low == high == 1.0:
         start = start.round()
     places = start[:, None] + speed[:, None] * torch.arange(count, device=x.device)
-    inside = places <= (lengths - 1)[:, None]
-    return interpolate(x, torch.where(inside, places, -2.0)), inside.sum(dim=1)
+    inside = (places <= last[:, None]).sum(dim=1)
+    places = torch.minimum(places, last[:, None])
+    before = places.long()
+    after = torch.minimum(before + 1, last[:, None])
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    return torch.lerp(x[rows, before].float(), x[rows, after].float(), (places - before)[..., None]), inside
 
 
 def shift_bands(x: Tensor, draw: Draw, least: float) -> Tensor:
     """A random stretch of the bands, at least the share `least` of them, spread over all (BYOL-A's resized crop)."""
-    bands = x.shape[2]
+    band = torch.arange(x.shape[2], device=x.device)
     share = draw.uniform("band share", low=least, high=1.0)
-    first = draw.uniform("first band") * (1 - share) * (bands - 1)
-    places = first[:, None] + share[:, None] * torch.arange(bands, device=x.device)
-    low = places.long().clamp(max=bands - 2)
-    weight = (places - low)[:, None]
-    low = low[:, None].expand(-1, x.shape[1], -1)
-    return x.gather(2, low) * (1 - weight) + x.gather(2, low + 1) * weight
+    first = draw.uniform("first band") * (1 - share) * (x.shape[2] - 1)
+    places = first[:, None] + share[:, None] * band
+    weights = (1 - (places[:, None] - band[:, None]).abs()).clamp_min_(0)  # linear interpolation as a matrix
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ weights
 
 
 def mix_mel(x: Tensor, other: Tensor, draw: Draw, most: float) -> Tensor:
@@ -62,15 +64,14 @@ def mix_wave(x: Tensor, other: Tensor, draw: Draw, most: float) -> Tensor:
 
 def noise_mel(x: Tensor, draw: Draw, most: float) -> Tensor:
     """White noise of up to the share `most` of the sample's power; the power of noise is distributed exponentially."""
-    level = torch.where(x.isnan(), -torch.inf, x).logsumexp(dim=(1, 2)) - x.isfinite().sum(dim=(1, 2)).log()
-    level = level + (most * draw.uniform("noise")).clamp_min(1e-12).log()
+    level = x.logsumexp(dim=(1, 2)) - math.log(x[0].numel()) + (most * draw.uniform("noise")).clamp_min(1e-12).log()
     power = -torch.log1p(-draw.uniform("noise power", *x.shape[1:])).clamp_max(-1e-12)
     return torch.logaddexp(x, level[:, None, None] + power.log())
 
 
 def noise_wave(x: Tensor, draw: Draw, most: float) -> Tensor:
     """The same for waveforms."""
-    power = x.square().nanmean(dim=(1, 2)) * most * draw.uniform("noise")
+    power = x.square().mean(dim=(1, 2)) * most * draw.uniform("noise")
     return x + power.sqrt()[:, None, None] * draw.normal("noise wave", *x.shape[1:])
 
 

@@ -1,0 +1,238 @@
+"""Audio: how fast recordings become log-mel views, and what pretraining on spoken prompts is worth.
+
+    python shared/data/get.py prompts --to data
+    python benchmarks/audio.py speed data/prompts [--count 800] [--passes 10]
+    python benchmarks/audio.py prompts data/prompts [--method byol-a] [--steps 600]
+
+`speed` counts hours of audio a CPU minute on one thread, decoding included, beside a pipeline that takes one recording
+at a time as torchaudio's transforms do (soundfile, torch.stft, power, mel matrix, logarithm): one pass of whole
+recordings to frames; and a training's several passes of two random views of .95 s, where the other side cuts the
+waveform first, as BYOL-A's published pipeline does. Both sides have the same bands, window and hop.
+
+`prompts` pretrains without labels on four fifths of the prompts (the same words in every voice) and asks for the
+language of the other fifth; and whether a prompt is a digit or a letter, in a voice whose labels were never given, each
+of the six voices in turn. Beside: statistics of MFCC with logistic regression, a random encoder, from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from labelfree.data.cache import Cached
+from labelfree.data.draw import Draw
+from labelfree.data.sampler import Order
+from labelfree.modalities._audio_mel import FLOOR, Mel, filters
+from labelfree.modalities.audio import Audio, AudioSettings
+from labelfree.needs import Need
+
+BATCH = 64
+CROP = 96
+
+
+def one_by_one(path: Path, mel: Mel, bank: Tensor, window: Tensor, crop: int = 0) -> Tensor:
+    """(M, R) log-mel frames of one file, or of a random stretch of `crop` samples, as torchaudio makes them."""
+    import soundfile
+
+    wave, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    x = torch.from_numpy(wave.T).mean(dim=0)
+    if crop:
+        x = F.pad(x, (0, max(crop - len(x), 0)))
+        start = int(np.random.randint(len(x) - crop + 1))
+        x = x[start : start + crop]
+    spectrum = torch.stft(
+        x, mel.points, mel.hop, mel.window, window, center=True, pad_mode="constant", return_complex=True
+    )
+    return torch.matmul(spectrum.abs().pow(2).transpose(0, 1), bank).transpose(0, 1).add(FLOOR).log()
+
+
+class OneByOne(torch.utils.data.Dataset[Any]):
+    """Two views of each recording, one recording at a time: crop, mix with an earlier one, stretch."""
+
+    def __init__(self, paths: list[Path], mel: Mel) -> None:
+        self.paths, self.mel = paths, mel
+        self.bank, self.window = filters(mel.bands, mel.rate, mel.points), torch.hann_window(mel.window)
+        self.memory: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        frames = one_by_one(self.paths[index], self.mel, self.bank, self.window, (CROP - 1) * self.mel.hop)
+        crop = (frames + 10) / 4
+        self.memory = [*self.memory[-255:], crop]
+        return self._view(crop), self._view(crop)
+
+    def _view(self, x: Tensor) -> Tensor:
+        share = 0.4 * np.random.rand()
+        other = self.memory[np.random.randint(len(self.memory))]
+        x = torch.log((1 - share) * x.exp() + share * other.exp() + 1e-12)
+        height, width = int(64 * np.random.uniform(0.6, 1)), int(CROP * np.random.uniform(0.6, 1))
+        top, left = np.random.randint(64 - height + 1), np.random.randint(CROP - width + 1)
+        cut = x[None, None, top : top + height, left : left + width]
+        return F.interpolate(cut, size=(64, CROP), mode="bicubic", align_corners=True)[0]
+
+
+def cpu_hours(work: Callable[[], float]) -> float:
+    """Hours of audio a CPU minute; `work` returns the seconds of audio that it went through."""
+    began = time.process_time()
+    seconds = work()
+    return seconds / 3600 / ((time.process_time() - began) / 60)
+
+
+def speed(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    paths = sorted(Path(options.source).rglob("*.wav"))
+    with tempfile.TemporaryDirectory() as folder:
+        for number in np.random.default_rng(0).permutation(len(paths))[: options.count].tolist():
+            os.symlink(paths[number].resolve(), Path(folder, f"{number:05d}.wav"))
+        chosen = sorted(Path(folder).iterdir())
+        modality = Audio(AudioSettings(frame=options.frame))
+        dataset = modality.open(folder)
+        modality.fit(dataset)
+        total, mel = float(dataset.sizes().sum()), modality.mel  # type: ignore[union-attr]
+        bank, window = filters(mel.bands, mel.rate, mel.points), torch.hann_window(mel.window)
+
+        def ours_frames() -> float:
+            for start in range(0, len(dataset), 256):
+                dataset.read(range(start, min(start + 256, len(dataset))))
+            return total
+
+        def their_frames() -> float:
+            for path in chosen:
+                one_by_one(path, mel, bank, window)
+            return total
+
+        def ours_views() -> float:
+            fresh = Audio(modality.settings)
+            opened = fresh.open(folder)
+            fresh.fit(opened)
+            nearby = Cached(fresh.training_set(opened, frozenset({Need.VIEWS})), fresh)
+            order = Order(len(nearby), BATCH, 0)
+            for step in range(len(nearby) * options.passes // BATCH):
+                batch = nearby.batch(order.batch(step))
+                draw = Draw.start(0, 0, step, batch.index)
+                for number in (0, 1):
+                    fresh.view(batch, draw.view(number))
+            return total * options.passes
+
+        def their_views() -> float:
+            loader = torch.utils.data.DataLoader(OneByOne(chosen, mel), BATCH, shuffle=True)
+            for _ in range(options.passes):
+                for _ in loader:
+                    pass
+            return total * options.passes
+
+        print(f"{len(chosen)} recordings, {total / 3600:.2f} hours, {mel}, hours of audio a CPU minute")
+        rows = (
+            ("whole recordings to frames", ours_frames, their_frames),
+            (f"{options.passes} passes of two views", ours_views, their_views),
+        )
+        for words, ours, theirs in rows:
+            found: dict[str, list[float]] = {"ours": [], "theirs": []}
+            for _ in range(options.rounds):
+                found["ours"].append(cpu_hours(ours))
+                found["theirs"].append(cpu_hours(theirs))
+            a, b = (float(np.median(found[side])) for side in ("ours", "theirs"))
+            print(f"{words}: labelfree {a:.2f}, one by one {b:.2f}, ratio {a / b:.2f}")
+
+
+def rows_of(source: Path) -> list[dict[str, str]]:
+    with (source / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def part(folder: Path, source: Path, rows: Iterator[dict[str, str]] | list[dict[str, str]]) -> Path:
+    """A folder with some of the prompts, and the table beside them."""
+    kept = list(rows)
+    for row in kept:
+        path = folder / row["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink((source / row["file"]).resolve(), path)
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, kept[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    return folder
+
+
+def prompts(options: argparse.Namespace) -> None:
+    import labelfree
+    from labelfree.evaluation.protocol import evaluate
+
+    source = Path(options.source)
+    rows = rows_of(source)
+    words = sorted({row["prompt"] for row in rows})
+    held = set(np.random.default_rng(0).permutation(words)[: len(words) // 5].tolist())
+    with tempfile.TemporaryDirectory() as name:
+        train = part(Path(name, "train"), source, [row for row in rows if row["prompt"] not in held])
+        test = part(Path(name, "test"), source, [row for row in rows if row["prompt"] in held])
+        began = time.process_time()
+        settings = dict(word.split("=", 1) for word in options.settings)
+        run = labelfree.pretrain(
+            train,
+            method=options.method,
+            steps=options.steps,
+            out=Path(name, "run"),
+            threads=options.threads,
+            **settings,
+        )
+        print(f"pretraining: {time.process_time() - began:.0f} CPU seconds")
+        show("language", evaluate(run, train, test, "language", time_limit=options.time_limit))
+        scores: dict[str, list[float]] = {}
+        spoken = [row for row in rows if row["kind"] in ("digits", "letters")]
+        for voice in sorted({row["voice"] for row in rows}):
+            known = part(Path(name, "known", voice), source, [row for row in spoken if row["voice"] != voice])
+            new = part(Path(name, "new", voice), source, [row for row in spoken if row["voice"] == voice])
+            found = evaluate(
+                run, known, new, "kind", budgets=("100%",), protocols=("linear",), metric="balanced_accuracy"
+            )
+            for result in found.results:
+                scores.setdefault(result.method, []).append(result.score)
+        print("digit or letter in a new voice, balanced accuracy, mean over voices and their standard error")
+        for method, values in scores.items():
+            error = np.std(values, ddof=1) / np.sqrt(len(values))
+            print(f"  {method}: {np.mean(values):.3f} ± {error:.3f}  {json.dumps([round(v, 3) for v in values])}")
+
+
+def show(title: str, found: Any) -> None:
+    print(f"{title}: {found.verdict}")
+    for r in found.results:
+        print(
+            f"  {r.protocol:>8} {r.budget:>5} {r.method:<11} {r.score:.3f} ({r.low:.3f} … {r.high:.3f}) {r.seeds} seeds"
+        )
+    for words in found.left_out:
+        print(f"  left out: {words}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("speed", "prompts"))
+    parser.add_argument("source")
+    parser.add_argument("--count", type=int, default=800, help="recordings (speed)")
+    parser.add_argument("--passes", type=int, default=10, help="over the data (speed)")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (speed)")
+    parser.add_argument("--frame", type=float, default=25.0, help="milliseconds of a frame (speed)")
+    parser.add_argument("--method", default="byol-a")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--time-limit", default="5m", help="of the evaluation (prompts)")
+    parser.add_argument("settings", nargs="*", help="of the pretraining, key=value (prompts)")
+    options = parser.parse_args()
+    {"speed": speed, "prompts": prompts}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
