@@ -1,0 +1,79 @@
+"""Anomalies without labels: what is strange comes first, by either way, in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+from pyarrow import csv
+
+from labelfree.cli import main
+from labelfree.errors import LabelfreeError
+from labelfree.tasks.anomalies import HOW, Anomalies, How, Ordinary
+
+HALF = 150
+
+
+def two_clouds(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Two elongated clouds; one dimension is constant."""
+    side = np.where(np.arange(count) % 2, 4.0, -4.0)[:, None]
+    return np.hstack([rng.normal(size=(count, 2)) * [3.0, 0.1] + side * [0, 1], np.full((count, 1), 7.0)])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_is_far_along_a_narrow_direction_is_strange(how: How) -> None:
+    rng = np.random.default_rng(0)
+    learnt = Ordinary.learn(two_clouds(rng, 2 * HALF), how)
+    usual, odd = learnt.score(two_clouds(rng, 50)), learnt.score(np.array([[0.0, 24.0, 7.0]]))
+    assert odd > usual.max()
+    assert learnt.rank(odd) == 1.0
+    assert 0.2 < learnt.rank(usual).mean() < 0.8
+
+
+def test_only_neighbours_find_what_lies_between_clouds() -> None:
+    rng = np.random.default_rng(0)
+    between = np.array([[0.0, 0.0, 7.0]])
+    found = {how: Ordinary.learn(two_clouds(rng, 2 * HALF), how) for how in HOW}
+    ranks = {how: float(learnt.rank(learnt.score(between))[0]) for how, learnt in found.items()}
+    assert ranks["neighbours"] > 0.95 > 0.5 > ranks["distance"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_rows_that_cannot_be_read_have_no_score_and_change_nothing(how: How) -> None:
+    x = two_clouds(np.random.default_rng(0), 40)
+    gap = np.full((1, 3), np.nan)
+    learnt, again = Ordinary.learn(x, how), Ordinary.learn(np.vstack([x[:20], gap, x[20:]]), how)
+    asked = np.vstack([x[:3], gap])
+    np.testing.assert_array_equal(learnt.score(asked), again.score(asked))
+    assert np.isnan(learnt.score(asked)).tolist() == [False, False, False, True]
+    assert np.isnan(learnt.rank(learnt.score(asked))).tolist() == [False, False, False, True]
+    found = Anomalies(["a", "b", "c", "d"], learnt.score(asked), learnt.rank(learnt.score(asked)))
+    assert found.strangest(4)[-1] == 3
+
+
+def test_too_little_and_unknown_ways_are_refused() -> None:
+    with pytest.raises(LabelfreeError, match="The reference has 1 samples that can be read"):
+        Ordinary.learn(np.zeros((1, 3)))
+    with pytest.raises(LabelfreeError, match=r"not found by 'distnce'.*Did you mean 'distance'"):
+        Ordinary.learn(np.zeros((9, 3)), "distnce")  # type: ignore[arg-type]
+
+
+def test_a_run_finds_pictures_unlike_those_it_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = runs.save(tmp_path / "train.npz", 90, seed=1)
+    run = runs.make_run(tmp_path / "run", source)
+    pictures, _ = runs.pictures(30, seed=2)
+    pictures[7] = 255 * (np.indices((8, 8)).sum(axis=0) % 2)  # a chessboard among stripes
+    np.savez(tmp_path / "new.npz", images=pictures)
+    found = run.anomalies(tmp_path / "new.npz")
+    assert found.strangest(1).tolist() == [7]
+    found.write(tmp_path / "a.csv")
+    table = csv.read_csv(tmp_path / "a.csv")
+    assert table.column_names == ["name", "score", "share"]
+    np.testing.assert_allclose(table.column("score").to_numpy(), found.score, rtol=1e-5)
+    assert run.anomalies(tmp_path / "new.npz", tmp_path / "new.npz").score[7] < found.score[7]
+    assert main(["anomalies", str(tmp_path / "nothing"), "x", "--out", "y.csv"]) == 2
+    assert main(["anomalies", str(tmp_path / "run"), "x", "--out", "y.txt", "--json"]) == 2
+    assert "not a kind of table" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
