@@ -135,7 +135,7 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
             row: dict[str, Any] = {
                 "clips": len(learnt),
                 "held out": len(asked),
-                "clips seen": options.steps * options.batch,
+                "steps": options.steps,
             }
             row["before"] = held_out(training, data, asked) | neighbours(
                 lambda view, encoder=encoder: encoder.eval()(view).pooled, learnt, asked, scene, data
@@ -169,11 +169,13 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
                 act(step, raw)
 
         def both(stream: Iterator[Batch]) -> Callable[[range], None]:
-            next(stream)  # what is waited for once, at the start of a training, is not counted
+            first = next(stream)  # what is waited for once, at the start of a training, is not counted
 
             def work(steps: range) -> None:
-                for step, batch in zip(steps, stream, strict=True):
+                batch = first
+                for step in steps:
                     act(step, batch)
+                    batch = next(stream)
 
             return work
 
