@@ -157,7 +157,7 @@ class TableStem(nn.Module):
         self.register_buffer("first", torch.tensor(first, dtype=torch.int64), persistent=False)
         bound = dim**-0.5
         self.scales = nn.Parameter(torch.empty(self.numbers, dim).uniform_(-bound, bound))
-        self.codes = nn.Parameter(torch.empty(max(sum(fields.sizes), 1), dim).uniform_(-bound, bound))
+        self.codes = nn.Parameter(torch.empty(sum(fields.sizes), dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(len(fields), dim).uniform_(-bound, bound))
         self.missing = nn.Parameter(torch.zeros(len(fields), dim))
 
