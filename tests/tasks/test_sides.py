@@ -25,7 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> labelfree.Run:
     return labelfree.pretrain(
         source, modality="pair", encoder="towers:timm:test_resnet+nano", out=tmp_path_factory.mktemp("run") / "run",
-        steps=90, batch_size=16, threads=1, width=32, learning_rate=3e-3,
+        steps=60, batch_size=16, threads=1, width=32, learning_rate=3e-3,
         **{"image.size": 16, "text.length": 16},
     )  # fmt: skip
 

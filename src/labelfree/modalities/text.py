@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
-from labelfree.data.sources import TABLES, list_files, read_table
+from labelfree.data.sources import TABLES, list_files, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
 from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, open_documents, text_column
@@ -64,7 +64,7 @@ class Text(Modality):
     """Text. A token is a word piece; the first of every view is the class token."""
 
     name = "text"
-    settings_class = TextSettings
+    settings_class: ClassVar[type[Settings]] = TextSettings
     offers = frozenset({Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS})
 
     def __init__(self, settings: TextSettings | None = None) -> None:
@@ -313,7 +313,7 @@ def _recognise_path(path: Path) -> tuple[float, str]:
                 return 0.9, f"{len(files):,} text files"
             return _recognise_path(tables[0]) if tables and len(tables) * 2 > total else (0.0, "")
         if path.suffix.lower() in TABLES:
-            return _recognise_table(read_table(path))
+            return _recognise_table(read_head(path))
         if path.suffix.lower() in SUFFIXES and path.is_file():
             return 0.9, "a text file"
     except LabelfreeError:

@@ -215,8 +215,9 @@ def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], bat
         raise LabelfreeError(f"The prompt {without!r} has no place for a class.", "Write {} where its name goes.")
     if not isinstance(run.modality, Pair) or "text" not in run.modality.sides:
         raise Refusal(f"'{run.path}' knows no texts, so classes cannot be named.", "Pretrain on pairs with texts.")
-    total = np.float32(0)
+    found = []
     for prompt in prompts:
         texts = {"text": [prompt.replace("{}", name.replace("_", " ")) for name in classes]}
-        total = total + sides_of(run, run.open(texts), batch_size)["text"]
+        found.append(sides_of(run, run.open(texts), batch_size)["text"])
+    total = np.sum(found, axis=0)
     return np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True))
