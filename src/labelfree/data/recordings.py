@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -335,9 +335,9 @@ def _one_recording(path: Path) -> dict[str, np.ndarray]:
     return {name: arrays[name].reshape(1, len(arrays[name]), -1)}
 
 
-def read_measurements(path: Path) -> pa.Table:
+def read_measurements(path: Path, read: Callable[[Path], pa.Table] = read_table) -> pa.Table:
     """A table that may lack a header: where all "names" are numbers that do not count through, they are data."""
-    table = read_table(path)
+    table = read(path)
     if path.suffix.lower() not in (".csv", ".tsv") or not _is_data(table.column_names):
         return table
     from pyarrow import csv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from labelfree.errors import LabelfreeError
 
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
 ARRAYS = (".npy", ".npz")
+#: Bytes of a text file that are read to tell what it holds.
+HEAD_BYTES = 1 << 20
 
 
 def is_address(source: object) -> bool:
@@ -42,13 +45,12 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         LabelfreeError: it cannot be read as what its name says.
     """
-    from pyarrow import csv, feather, json, parquet
+    from pyarrow import feather, json, parquet
 
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
-            tab = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-            return _read_csv(path, tab)
+            return _read_csv(path, _form(suffix))
         if suffix == ".parquet":
             return parquet.read_table(path)
         if suffix in (".arrow", ".feather"):
@@ -59,6 +61,38 @@ def read_table(path: Path) -> pa.Table:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LabelfreeError(f"'{path}' cannot be read as {suffix[1:]}: {reason}.", "Check that it is whole.") from None
     raise LabelfreeError(f"'{path}' is not a table.", f"Tables end in {', '.join(TABLES)}.")
+
+
+def read_head(path: Path, rows: int = 1000) -> pa.Table:
+    """The first rows of what `read_table` would read, at the cost of these alone: for telling what a table holds.
+
+    Raises:
+        LabelfreeError: it cannot be read as what its name says.
+    """
+    from pyarrow import csv, json, parquet
+
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+                first = next(file.iter_batches(rows, use_threads=False), None)
+                return file.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
+        if suffix in (".csv", ".tsv", ".jsonl", ".json") and path.stat().st_size > HEAD_BYTES:
+            with open(path, "rb") as file:
+                whole = file.read(HEAD_BYTES)
+            lines = io.BytesIO(whole[: whole.rfind(b"\n") + 1])
+            found = json.read_json(lines) if "json" in suffix else csv.read_csv(lines, parse_options=_form(suffix))
+            if len(found):
+                return found.slice(0, rows)
+    except (pa.ArrowException, OSError):
+        pass  # a cell or a record may be longer than the head: the whole says what is wrong, if anything
+    return read_table(path).slice(0, rows)
+
+
+def _form(suffix: str) -> Any:
+    from pyarrow import csv
+
+    return csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
 
 
 def _read_csv(path: Path, form: Any) -> pa.Table:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from labelfree.data.sources import TABLES, existing, hash_files, hash_of, is_address, list_files, read_table
+from labelfree.data.sources import TABLES, existing, hash_files, hash_of, is_address, list_files, read_head, read_table
 from labelfree.errors import LabelfreeError
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -90,10 +90,7 @@ def head(source: Any) -> pa.Table:
     path = existing(source)
     if path.is_dir():
         path = _tables_in(path)[0]
-    if path.suffix.lower() != ".parquet":
-        return read_table(path).slice(0, HEAD)
-    with _opened(path) as file:
-        return pa.Table.from_batches(list(file.iter_batches(HEAD))[:1] if file.metadata.num_rows else [])
+    return read_head(path, HEAD)
 
 
 def as_table(source: Any) -> pa.Table:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_number, plain, require
 from labelfree.data.graphs import Graphs
-from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, load_arrays, read_table
+from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
 
 #: Names under which the two ends of an edge are known.
@@ -525,7 +525,7 @@ def _path_looks(path: Path) -> tuple[float, str]:
             parts = parts_of(path)
             if "edges" not in parts:
                 return 0.0, ""
-            sure, words = _table_looks(read_table(parts["edges"]))
+            sure, words = _table_looks(read_head(parts["edges"]))
             return max(sure, 0.6 if "nodes" in parts else 0.3), f"{words or 'edges'} in '{parts['edges'].name}'"
         if path.suffix.lower() == ".npz":
             return (0.95, "an array of edges") if "edge_index" in load_arrays(path) else (0.0, "")
@@ -533,7 +533,7 @@ def _path_looks(path: Path) -> tuple[float, str]:
             graphs = _json_graphs(path)
             return (0.95, f"{len(graphs):,} graphs") if graphs else (0.0, "")
         if path.suffix.lower() in TABLES:
-            return _table_looks(read_table(path))
+            return _table_looks(read_head(path))
     except LabelfreeError:
         return 0.0, ""
     return 0.0, ""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from labelfree import registry
 from labelfree.data.encoded import encoded_columns, is_hugging_face
 from labelfree.data.pictures import looks_like_picture
-from labelfree.data.sources import TABLES, existing, list_files, read_table, sidecar
+from labelfree.data.sources import TABLES, existing, list_files, read_head, read_table, sidecar
 from labelfree.errors import LabelfreeError, nearest
 
 #: Kinds that are no side: a pair itself, and bytes, which everything is.
@@ -258,7 +258,7 @@ def _starts(path: Path) -> dict[str, bytes]:
         names = encoded_columns(file.schema_arrow)
         head = next(iter(file.iter_batches(16, columns=names)), None) if names else None
     else:
-        head = read_table(path).slice(0, 16)
+        head = read_head(path, 16)
         names = encoded_columns(head.schema)
     return {name: _first_bytes(head.column(name)) for name in names} if head is not None else {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ from labelfree.data.events import (
     is_temporal,
     read_log,
 )
-from labelfree.data.sources import ARRAYS, TABLES
+from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
 from labelfree.modalities import _event_views as views
@@ -144,10 +144,16 @@ class Events(Modality):
             path = Path(source).expanduser()
             if not path.is_file() or path.suffix.lower() not in (*TABLES, *ARRAYS):
                 return 0.0, ""
+            if path.suffix.lower() in TABLES:
+                return cls._recognise_table(lambda: read_head(path))
         elif not (isinstance(source, pa.Table | Mapping) or hasattr(source, "iloc") or is_temporal(source)):
             return 0.0, ""
+        return cls._recognise_table(lambda: as_table(source)[0])
+
+    @staticmethod
+    def _recognise_table(read: Callable[[], pa.Table]) -> tuple[float, str]:
         try:
-            found = find_columns(as_table(source)[0], LogOptions())
+            found = find_columns(read(), LogOptions())
         except (LabelfreeError, ValueError, TypeError, pa.ArrowException):
             return 0.0, ""
         if found is None:

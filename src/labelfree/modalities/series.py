@@ -18,7 +18,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.columns import ReadOptions, looks_wide, numeric_names
 from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_measurements, read_recordings
-from labelfree.data.sources import ARRAYS, TABLES, list_files, load_arrays
+from labelfree.data.sources import ARRAYS, TABLES, list_files, load_arrays, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
 from labelfree.modalities import _series_views as augment
@@ -485,7 +485,7 @@ def _recognise_path(path: Path) -> tuple[float, str]:
         if path.suffix.lower() in ARRAYS:
             return _recognise_arrays(load_arrays(path))
         if path.suffix.lower() in TABLES:
-            return _recognise_table(read_measurements(path))
+            return _recognise_table(read_measurements(path, read_head))
     except LabelfreeError:
         return 0.0, ""
     return 0.0, ""
