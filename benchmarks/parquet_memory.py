@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -59,7 +58,10 @@ def write(path: Path, count: int, group: int) -> None:
 
 def train(path: Path, steps: int) -> dict[str, float]:
     """Peak memory in bytes, and pictures a second, of a short pretraining."""
+    import torch
+
     import labelfree
+    from labelfree.training.runtime import peak_memory
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -74,8 +76,7 @@ def train(path: Path, steps: int) -> dict[str, float]:
         )
         seconds = time.perf_counter() - start
         rate, cache = run.info["samples_per_second"], run.info["settings"]["training"]["cache"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak": peak, "seconds": seconds, "pictures_per_second": rate, "cache": cache}
+    return {"peak": peak_memory(torch.device("cpu")), "seconds": seconds, "pictures_per_second": rate, "cache": cache}
 
 
 def measure(path: Path, steps: int) -> dict[str, float]:

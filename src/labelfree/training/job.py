@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -214,14 +212,6 @@ def try_steps(job: Job, device: torch.device, world: int, allowance: float) -> f
             break
     job.objective.load_state_dict(before)
     return sorted(times[1:] or times)[len(times[1:] or times) // 2]
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was held so far, on the GPU or by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def resolve_length(

@@ -91,7 +91,7 @@ def pretrain(
     enough = plan.objective_class().enough(found)
     plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left, enough)
     job.plan = plan
-    _say_plan(plan, step_seconds, jobs.peak_memory(device))
+    _say_plan(plan, step_seconds, runtime.peak_memory(device))
     _start_folder(folder, job, source, found)
     return _launch(job, folder, source, network, job.modality.state(), accelerator)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -85,10 +87,15 @@ def flops(on: torch.device, precision: str) -> float:
 
 
 def peak_memory(on: torch.device) -> int:
-    """Bytes: most that was allocated on a GPU; on a CPU what this process holds now."""
+    """Bytes: the most that was held so far, on the GPU or by this process."""
     if on.type == "cuda":
         return torch.cuda.max_memory_allocated(on)
-    return int(psutil.Process().memory_info().rss)
+    with suppress(OSError):
+        # what resource reports on Linux may be the peak of the process that started this one
+        held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(held.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def hardware() -> dict[str, str]:
