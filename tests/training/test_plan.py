@@ -6,6 +6,7 @@ import pytest
 import labelfree
 from labelfree.errors import LabelfreeError
 from labelfree.training.plan import parse_duration
+from labelfree.training.pretrain import _place
 
 SMALL = {"size": 16, "precision": "32", "threads": 1, "batch_size": 8}
 
@@ -87,3 +88,8 @@ def test_a_batch_larger_than_the_source_is_cut(pictures, tmp_path):
         str(pictures), out=tmp_path / "run", steps=1, encoder="timm:test_resnet", **{**SMALL, "batch_size": 4096}
     )
     assert run.info["settings"]["training"]["batch_size"] == 24
+
+
+def test_a_password_is_not_written_into_a_run() -> None:
+    assert _place("postgresql://me:secret@host/shop") is None
+    assert _place("sqlite:///shop.db") == "sqlite:///shop.db"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
@@ -103,14 +104,17 @@ class Loader:
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
         if self.workers == 0:
             return _in_thread(self._stream.__getitem__, range(start, stop))
-        loader = torch.utils.data.DataLoader(
-            self._stream,
-            batch_size=None,
-            sampler=range(start, stop),
-            num_workers=self.workers,
-            prefetch_factor=AHEAD,
-            pin_memory=False,
-        )
+        with warnings.catch_warnings():
+            # more workers than cores are what the user asked for
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = torch.utils.data.DataLoader(
+                self._stream,
+                batch_size=None,
+                sampler=range(start, stop),
+                num_workers=self.workers,
+                prefetch_factor=AHEAD,
+                pin_memory=False,
+            )
         return iter(loader)
 
 

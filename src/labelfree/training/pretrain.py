@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -180,9 +181,9 @@ def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
 
 
 def _place(source: Any) -> str | None:
-    """Where a source lies, as it can be found again from anywhere; None where it has no place."""
+    """Where a source lies, as it can be found again from anywhere; None where it has no place, or a secret one."""
     if is_address(source):
-        return str(source)
+        return None if urlsplit(str(source)).password else str(source)
     return str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None
 
 
@@ -226,7 +227,8 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
         return run
     if source is None and run.info["source"] is None:
         raise LabelfreeError(
-            f"The source of '{folder}' was not a path.", "Give it again: pretrain(source, resume=...)."
+            f"Where the source of '{folder}' lies was not written down: it was no path, or its address has a password.",
+            "Give it again: pretrain(source, resume=...).",
         )
     where = run.info["source"] if source is None else source
     plan = Plan.model_validate(run.info["plan"])
