@@ -60,8 +60,8 @@ class SimCLR(Objective):
             encoder="pyg:gin",
         ),
         "cldg": Recipe(
-            source="Xu et al. 2023, CLDG, §4: the neighbourhoods of nodes in two spans of time are positives; here those "
-            "of both ends of an event",
+            source="Xu et al. 2023, CLDG, §4: the neighbourhoods of nodes in two spans of time are positives; here "
+            "those of both ends of an event",
             settings={"temperature": 0.2, "projector": (256, 128)},
             options={"span": 0.25},
             modalities=("events",),
