@@ -111,7 +111,8 @@ def test_every_source_gives_the_same_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", waves=np.stack(waves)[order], rate=RATE, word=np.array(["a", "b"] * 3))
     expected = [s.data for s in fitted(folder)[1].read(range(6))]  # type: ignore[union-attr]
     items = [(waves[number], RATE, "a") for number in order]
-    for source in (tmp_path / "table.parquet", tmp_path / "arrays.npz", items):
+    arrays = {"waves": np.stack(waves)[order], "rate": RATE}
+    for source in (tmp_path / "table.parquet", tmp_path / "arrays.npz", items, arrays):
         assert recognise(source)[0] == "audio"
         dataset = fitted(source)[1]
         for sample, data in zip(dataset.read(range(6)), expected, strict=True):

@@ -355,7 +355,7 @@ def recognise(source: Any) -> tuple[float, str]:
     if is_hugging_face(source):
         return (0.95, "a Hugging Face dataset with an audio column") if has_feature(source, RECORDINGS) else (0.0, "")
     if isinstance(source, Mapping):
-        return _recognise_arrays({key: np.asarray(value) for key, value in source.items() if hasattr(value, "shape")})
+        return _guarded(lambda: _recognise_arrays({key: np.asarray(value) for key, value in source.items()}))
     if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
         return _recognise_arrays({"": source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()})
     if hasattr(source, "__len__") and hasattr(source, "__getitem__") and len(source):
