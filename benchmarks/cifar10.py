@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--protocols", default="knn,linear,finetune")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         train = Path(folder) / "train.parquet"
         table = pq.read_table(options.data / "train.parquet").slice(0, options.count)
