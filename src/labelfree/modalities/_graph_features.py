@@ -16,15 +16,18 @@ def scale_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(F,) mean and (F,) deviation of (N, F); 0 and 1 for columns of nothing but 0 and 1, and a deviation of 1 for
     constant ones.
     """
-    if not values.size:
-        return np.zeros(values.shape[1]), np.ones(values.shape[1])
-    known = ~np.isnan(values)
-    count = np.maximum(known.sum(axis=0), 1)
-    zeroed = np.where(known, values, 0).astype(np.float64)
-    mean = zeroed.sum(axis=0) / count
-    std = np.sqrt(np.square(np.where(known, zeroed - mean, 0)).sum(axis=0) / count)
-    switch = ((zeroed == 0) | (zeroed == 1)).all(axis=0)
-    return np.where(switch, 0.0, mean), np.where(switch | (std < 1e-8), 1.0, std)
+    # Column by column: copies of a table of a million nodes would be what takes most memory.
+    found = [_scale_of_column(values[:, column]) for column in range(values.shape[1])]
+    mean, std = np.array(found).reshape(-1, 2).T
+    return mean, std
+
+
+def _scale_of_column(values: np.ndarray) -> tuple[float, float]:
+    known = values[~np.isnan(values)].astype(np.float64)
+    if not len(known) or ((known == 0) | (known == 1)).all():
+        return 0.0, 1.0
+    std = float(known.std())
+    return float(known.mean()), std if std >= 1e-8 else 1.0
 
 
 def summary(sample: Sample, x: np.ndarray, roots: int) -> np.ndarray:
