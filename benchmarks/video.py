@@ -1,12 +1,15 @@
 """Films: does a network learn order and what comes next, whom do its features put together, does decoding keep up?
 
     python shared/data/get.py clips --to data
-    python benchmarks/video.py --data data/clips --out benchmarks/results/video.json [--parts learn,decode]
+    python benchmarks/video.py --data data/clips --out benchmarks/results/video.json [--parts learn,drift,decode]
 
 `learn`: five short films, each cut in time: the first 70 % to learn from without labels, the last 25 % held out. Frame
 order and motion are scored on held-out clips (chance; a picture that stands still). Then each held-out clip asks for
 its nearest neighbour among the clips learnt from: is it of the same film, or of the other film of the same scene? Once
 as it is, and once cropped and recoloured at random; beside raw pixels and the same network untrained.
+
+`drift`: handwritten digits that drift over a field, 600 films to learn from and 200 of other digits held out: order and
+speed can be seen in each.
 
 `decode`: clips a second of reading alone, of the network alone, and of the training loop that reads ahead from files.
 With `--network wait` the network's time is waited for instead, as a processor waits for an accelerator; otherwise the
@@ -41,7 +44,7 @@ from labelfree.training import loop
 from labelfree.training.plan import make_plan, resolve_machine
 
 CLIPS: Mapping[str, Any] = {"fps": 25, "frames": 8, "span": 16, "stride": 4, "size": 24, "patch": 6}
-METHODS = "frame-order,motion,simclr,videomae"
+METHODS = "frame-order,speed,motion,simclr,videomae"
 LEARN, HOLD = 0.7, 0.75
 
 
@@ -61,7 +64,7 @@ def assemble(
     source: Path, method: str, options: argparse.Namespace, rows: np.ndarray | None = None, **settings: Any
 ) -> tuple[loop.Training, Video, Dataset]:
     """The engine's own training of a method on some clips of the source."""
-    chosen = {"batch_size": options.batch, "threads": options.threads, "cache": "memory", **CLIPS, **settings}
+    chosen = {"batch_size": options.batch, "threads": options.threads, "cache": "memory", **settings}
     plan, data, dataset, _ = make_plan(
         str(source), modality="video", method=method, encoder=options.encoder, seed=options.seed, seconds=None,
         settings=chosen,
@@ -128,7 +131,7 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
         options.seed = seed
         for method in options.methods.split(","):
             early, late, scene = parts_of(Video(VideoSettings(**CLIPS)).open(options.data))
-            training, data, dataset = assemble(options.data, method, options, early)
+            training, data, dataset = assemble(options.data, method, options, early, **CLIPS)
             keep = [[item for item in dataset.read(rows) if isinstance(item, Sample)] for rows in (early, late)]
             learnt, asked = (data.collate(samples) for samples in keep)
             encoder = training.objective.product
@@ -151,12 +154,41 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def drift(options: argparse.Namespace) -> dict[str, Any]:
+    """Scores of frame order (chance 1/6) and speed (chance 1/2) on held-out films of drifting digits."""
+    from sklearn.datasets import load_digits
+
+    digits, results = load_digits().images.astype("uint8") * 15, {}
+    rng = np.random.default_rng(0)
+    drifting = np.zeros((800, 12, 20, 20, 1), np.uint8)
+    for number, film in enumerate(drifting):
+        pace, place = rng.uniform(-1, 1, 2), rng.uniform(3, 9, 2)
+        for moment, frame in enumerate(film):
+            row, column = np.clip(np.round(place + pace * moment), 0, 12).astype(int)
+            frame[row : row + 8, column : column + 8, 0] = digits[number]
+    settings = {"frames": 6, "span": 12, "stride": 12, "size": 16, "patch": 4, "light_crop_min": 0.8}
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "drift.npy"), drifting)
+        for seed, method in ((seed, method) for seed in range(options.seeds) for method in ("frame-order", "speed")):
+            options.seed = seed
+            training, data, dataset = assemble(Path(folder, "drift.npy"), method, options, np.arange(600), **settings)
+            asked = data.collate([item for item in dataset.read(range(600, 800)) if isinstance(item, Sample)])
+            row: dict[str, Any] = {"steps": options.steps, "before": held_out(training, data, asked)}
+            training.objective.train()
+            row |= {"seconds": round(train(training), 1), "after": held_out(training, data, asked)}
+            results[f"{method}/{seed}"] = row
+            print(method, seed, json.dumps(row), flush=True)
+    return results
+
+
 def decode(options: argparse.Namespace) -> dict[str, Any]:
     """Clips a second: reading, network, and both together in the loop, in turns; the median of their ratios."""
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = films(Path(folder), options.films)
-        training, data, dataset = assemble(source, "videomae", options, cache="none", workers=0, stride=0)
+        training, data, dataset = assemble(
+            source, "videomae", options, **{**CLIPS, "stride": 0}, cache="none", workers=0
+        )
         order, loader = training.loader.order, training.loader
         raw = next(iter(loader.steps(0, 1)))
 
@@ -234,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the films of `clips`, for `learn`")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--parts", default="learn,decode")
+    parser.add_argument("--parts", default="learn,drift,decode")
     parser.add_argument("--encoder", default="transformer:nano")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--steps", type=int, default=200)
@@ -250,7 +282,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found: dict[str, Any] = {"command": " ".join(sys.argv), **machine()}
     for part in options.parts.split(","):
-        found[part] = {"learn": learn, "decode": decode}[part](options)
+        found[part] = {"learn": learn, "drift": drift, "decode": decode}[part](options)
     print(json.dumps(found, indent=1))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
