@@ -28,8 +28,8 @@ from labelfree.settings import Settings
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
-#: Samples of a side that are tried for a stand-in.
-TRIES = 64
+#: Samples of a side that stand in where it is missing.
+SPARES = 32
 
 
 class PairSettings(Settings):
@@ -196,7 +196,7 @@ class Pair(Modality):
         #: Encoder specs and folders of the runs that sides were taken from.
         self.runs: dict[str, tuple[str, Path]] = {}
         self._found: dict[str, Description] = {}
-        self._spare: dict[str, Sample] = {}
+        self._spare: dict[str, list[Sample]] = {}
         self._learnt = False
 
     # ---- reading
@@ -234,12 +234,11 @@ class Pair(Modality):
         return pairs
 
     def _keep_spares(self, pairs: Pairs) -> None:
-        """Keep a sample of each side, to stand in where a whole batch lacks it."""
+        """Keep a few samples of each side all over the source, to stand in where a row lacks it."""
         for name, tied in pairs.sides.items():
-            some = tied.rows[tied.rows >= 0][:TRIES].tolist()
-            samples = (item for place in some for item in tied.dataset.read([place]) if isinstance(item, Sample))
-            if spare := next(samples, None):
-                self._spare[name] = spare
+            known = tied.rows[tied.rows >= 0]
+            some = np.unique(known[np.linspace(0, len(known) - 1, SPARES).astype(int)]) if len(known) else known
+            self._spare[name] = [item for item in tied.dataset.read(some.tolist()) if isinstance(item, Sample)]
 
     def _check_sides(self, pairs: Pairs) -> None:
         there = pairs.there()
@@ -348,19 +347,22 @@ class Pair(Modality):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         parts = {}
         for name, modality in self.sides.items():
-            own = [sample.parts.get(name) for sample in samples]
-            there = [part for part in own if part is not None]
-            there = there or ([self._spare[name]] if name in self._spare else [])
-            if there:
-                # others of the batch stand in, so that statistics of the batch are those of real samples
-                rows = [there[n % len(there)] if part is None else part for n, part in enumerate(own)]
-                parts[name] = modality.collate([replace(r, index=s.index) for r, s in zip(rows, samples, strict=True)])
+            # who stands in is a matter of the row, not of the batch: several processes then see what one sees
+            own = [sample.parts.get(name) or self._stand_in(name, sample.index) for sample in samples]
+            if all(own):
+                parts[name] = modality.collate(
+                    [replace(p, index=s.index) for p, s in zip(own, samples, strict=True) if p]
+                )
         return Batch(
             torch.from_numpy(np.stack([sample.data for sample in samples])),
             torch.tensor([sample.index for sample in samples]),
             group=torch.tensor([sample.group for sample in samples]),
             parts=parts,
         )
+
+    def _stand_in(self, name: str, index: int) -> Sample | None:
+        spares = self._spare.get(name)
+        return spares[index % len(spares)] if spares else None
 
     def prepare(self, batch: Batch) -> Batch:
         return batch.with_(parts={name: self.sides[name].prepare(part) for name, part in self._parts(batch)})
