@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
     from labelfree.evaluation.protocol import Evaluation
     from labelfree.modalities.base import Dataset, Modality
-    from labelfree.tasks.anomalies import Anomalies
     from labelfree.objectives.base import Objective
+    from labelfree.tasks.anomalies import Anomalies
     from labelfree.tasks.finetune import Model
     from labelfree.tasks.sides import Direction, ZeroShot
     from labelfree.tasks.stream import Stream
