@@ -178,7 +178,9 @@ def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -
     assert "--modality" in line
     quick_ones = ("--steps", 1, "--encoder", "nano", "threads=1")
     assert main([str(word) for word in ("pretrain", tmp_path / "tool.exe", "--out", out, *quick_ones)]) == 0
-    assert "nothing else fits 1 file(s): they are read as bytes" in capsys.readouterr().out
+    said = capsys.readouterr().err
+    assert "Found 1 samples of bytes data" in said
+    assert "nothing else fits 1 file(s): they are read as bytes" in said
 
 
 def test_a_truncated_array(tmp_path: Path, out: Path, capsys: Capture) -> None:

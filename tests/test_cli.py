@@ -15,7 +15,8 @@ import pytest
 
 from labelfree.cli import app, main
 
-VERBS = ("pretrain", "evaluate", "finetune", "predict", "embed", "report", "list", "demo")
+VERBS = ("pretrain", "evaluate", "finetune", "predict", "embed", "anomalies", "zeroshot", "retrieve", "report")
+VERBS += ("doctor", "list", "demo")
 QUICK = ["--steps", "3", "--encoder", "timm:test_resnet", "batch_size=8", "threads=1", "projector=16,8", "augment=none"]
 
 
@@ -96,7 +97,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["pretrian"], "Did you mean 'pretrain'?"),
+        (["pretrian"], "Did you mean 'pretrain'"),
         (["pretrain", "x", "--epoch", "3"], "--epochs"),
         (["pretrain", "x", "--epochs", "many"], "'--epochs': Input should be a valid integer"),
         (["evaluate", "x"], "Missing option '--train'"),

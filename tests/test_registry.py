@@ -77,7 +77,7 @@ def test_an_unknown_method_names_the_nearest(name: str) -> None:
 
 def test_an_encoder_of_another_kind_of_data_is_refused_with_what_fits() -> None:
     series = registry.modalities()["series"]()  # type: ignore[abstract]
-    with pytest.raises(Refusal, match=r"for image, not for series.*Use .*dilated"):
+    with pytest.raises(Refusal, match=r"for audio, image, video, not for series.*Use .*dilated"):
         registry.build_encoder("timm:resnet18", series)
 
 

@@ -93,7 +93,7 @@ def build_encoder(spec: str | nn.Module, modality: Modality, causal: bool = Fals
         name, variant = "transformer", name
     cls = find("encoder", encoders(), name)
     if not cls.serves(modality):
-        served = " and ".join(key for key, kind in modalities().items() if cls.serves(kind))
+        served = ", ".join(key for key, kind in modalities().items() if cls.serves(kind))
         fitting = [key for key, other in encoders().items() if other.serves(modality)]
         raise Refusal(f"Encoder '{name}' is for {served}, not for {modality.name}.", f"Use {', '.join(fitting)}.")
     return cls.build(variant, modality, causal=causal)

@@ -115,7 +115,7 @@ class Loader:
                 prefetch_factor=AHEAD,
                 pin_memory=False,
             )
-        return iter(loader)
+            return iter(loader)
 
 
 def _in_thread(

@@ -32,10 +32,12 @@ class Documents(Dataset):
     Attributes:
         encode: texts → ids; set by the modality.
         words: what a person calls the source ("1,203 text files").
+        modality: the name of the kind of data that they are read as.
     """
 
     encode: Encode
     words: str
+    modality: str = "text"
 
     @abstractmethod
     def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
@@ -77,7 +79,7 @@ class Documents(Dataset):
         if bad:
             facts["unreadable"] = f"{len(bad):,}"
         numbers = {"documents": len(sizes), "characters": float(sizes.sum()), "length": typical, "empty": empty}
-        return Description("text", len(self), facts, numbers, bad)
+        return Description(self.modality, len(self), facts, numbers, bad)
 
 
 class Files(Documents):

@@ -53,8 +53,7 @@ class GraphSettings(Settings):
     ends: tuple[str, ...] = ()
     """the two columns that name an edge's ends; empty: found by their names"""
     structure: Literal["auto", "none", "degrees", "walks", "positions"] = "auto"
-    """features made of the edges: degrees, with them the returns of random walks, or where they lead; auto: only for
-    nodes without features, positions in one graph and walks in many"""
+    """features from edges: degrees, returns of walks too, or where walks lead; auto: for nodes that have no others"""
     position_width: PositiveInt | Literal["auto"] = "auto"
     """numbers that say where a node's random walks lead; auto: 256, fewer in large graphs"""
     position_steps: PositiveInt = 32

@@ -83,8 +83,7 @@ class VideoSettings(Settings):
     store: PositiveInt | Literal["auto"] = "auto"
     """side at which larger frames are kept in memory; auto: half as much again as the views'"""
     augment: Literal["A", "S", "W", "V", "none"] = "A"
-    """random views, the same for all frames of a clip: A (usual), S (strong colours), W (weaker colours), V (large
-    crops)"""
+    """random views, one for all frames of a clip: A (usual), S (strong), W (weaker colours), V (large crops)"""
     crop_min: float | None = Field(None, gt=0, le=1)
     """smallest share of a frame's area that a view shows"""
     light_crop_min: float = Field(0.5, gt=0, le=1)

@@ -17,8 +17,7 @@ class ViewSettings(Settings):
     """How the two views are made."""
 
     views: Literal["contrast", "light", "none", "one"] = "contrast"
-    """strength of the augmentation; none leaves dropout inside the encoder as the only difference; one augments the
-    first view alone (contrast), the second is the sample as it is"""
+    """strength of the augmentation; none: dropout is the only difference; one: the second view is the sample itself"""
     case: str = ""
     """column that says whose sample it is (a patient): the second view is then of another sample of the same case"""
 
