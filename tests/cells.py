@@ -224,6 +224,9 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
     "video": ("timm:test_resnet",),
 }
 
+#: What these are tried with: an objective of every structure. With the transformer, all are.
+WITH_OTHERS = {"vicreg", "byol", "masked", "pretext", "ts2vec", "link", "dgi", "clip"}
+
 
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
@@ -254,6 +257,7 @@ def every_cell() -> list[tuple[str, str, str]]:
         for kind in own(registry.modalities())
         for method in own(registry.objectives())
         for encoder in encoders(kind)
+        if encoder == "transformer:nano" or method in WITH_OTHERS
     ]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import labelfree
+from labelfree.training import processes
 from labelfree.training.checkpoint import read_tensors
 
 #: Plain gradient descent, so that a difference of weights is one of gradients.
@@ -93,8 +94,8 @@ def test_srun(pictures, alone, tmp_path):
     check_equal(alone.path, out)
 
 
-def test_a_batch_script_without_srun_is_one_process(pictures, tmp_path):
-    told = os.environ | {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
-    words = [sys.executable, "-m", "labelfree", *command(pictures, tmp_path / "run")]
-    done = subprocess.run(words, env=told, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_a_batch_script_without_srun_is_one_process(pictures, tmp_path, monkeypatch):
+    for name, value in {"NTASKS": 4, "PROCID": 0, "JOB_ID": 7, "NTASKS_PER_NODE": 4}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert processes.outside_world() == 1
+    assert labelfree.pretrain(str(pictures), out=tmp_path / "run", **TINY).state == "finished"
