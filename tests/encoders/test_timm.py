@@ -151,7 +151,7 @@ def test_unknown_names_are_corrected() -> None:
 
 def test_encoders_are_for_pictures() -> None:
     series = registry.modalities()["series"]
-    with pytest.raises(Refusal, match="for audio and image"):
+    with pytest.raises(Refusal, match="for audio, image"):
         registry.build_encoder("timm:resnet18", series())
 
 
