@@ -266,11 +266,11 @@ def test_demo_answers_with_stable_keys_and_shows_pretraining_no_label(
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OSError(28, "No space left on device", "/data/x"), "disk is full"),
+        (OSError(28, "No space left on device", "runs/x"), "disk is full"),
         (MemoryError(), "Lower batch_size"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "Lower batch_size"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Lower batch_size"),
-        (PermissionError(13, "Permission denied", "/root/x"), "'/root/x' cannot be used: Permission denied."),
+        (PermissionError(13, "Permission denied", "runs/x"), "'runs/x' cannot be used: Permission denied."),
     ],
 )
 def test_trouble_with_the_machine_is_one_sentence(

@@ -123,11 +123,7 @@ def make_plan(
 
     method = choose("method", method)
     objective, recipe = registry.method(method)
-    if recipe and recipe.modalities and kind.name not in recipe.modalities:
-        served = " and ".join(recipe.modalities)
-        raise LabelfreeError(
-            f"Recipe '{method}' is for {served}, not for {kind.name}.", f"Use its objective: '{objective.name}'."
-        )
+    _check_recipe(method, objective, recipe, kind)
     registry.check_fit(objective, data)
     if encoder == "auto" and recipe and recipe.encoder:
         encoder = recipe.encoder
@@ -137,12 +133,9 @@ def make_plan(
         settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
     )
     layers = _layers(objective, recipe)
-    options = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
-    for key in kind.settings_class.model_fields:
-        value = offered[key].value if key in offered else None
-        if isinstance(value, Mapping) or (key in offered and options.get(key, "auto") == "auto"):
-            options = _over(options, {key: _over(value, options.get(key, {})) if isinstance(value, Mapping) else value})
-            choices.append(offered[key])
+    given = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
+    options, taken = _with_defaults(given, [c for key, c in offered.items() if key in kind.settings_class.model_fields])
+    choices += taken
     training = {
         **layers["training"],
         **{k: v for k, v in shares["training"].items() if v != "auto" or k != "batch_size"},
@@ -169,6 +162,29 @@ def make_plan(
         dataset = data.open(source)
         found = dataset.describe()
     return plan, data, dataset, found
+
+
+def _check_recipe(name: str, objective: type[Objective], recipe: Recipe | None, kind: type[Modality]) -> None:
+    """Raises LabelfreeError where the recipe is for other kinds of data."""
+    if recipe and recipe.modalities and kind.name not in recipe.modalities:
+        raise LabelfreeError(
+            f"Recipe '{name}' is for {', '.join(recipe.modalities)}, not for {kind.name}.",
+            f"Use its objective: '{objective.name}'.",
+        )
+
+
+def _with_defaults(given: Mapping[str, Any], offered: list[Choice]) -> tuple[dict[str, Any], list[Choice]]:
+    """The modality's settings with what it offers where nothing was given, and which of the offers were taken."""
+    options, taken = dict(given), []
+    for choice in offered:
+        if isinstance(choice.value, Mapping):
+            options[choice.key] = _over(choice.value, options.get(choice.key, {}))
+        elif options.get(choice.key, "auto") == "auto":
+            options[choice.key] = choice.value
+        else:
+            continue
+        taken.append(choice)
+    return options, taken
 
 
 def _layers(objective: type[Objective], recipe: Recipe | None) -> dict[str, dict[str, Any]]:
