@@ -76,7 +76,7 @@ def table(name: str, found: dict[str, Any]) -> list[str]:
             for row in rows
             if (row["protocol"], row["method"]) == (protocol, method)
         }
-        words = {"raw": "TF-IDF"}.get(method, method)
+        words = "TF-IDF" if method == "raw" else method
         lines.append(f"| {words}, {protocol} | " + " | ".join(cells.get(budget, "–") for budget in budgets) + " |")
     return [*lines, "", found["verdict"], ""]
 

@@ -8,7 +8,8 @@ from labelfree.evaluation.verdict import Comparison, label_saving, verdict
 
 def compare(budget: str, labels: int, score: float, other: float, half: float = 0.02) -> Comparison:
     gain = score - other
-    return Comparison(budget, labels, "linear", score, "scratch", other, Interval(gain, gain - half, gain + half))
+    interval = Interval(gain, gain - half, gain + half)
+    return Comparison(budget, labels, "linear", score, "scratch", "finetune", other, interval)
 
 
 def test_no_help_is_said_first() -> None:

@@ -71,7 +71,7 @@ def interrupted(pictures: Path, out: Path, number: signal.Signals, **options) ->
 def test_kill_in_mid_epoch(pictures, unbroken, tmp_path):
     out = tmp_path / "run"
     assert interrupted(pictures, out, signal.SIGKILL, cache="none", workers=2) == -signal.SIGKILL
-    assert 0 < labelfree.load(out).info["step"] < TINY["steps"]
+    assert labelfree.load(out).state == "running"
     run = labelfree.pretrain(resume=out)
     assert run.state == "finished"
     assert same(run, unbroken["none"])

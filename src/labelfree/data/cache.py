@@ -101,6 +101,8 @@ class Cached(Dataset):
         return self
 
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        if self._samples is not None:
+            return [self._samples[i] for i in indices]
         return self._dataset.read([int(self.kept[i]) for i in indices])
 
     def sizes(self) -> np.ndarray | None:

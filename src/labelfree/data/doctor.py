@@ -44,22 +44,26 @@ def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unread
     whole = dataset.whole if isinstance(dataset, Cached) else None
     for start in range(0, len(indices), CHUNK):
         chunk = list(indices[start : start + CHUNK])
-        if whole is None or whole.parts:  # of tied samples only the source knows each by itself
+        # of samples that are tied or padded only the source knows each by itself
+        if whole is None or whole.parts or whole.lengths is not None:
             yield from dataset.read(chunk)
             continue
         for index in chunk:
             extra = {key: value[index].cpu().numpy() for key, value in whole.extra.items()}
             meta = {key: float(value) for key, value in extra.items() if value.ndim == 0}
             arrays = {key: value for key, value in extra.items() if value.ndim}
-            yield Sample(whole.data[index].cpu().numpy(), index, meta=meta, extra=arrays)
+            time = None if whole.time is None else whole.time[index].cpu().numpy()
+            yield Sample(whole.data[index].cpu().numpy(), index, time=time, meta=meta, extra=arrays)
 
 
 def digest(sample: Sample) -> bytes:
     """Equal for samples that are alike in all arrays that are kept of them."""
     found = hashlib.blake2b(digest_size=16)
     for array in sample.arrays():
-        found.update(f"{array.shape}{array.dtype}".encode())
-        found.update(np.ascontiguousarray(array).data)
+        # a batch keeps some whole numbers wider than their source does
+        values = array if array.dtype.kind == "f" else array.astype(np.int64)
+        found.update(f"{values.shape}{values.dtype}".encode())
+        found.update(np.ascontiguousarray(values).data)
     return found.digest()
 
 

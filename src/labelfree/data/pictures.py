@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from labelfree.errors import LabelfreeError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 #: More frames of one band each than this are a film, not bands.
@@ -48,6 +52,44 @@ class Form:
     def top(self) -> int:
         """The largest integer."""
         return 2**self.bits - 1
+
+
+class Sized(Protocol):
+    """What a header says of pictures, or of frames."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+def common_shape(headers: Sequence[Sized], channels: int | None, store: int, name: str) -> tuple[int, int, int]:
+    """(channels, height, width) that keep what all have, at sides of at most `store`.
+
+    Args:
+        headers: of some pictures or films.
+        channels: that they are brought to; None for what they have.
+        store: largest side.
+        name: what they are, in the plural.
+
+    Raises:
+        LabelfreeError: they differ in channels in a way that cannot be brought together.
+    """
+    counts = Counter(found.channels for found in headers)
+    if channels is None:
+        if len(counts) > 1 and not set(counts) <= {1, 3, 4}:
+            kinds = ", ".join(f"{count} with {c}" for c, count in counts.most_common())
+            raise LabelfreeError(
+                f"The {name} differ in their channels: {kinds}.", f"Set channels, or separate the {name}."
+            )
+        channels = 3 if len(counts) > 1 else next(iter(counts))
+    sizes = {(found.height, found.width) for found in headers}
+    largest = max(max(size) for size in sizes)
+    side = min(store, largest)
+    height, width = next(iter(sizes)) if len(sizes) == 1 and largest <= store else (side, side)
+    return channels, height, width
 
 
 def looks_like_picture(start: bytes) -> bool:

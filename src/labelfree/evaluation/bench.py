@@ -30,8 +30,6 @@ from labelfree.tasks.metrics import RANKINGS
 from labelfree.training import runtime
 from labelfree.training.logs import say
 
-#: Protocol and method under which the classical models on raw features are reported.
-CLASSICAL = {"linear": ("linear", "raw"), "boosting": ("boosting", "boosting")}
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
 LEAST_STEPS = 0.5
 
@@ -181,9 +179,7 @@ class Bench:
             return
         found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
         clean = [np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found]
-        for model in self.run.modality.classical:
-            protocol, method = CLASSICAL[model]
-            self._probe(method, lambda _: (clean[0], clean[1]), [protocol])
+        self._probe("raw", lambda _: (clean[0], clean[1]), list(self.run.modality.classical))
 
     def _probe(self, method: str, features: Callable[[int], Any], protocols: list[str]) -> None:
         """Every budget and protocol of one method, small budgets first."""

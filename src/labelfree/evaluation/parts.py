@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from labelfree.data.batch import Batch
+from labelfree.data.batch import Sample
 from labelfree.data.cache import Cached, cached
-from labelfree.data.loader import batches
+from labelfree.data.doctor import digest, nearby
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
@@ -95,7 +93,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     warnings = list(labels.notes)
     whole, unreadable = _near(run.modality, dataset, labels)
     warnings += _unreadable_words("training", unreadable)
-    marks = digests(run.modality, whole)
+    marks = digests(whole)
     if test is None:
         kept_together = marks if whole.groups is None else whole.groups
         fold = folds(whole.y, 5, np.random.default_rng(seed), kept_together)
@@ -107,7 +105,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
         found = read_labels(opened, label, group, labels.classes)
         held, unreadable = _near(run.modality, opened, found)
         warnings += [*found.notes, *_unreadable_words("test", unreadable), *_same_source(run, dataset, opened)]
-        part, other = whole, digests(run.modality, held)
+        part, other = whole, digests(held)
     duplicates = _duplicates(part, held, marks, other)
     shared = [] if part.groups is None or held.groups is None else np.intersect1d(part.groups, held.groups).tolist()
     warnings += _guard_words(duplicates, shared, group, part, held, labels.classes)
@@ -125,27 +123,13 @@ def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, i
     return part, len(rows) - len(held)
 
 
-def digests(modality: Modality, part: Part) -> np.ndarray:
-    """(N,) a hash of each sample's data, without padding; unreadable samples have hashes of their own."""
+def digests(part: Part) -> np.ndarray:
+    """(N,) equal for samples that are copies; unreadable samples have numbers of their own."""
     out = np.array([-1 - place for place in range(len(part))], dtype=np.int64)
-    for start in range(0, len(part), 256):
-        chunk = part.rows[start : start + 256]
-        for raw in batches(part.dataset, modality, 256, chunk):
-            place = start + (np.arange(len(raw)) if len(raw) == len(chunk) else np.searchsorted(chunk, raw.index))
-            for row in range(len(raw)):
-                mark = hashlib.blake2b(digest_size=7)
-                for content in _contents(raw, row):
-                    mark.update(content)
-                out[place[row]] = int.from_bytes(mark.digest())
+    for place, item in enumerate(nearby(part.dataset, part.rows.tolist())):
+        if isinstance(item, Sample):
+            out[place] = int.from_bytes(digest(item)[:7])
     return out
-
-
-def _contents(raw: Batch, row: int) -> Iterator[bytes]:
-    """The bytes of a sample of a raw batch, without padding, and of what is tied to it."""
-    length = None if raw.lengths is None else int(raw.lengths[row])
-    yield np.ascontiguousarray(raw.data[row].numpy()[:length]).tobytes()
-    for name in sorted(raw.parts):
-        yield from _contents(raw.parts[name], row)
 
 
 def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from labelfree.training import runtime
 from labelfree.training.logs import duration, say
 
 PROTOCOLS = ("knn", "linear", "finetune")
-#: The same with that of a baseline, in the order of the results.
+#: The same, with the other classical model of raw features, in the order of the results.
 SHOWN = ("knn", "linear", "boosting", "finetune")
 #: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
 CHOOSABLE = 100
@@ -33,7 +33,9 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class Result:
-    """One row: `method` (pretrained, scratch, random, raw, boosting) under `protocol` with the labels of `budget`.
+    """One row: `method` (pretrained, scratch, random, raw) under `protocol` with the labels of `budget`.
+
+    Raw features have a protocol of their own beside `linear` where a kind of data names it: `boosting`.
 
     `score` is the mean over `seeds`; `low` and `high` its 95% interval; `labels` how many labels the budget is;
     `validation` the mean score on training samples held out (None without); `scores` the other metrics.
@@ -173,10 +175,9 @@ def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
     order = sorted(bench.guesses, key=lambda key: (SHOWN.index(key[0]), names.index(key[1])))
     results = [_result(bench, *key) for key in order]
     comparisons = [c for c in (_compare(bench, budget) for budget in bench.budgets) if c is not None]
-    baselines = {"scratch": "finetune", "raw": "linear", "boosting": "boosting"}
     curves = {
-        method: {r.labels: r.score for r in results if (r.method, r.protocol) == (method, protocol)}
-        for method, protocol in baselines.items()
+        method: _best_by_labels(r for r in results if r.method == method and r.protocol in protocols)
+        for method, protocols in {"scratch": ["finetune"], "raw": bench.run.modality.classical}.items()
     }
     saving = label_saving(comparisons, curves)
     about = {
@@ -198,6 +199,14 @@ def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
     words = verdict(comparisons, saving, bench.metric)
     notes = (bench.left_out, bench.parts.warnings, bench.parts.duplicates)
     return Evaluation(words, saving, bench.metric, results, *notes, comparisons, about)
+
+
+def _best_by_labels(results: Iterable[Result]) -> dict[int, float]:
+    """A baseline's learning curve: its best score at every number of labels (which favours the baseline)."""
+    best: dict[int, float] = {}
+    for r in results:
+        best[r.labels] = max(r.score, best.get(r.labels, r.score))
+    return best
 
 
 def _result(bench: Bench, protocol: str, budget: str, method: str) -> Result:
@@ -226,7 +235,7 @@ def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
     rival = max(means, key=lambda key: means[key])
     gain = bench.judge.interval(bench.metric, ours[way], others[rival])
     score = float(bench.judge.scores(bench.metric, ours[way]).mean())
-    return Comparison(budget.name, labels, way, score, rival[1], means[rival], gain)
+    return Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain)
 
 
 def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:

@@ -19,6 +19,7 @@ from labelfree.run import Run, read_json
 from labelfree.training.checkpoint import write_bytes
 from labelfree.training.logs import duration
 
+#: What a curve or a row of the table is; see `_kind`.
 METHODS = {
     "pretrained": "pretrained, without labels",
     "scratch": "same network from scratch",
@@ -132,8 +133,13 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     )
 
 
+def _kind(row: Mapping[str, Any]) -> str:
+    """The method of a result; raw features under their second classical model are a kind of their own."""
+    return "boosting" if row["protocol"] == "boosting" else row["method"]
+
+
 def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
-    there = {row["method"] for row in rows}
+    there = {_kind(row) for row in rows}
     items = "".join(
         f'<li class="{method}"><i></i><span>{words}</span></li>' for method, words in METHODS.items() if method in there
     )
@@ -152,10 +158,10 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         if not shown:
             continue
         beside = ("boosting",) if protocol == "linear" else ("raw", "boosting")
-        shown += [row for row in rows if row["method"] in beside]
+        shown += [row for row in rows if _kind(row) in beside]
         lines = []
         for method in reversed(METHODS):
-            points = sorted((row for row in shown if row["method"] == method), key=lambda row: row["labels"])
+            points = sorted((row for row in shown if _kind(row) == method), key=lambda row: row["labels"])
             columns = [[row[key] for row in points] for key in ("labels", "score", "low", "high")]
             lines.append(Line(method, METHODS[method], *columns))
         title, words = TITLES[protocol]
@@ -194,7 +200,7 @@ def _need(entry: Mapping[str, Any] | None) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     budgets = {row["budget"]: row["labels"] for row in sorted(rows, key=lambda row: row["labels"])}
-    found = {(row["protocol"], row["method"], row["budget"]): row for row in rows}
+    found = {(row["protocol"], _kind(row), row["budget"]): row for row in rows}
     head = "".join(
         f'<th class="number">{labels:,} labels <small>{name}</small></th>' for name, labels in budgets.items()
     )

@@ -8,11 +8,12 @@ from typing import Any
 
 from labelfree.evaluation.statistics import Interval, labels_needed
 
+#: The baselines by method, and by protocol where a method has several.
 BASELINES = {
     "scratch": "the same network trained from scratch",
     "random": "a random frozen encoder",
     "raw": "raw features with logistic regression",
-    "boosting": "gradient boosting on raw features",
+    "raw/boosting": "gradient boosting on raw features",
 }
 WAYS = {"knn": "nearest neighbours", "linear": "linear probe", "finetune": "fine-tuned"}
 NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"} | {
@@ -31,6 +32,7 @@ class Comparison:
         way: protocol in which the pretrained encoder was used.
         score: its mean score.
         baseline: method of the best baseline, by test score (which favours the baseline).
+        baseline_way: protocol in which that was used.
         other: the baseline's mean score.
         gain: their difference, on the same seeds and test samples.
     """
@@ -40,6 +42,7 @@ class Comparison:
     way: str
     score: float
     baseline: str
+    baseline_way: str
     other: float
     gain: Interval
 
@@ -88,8 +91,9 @@ def _numbers(c: Comparison, metric: str) -> str:
     name = f"{c.budget} of the labels{size}" if c.budget.endswith("%") else f"{c.labels:,} labels"
     gain, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (c.gain.mean, c.gain.low, c.gain.high))
     points = f"{gain} points, 95% interval {low} to {high}"
+    rival = BASELINES.get(f"{c.baseline}/{c.baseline_way}", BASELINES[c.baseline])
     return (
-        f"With {name} it reaches {c.score:.1%} {NAMES[metric]} ({WAYS[c.way]}); {BASELINES[c.baseline]} reaches "
+        f"With {name} it reaches {c.score:.1%} {NAMES[metric]} ({WAYS[c.way]}); {rival} reaches "
         f"{c.other:.1%} ({points})."
     )
 

@@ -16,12 +16,12 @@ from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.encoded import (
     Files,
-    HuggingFace,
+    Openers,
     Source,
     has_feature,
     is_hugging_face,
+    open_any,
     open_folder,
-    open_once,
     open_table,
     spread,
 )
@@ -30,6 +30,8 @@ from labelfree.errors import LabelfreeError
 from labelfree.modalities._audio_mel import Mel, log_mels
 from labelfree.modalities.base import Dataset, Description
 
+#: What a source may be, in words.
+WANTED = "a path, an array (N, T[, C]), a list of arrays, a map-style dataset or a Hugging Face dataset"
 #: Recordings whose headers are read before training.
 LOOK_AT = 1000
 #: Samples a second of arrays that do not say, and the most that is kept unless more is asked for.
@@ -104,25 +106,6 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], wanted: str, where: object) -
     return Waves(waves, rate, columns)
 
 
-def open_source(source: Any, column: str = "auto") -> Source:
-    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    if isinstance(source, str | Path):
-        return open_once(sources.existing(source), RECORDINGS, column, _open_path)
-    if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
-        array = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
-        return _from_arrays({"": array}, "auto", "the array")
-    if isinstance(source, dict) and all(hasattr(value, "ndim") or np.isscalar(value) for value in source.values()):
-        return _from_arrays({key: np.asarray(value) for key, value in source.items()}, column, "the arrays")
-    if is_hugging_face(source):
-        return HuggingFace(source, RECORDINGS, column)
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return Waves(source)
-    raise LabelfreeError(
-        f"A {type(source).__name__} is no source of recordings.",
-        "Give a path, an array (N, T[, C]), a list of arrays, a map-style dataset or a Hugging Face dataset.",
-    )
-
-
 def _open_path(path: Path, column: str) -> Source:
     if path.is_dir():
         return open_folder(path, RECORDINGS, column)
@@ -136,6 +119,11 @@ def _open_path(path: Path, column: str) -> Source:
     raise LabelfreeError(
         f"'{path}' is no source of recordings: a folder, Parquet, Arrow, .npy, .npz or a sound file was expected."
     )
+
+
+def open_source(source: Any, column: str = "auto") -> Source:
+    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
+    return open_any(source, RECORDINGS, column, Openers(_open_path, _from_arrays, Waves, WANTED))
 
 
 class Sounds(Dataset):
@@ -397,7 +385,7 @@ def _recognise_path(path: Path) -> tuple[float, str]:
 
 
 def _recognise_table(path: Path) -> tuple[float, str]:
-    source = open_once(path, RECORDINGS, "auto", _open_path)
+    source = open_source(path)
     item = source.fetch([0])[0]
     start = item.open("rb").read(12) if isinstance(item, Path) else bytes(item[:12])
     return (0.95, f"recordings in {source.words}") if looks_like_recording(start) else (0.0, "")

@@ -14,7 +14,9 @@ class Rung:
     Attributes:
         encoder, stem: its name, and the step of its first convolution.
         flops: operations of a training step for each picture of 32 px in two views, as measured on a CPU.
-        worth: pictures that it has to see, all passes together, to do better than the next smaller one.
+        worth: pictures that it ought to see, all passes together, to be chosen before the next smaller one. The order
+            is measured at one budget (ten minutes of two cores: the smallest learns most); where it turns is not, and
+            these are the authors' estimates.
     """
 
     encoder: str
@@ -23,8 +25,7 @@ class Rung:
     worth: float
 
 
-#: From large to small. In a few minutes on a CPU the smallest learns most, since it sees most
-#: (`benchmarks/README.md`, CIFAR-10).
+#: From large to small; `benchmarks/README.md`, CIFAR-10, has the trials.
 LADDER = (
     Rung("timm:resnet18", 1, 6.7e9, 1_000_000),
     Rung("timm:resnet10t", 1, 3.7e9, 300_000),

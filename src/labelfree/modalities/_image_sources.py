@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,19 @@ import numpy as np
 from labelfree.data import sources
 from labelfree.data.encoded import (
     Files,
-    HuggingFace,
     Kind,
+    Openers,
     Source,
     choose_column,
-    is_hugging_face,
+    open_any,
     open_folder,
-    open_once,
     open_table,
 )
 from labelfree.data.pictures import SUFFIXES, looks_like_picture
 from labelfree.errors import LabelfreeError
 
+#: What a source may be, in words.
+WANTED = "a path, an array (N, H, W[, C]), a map-style dataset or a Hugging Face dataset"
 PICTURES = Kind("pictures", SUFFIXES, ("image", "images", "img", "picture", "x", "data"), "Image")
 
 
@@ -67,7 +68,7 @@ def _channels_last(pictures: np.ndarray) -> np.ndarray:
     return np.moveaxis(pictures, 1, 3) if channels_first else pictures
 
 
-def from_arrays(arrays: dict[str, np.ndarray], wanted: str, where: object) -> Arrays:
+def from_arrays(arrays: Mapping[str, np.ndarray], wanted: str, where: object) -> Arrays:
     """The pictures among named arrays, and the others of that length as columns. Raises LabelfreeError."""
     names = [name for name, array in arrays.items() if could_be_pictures(array.shape, array.dtype.kind)]
     four = [name for name in names if arrays[name].ndim == 4]
@@ -126,25 +127,6 @@ def first_of(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) else item
 
 
-def open_source(source: Any, column: str = "auto") -> Source:
-    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    if isinstance(source, str | Path):
-        return open_once(sources.existing(source), PICTURES, column, _open_path)
-    if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
-        array = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
-        return from_arrays({"the array": array}, "auto", "the array")
-    if isinstance(source, dict) and all(isinstance(value, np.ndarray) for value in source.values()):
-        return from_arrays(source, column, "the arrays")
-    if is_hugging_face(source):
-        return HuggingFace(source, PICTURES, column)
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return Items(source)
-    raise LabelfreeError(
-        f"A {type(source).__name__} is no source of pictures.",
-        "Give a path, an array (N, H, W[, C]), a map-style dataset or a Hugging Face dataset.",
-    )
-
-
 def _open_path(path: Path, column: str) -> Source:
     if path.is_dir():
         return open_folder(path, PICTURES, column)
@@ -158,3 +140,8 @@ def _open_path(path: Path, column: str) -> Source:
     raise LabelfreeError(
         f"'{path}' is no source of pictures: a folder, Parquet, Arrow, .npy, .npz or a picture file was expected."
     )
+
+
+def open_source(source: Any, column: str = "auto") -> Source:
+    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
+    return open_any(source, PICTURES, column, Openers(_open_path, from_arrays, Items, WANTED))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +14,16 @@ import numpy as np
 
 from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Sample, Unreadable
-from labelfree.data.encoded import Files, HuggingFace, Kind, Source, is_hugging_face, open_folder, open_table
+from labelfree.data.encoded import Files, Kind, Openers, Source, open_any, open_folder, open_table
 from labelfree.data.films import Header
-from labelfree.data.pictures import Form, value_range
+from labelfree.data.pictures import Form, common_shape, value_range
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._image_sources import Items
 from labelfree.modalities.base import Dataset, Description
 from labelfree.modalities.series import cut_windows
 
+#: What a source may be, in words.
+WANTED = "a path, an array (N, T, H, W, C), a list of films or a Hugging Face dataset"
 FILMS = Kind("films", films.SUFFIXES, ("video", "videos", "film", "clip", "mp4", "x", "data"), "Video")
 #: Clips that there ought to be, so that they are cut to overlap where there would be fewer.
 ENOUGH = 256
@@ -65,7 +66,7 @@ class FilmItems(Items):
         return super().column(name) if self._columns is None else self._columns[name]
 
 
-def from_arrays(arrays: dict[str, np.ndarray], wanted: str, where: object) -> FilmItems:
+def from_arrays(arrays: Mapping[str, np.ndarray], wanted: str, where: object) -> FilmItems:
     """The films among named arrays: (N, T, H, W, C), or one (T, H, W, C). Raises LabelfreeError."""
     found = {name: array for name, array in arrays.items() if array.ndim in (4, 5) and array.dtype.kind in "uif"}
     five = [name for name, array in found.items() if array.ndim == 5]
@@ -79,24 +80,6 @@ def from_arrays(arrays: dict[str, np.ndarray], wanted: str, where: object) -> Fi
     chosen = chosen if chosen.ndim == 5 else chosen[None]
     columns = {k: np.asarray(v) for k, v in arrays.items() if v.ndim == 1 and len(v) == len(chosen)}
     return FilmItems(chosen, columns)
-
-
-def open_source(source: Any, column: str) -> Source:
-    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    if isinstance(source, str | Path):
-        return _open_path(sources.existing(source), column)
-    if hasattr(source, "shape"):
-        array = source if isinstance(source, np.ndarray) else np.asarray(source.detach().cpu())
-        return from_arrays({"": array}, "auto", "the array")
-    if isinstance(source, dict) and all(isinstance(value, np.ndarray) for value in source.values()):
-        return from_arrays(source, column, "the arrays")
-    if is_hugging_face(source):
-        return HuggingFace(source, FILMS, column)
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return FilmItems(source)
-    raise LabelfreeError(
-        f"A {type(source).__name__} is no source of films.", "Give a path, an array (N, T, H, W, C) or a list of films."
-    )
 
 
 def _open_path(path: Path, column: str) -> Source:
@@ -114,6 +97,11 @@ def _open_path(path: Path, column: str) -> Source:
         f"'{path}' is no source of films: a folder, Parquet, Arrow, .npy, .npz or a file ending in "
         f"{', '.join(films.SUFFIXES)} was expected."
     )
+
+
+def open_source(source: Any, column: str) -> Source:
+    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
+    return open_any(source, FILMS, column, Openers(_open_path, from_arrays, FilmItems, WANTED))
 
 
 def frame_folders(path: Path) -> dict[Path, list[Path]]:
@@ -154,24 +142,14 @@ def reason_of(error: Exception) -> str:
 
 def find_form(source: Source, headers: dict[int, Header], channels: int | None, store: int) -> Form:
     """The form that keeps what the films have, at sides of at most `store`. Raises LabelfreeError."""
-    counts = Counter(found.channels for found in headers.values())
-    if channels is None:
-        if len(counts) > 1 and not set(counts) <= {1, 3, 4}:
-            kinds = ", ".join(f"{count} with {c}" for c, count in counts.most_common())
-            raise LabelfreeError(
-                f"The films differ in their channels: {kinds}.", "Set channels, or separate the films."
-            )
-        channels = 3 if len(counts) > 1 else next(iter(counts))
-    sizes = {(found.height, found.width) for found in headers.values()}
-    largest = max(max(size) for size in sizes)
-    height, width = next(iter(sizes)) if len(sizes) == 1 and largest <= store else (min(store, largest),) * 2
+    shape = common_shape(list(headers.values()), channels, store, "films")
     other = [index for index, found in headers.items() if found.dtype != "uint8"]
     if not other:
-        return Form(channels, height, width)
+        return Form(*shape)
     some = source.fetch(other[:: max(1, len(other) // 16)])
     values = [films.as_film(item) if not isinstance(item, tuple) else pictures.decode(item[0]) for item in some]
     low, high = value_range(np.concatenate([value.ravel() for value in values]))
-    return Form(channels, height, width, bits=16, low=low, high=high)
+    return Form(*shape, bits=16, low=low, high=high)
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ class Audio(Modality):
         reason = "cuts longer recordings" if longest > window else f"no recording is longer than {longest:.1f} s"
         most = 256 if budget.accelerator else 64
         return [
-            Choice("method", "cola", "two stretches of a recording find each other: learns from short trainings on"),
+            Choice("method", "cola", "two stretches of a recording find each other among others"),
             Choice("encoder", "transformer:nano", "small and fast on any machine"),
             Choice("batch_size", max(2, min(most, found.count // 4)), f"a quarter of the recordings, at most {most}"),
             Choice("rate", int(found.numbers["rate"]), "what most recordings have, at most 16,000"),

@@ -22,7 +22,18 @@ from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import Source, encoded_columns, has_feature, is_hugging_face, spread
-from labelfree.data.pictures import SUFFIXES, Form, Header, as_array, decode, header, keep, thumbnail, value_range
+from labelfree.data.pictures import (
+    SUFFIXES,
+    Form,
+    Header,
+    as_array,
+    common_shape,
+    decode,
+    header,
+    keep,
+    thumbnail,
+    value_range,
+)
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._image_sources import PICTURES, Arrays, could_be_pictures, first_of, open_source
 from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, patch_side, random_boxes, recolour
@@ -190,21 +201,11 @@ def find_form(source: Source, headers: list[tuple[int, Header]], channels: int |
     Raises:
         LabelfreeError: pictures differ in channels in a way that cannot be brought together.
     """
-    counts = Counter(found.channels for _, found in headers)
-    if channels is None:
-        if len(counts) > 1 and not set(counts) <= {1, 3, 4}:
-            kinds = ", ".join(f"{count} with {c}" for c, count in counts.most_common())
-            raise LabelfreeError(
-                f"The pictures differ in their channels: {kinds}.", "Set channels, or separate the pictures."
-            )
-        channels = 3 if len(counts) > 1 else next(iter(counts))
-    sizes = {(found.height, found.width) for _, found in headers}
-    largest = max(max(size) for size in sizes)
-    height, width = next(iter(sizes)) if len(sizes) == 1 and largest <= store else (min(store, largest),) * 2
+    shape = common_shape([found for _, found in headers], channels, store, "pictures")
     if all(found.dtype == "uint8" for _, found in headers):
-        return Form(channels, height, width)
+        return Form(*shape)
     low, high = _measured_range(source, [index for index, found in headers if found.dtype != "uint8"])
-    return Form(channels, height, width, bits=16, low=low, high=high)
+    return Form(*shape, bits=16, low=low, high=high)
 
 
 def _measured_range(source: Source, where: list[int]) -> tuple[float, float]:

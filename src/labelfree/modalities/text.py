@@ -109,7 +109,7 @@ class Text(Modality):
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         return [
-            Choice("method", "bert", "masked tokens learn most from little text"),
+            Choice("method", "bert", "hidden tokens are asked of both sides of a text"),
             Choice("encoder", "transformer:nano", "small enough to see the text many times"),
             Choice("batch_size", 64, "many small steps"),
         ]

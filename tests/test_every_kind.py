@@ -1,0 +1,81 @@
+"""From source to answer for every kind of data: pretrain, evaluate with labels, report; copies are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cells import SMALL, SOURCES, VIEWS
+
+import labelfree
+from labelfree import registry
+from labelfree.data.cache import Cached
+from labelfree.data.doctor import digest, nearby
+
+METHODS = {"pretrained", "scratch", "random", "raw"}
+#: A column of the source that says what its samples are, and how it is kept from the encoder.
+LABELS = {"table": "buyer", "pair": "tone", "graph": "label", "events": "mark"}
+KEPT_OUT = {"table": {"exclude": "buyer"}, "events": {"exclude": "mark"}}
+
+
+def labelled(kind: str, folder: Path) -> tuple[Path, str]:
+    """The tiny source of a kind, with a label column."""
+    source = SOURCES[kind](folder)
+    if kind == "events":
+        lines = source.read_text().splitlines()
+        source.write_text("\n".join([f"{lines[0]},mark", *(f"{line},{n % 3}" for n, line in enumerate(lines[1:]))]))
+    if kind in LABELS:
+        return source, LABELS[kind]
+    if kind == "text":
+        rows = [f'"{line}",{line.split()[1]}' for line in source.read_text().split("\n\n")]
+        (folder / "texts.csv").write_text("\n".join(["text,thing", *rows]))
+        return folder / "texts.csv", "thing"
+    if kind == "bytes":
+        rows = [f"{number}.bin,{number % 3}" for number in range(48)]
+        (source / "labels.csv").write_text("\n".join(["file,mark", *rows]))
+        return source, "mark"
+    loaded = np.load(source)
+    arrays: dict[str, Any] = dict(loaded) if source.suffix == ".npz" else {"data": loaded}
+    np.savez(folder / "labelled.npz", label=np.array(["a", "b"])[np.arange(64) % 2], **arrays)
+    return folder / "labelled.npz", "label"
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_from_source_to_answer(kind: str, tmp_path: Path) -> None:
+    source, label = labelled(kind, tmp_path)
+    method = "clip" if kind == "pair" else "masked"
+    settings: dict[str, Any] = {"batch_size": 16, "threads": 1}
+    for more in (SMALL.get(method, {}), VIEWS.get(kind, {}), KEPT_OUT.get(kind, {})):
+        settings |= more
+    run = labelfree.pretrain(
+        source,
+        modality=kind,
+        method=method,
+        encoder="transformer:nano",
+        out=tmp_path / "run",
+        steps=2,
+        **settings,
+    )
+    found = run.evaluate(source, None, label, budgets=["3/class"], seeds=1, most_steps=2, learning_rate=1e-3)
+    assert {row.method for row in found.results} == METHODS
+    boosted = [row.method for row in found.results if row.protocol == "boosting"]
+    assert boosted == ["raw"] * ("boosting" in registry.modalities()[kind].classical)
+    json.dumps(found.to_dict())
+    page = run.report().read_text()
+    assert found.verdict.split(". ")[0] in page
+    assert run.embed(source).shape[1] == run.encoder.dim
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_copies_are_known_wherever_samples_lie(kind: str, tmp_path: Path) -> None:
+    modality = registry.modalities()[kind]
+    data = modality(modality.settings_class.read({}, kind))
+    dataset = data.open(SOURCES[kind](tmp_path))
+    data.fit(dataset)
+    held = Cached(dataset, data)
+    in_source = [digest(sample) for sample in dataset.read(range(len(dataset)))]
+    assert [digest(sample) for sample in nearby(held, range(len(held)))] == in_source
+    assert len(set(in_source)) >= 32  # paragraphs repeat
