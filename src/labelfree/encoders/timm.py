@@ -100,7 +100,12 @@ class Timm(Encoder):
         create = partial(timm.create_model, variant, pretrained=False, num_classes=0, in_chans=form.channels)
         vit = is_model_in_modules(variant, ("vision_transformer",))
         if vit and (modality.patched or not causal):
-            return cls(create(img_size=(form.height, form.width), patch_size=form.patch), modality, causal)
+            sizes: dict[str, Any] = {
+                "img_size": (form.height, form.width),
+                "patch_size": form.patch,
+                "dynamic_img_size": True,
+            }
+            return cls(create(**sizes), modality, causal)
         if causal:
             raise Refusal(
                 f"'timm:{variant}' cannot be kept from seeing the future.", "Use transformer:tiny or timm:vit_…."
@@ -114,6 +119,7 @@ class Timm(Encoder):
         network = VisionTransformer(
             img_size=(form.height, form.width),
             patch_size=form.patch,
+            dynamic_img_size=True,
             in_chans=form.channels,
             num_classes=0,
             embed_dim=shape.dim,
@@ -154,10 +160,13 @@ class Timm(Encoder):
 
     def _transform(self, data: Tensor, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
         network = self.network
-        x = local = network.patch_embed(data)
+        x = network.patch_embed(data)
+        rows_and_columns = x.shape[1:3]
+        x = local = x.flatten(1, 2)
         if mask is not None and hide == "replace":
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        x = network._pos_embed(x)
+        # positions of smaller pictures (local crops) are interpolated
+        x = network._pos_embed(x.unflatten(1, rows_and_columns))
         prefix = network.num_prefix_tokens
         if mask is not None and hide == "drop":
             visible = mask.shape[1] - int(mask[0].sum())

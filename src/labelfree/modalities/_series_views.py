@@ -37,10 +37,10 @@ def interpolate(x: Tensor, places: Tensor) -> Tensor:
     return torch.where(mixed.isnan(), torch.where(weight < 0.5, before, after), mixed)
 
 
-def crop(x: Tensor, lengths: Tensor, draw: Draw, least: float) -> Tensor:
-    """A stretch of at least the share `least` of each series, resampled to the series' length."""
+def crop(x: Tensor, lengths: Tensor, draw: Draw, least: float, most: float = 1.0) -> Tensor:
+    """A stretch of the share `least` to `most` of each series, resampled to the series' length."""
     reach = (lengths - 1).float()
-    span = reach * draw.uniform("crop share", low=least, high=1.0)
+    span = reach * draw.uniform("crop share", low=least, high=most)
     start = (reach - span) * draw.uniform("crop start")
     step = torch.arange(x.shape[1], device=x.device)
     places = start[:, None] + step * (span / reach.clamp_min(1))[:, None]

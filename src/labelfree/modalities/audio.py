@@ -298,7 +298,9 @@ class Audio(Modality):
             x = self._loaded(batch.data)
             x = gain(x, draw, own.gain / 2) if own.gain else x
             return self._view(batch, self._normalised(x), batch.lengths, draw)
-        x, lengths = self._cropped(batch, draw)
+        x, lengths = self._cropped(
+            batch, draw, max(1, self._crop_steps // 2) if policy == "local" else self._crop_steps
+        )
         x = augment.shift_bands(x, draw, own.bands) if own.bands < 1 and not self._waves else x
         if self._memory is not None:
             mix = augment.mix_wave if self._waves else augment.mix_mel
@@ -311,9 +313,9 @@ class Audio(Modality):
         x = augment.blank(x, draw, own.band_mask, 2) if own.band_mask and not self._waves else x
         return self._view(batch, x, lengths, draw)
 
-    def _cropped(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """A stretch of each recording, faster or slower; lengths where some may be too short for it."""
-        count, fastest = self._crop_steps, self.settings.speed
+    def _cropped(self, batch: Batch, draw: Draw, count: int) -> tuple[Tensor, Tensor | None]:
+        """A stretch of `count` steps of each, faster or slower; lengths where some may be too short for it."""
+        fastest = self.settings.speed
         known = timing.lengths_of(batch)
         # Frames are taken as they are kept, and only what is taken becomes float32.
         x = self._loaded(batch.data) if self._waves else batch.data

@@ -268,8 +268,12 @@ class Modality(ABC):
 
     @abstractmethod
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
-        """A random view. `policy`: "contrast" (as two-view objectives want), "light" (masked and pretext objectives:
-        only what keeps the content) or "none" (as `prepare`). The result carries `draw`.
+        """A random view, which carries `draw`.
+
+        Args:
+            policy: "contrast" (as two-view objectives want), "light" (masked and pretext objectives: only what keeps
+                the content), "none" (as `prepare`), or "local" (multi-crop: a small part of the sample, in a smaller
+                tensor where encoders allow; the same as "contrast" for what has no parts).
         """
 
     def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:

@@ -63,6 +63,8 @@ AUGMENT = {
     "none": Policy(crop=(1.0, 1.0), flip=0.0),
 }
 BLUR_SIGMA = (0.1, 2.0)
+#: Shares of a picture's area that small crops show (Caron et al. 2021, DINO, §3.1, "less than 50 %").
+LOCAL_CROP = (0.05, 0.4)
 #: Orders of tiles in the jigsaw task (Carlucci et al. 2019 use 30).
 ORDERS = 30
 #: Pictures whose headers are read before training, and whose pixels are, for statistics.
@@ -281,6 +283,12 @@ class Image(Modality):
         return self._opened_channels or 3
 
     @property
+    def local_size(self) -> int:
+        """Side of a small crop: half that of a view, or a little less, so that patches divide it."""
+        half = self.size // 2
+        return max(1, half // self.patch * self.patch or half)
+
+    @property
     def patch(self) -> int:
         """Side of a token's square in pixels. Raises LabelfreeError where it does not divide the size."""
         return patch_side(self.size, self.settings.patch)
@@ -393,10 +401,12 @@ class Image(Modality):
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         if policy == "none":
             return self.prepare(batch).with_(draw=draw)
-        chosen = self.settings.policy()
+        chosen, size = self.settings.policy(), self.size
         if policy == "light":
             chosen = Policy(crop=(self.settings.light_crop_min, 1.0), flip=chosen.flip)
-        x, boxes = self._random(batch, draw, chosen, self.size)
+        elif policy == "local":
+            chosen, size = replace(chosen, crop=LOCAL_CROP), self.local_size
+        x, boxes = self._random(batch, draw, chosen, size)
         return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
 
     def _random(self, batch: Batch, draw: Draw, policy: Policy, size: int) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,8 @@ from labelfree.settings import Names, Settings
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
+#: Shares of a series that small crops are.
+LOCAL_CROP = (0.2, 0.5)
 #: Crops of longer series are no longer than this many steps (Yue et al. 2022 cut training series there).
 LONGEST = 3000
 
@@ -375,8 +377,9 @@ class Series(Modality):
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         own = self.settings
         x, lengths = self._normalise(batch.data), augment.lengths_of(batch)
-        if policy == "contrast":
-            x = augment.crop(x, lengths, draw, own.crop) if own.crop < 1 else x
+        if policy in ("contrast", "local"):
+            least, most = LOCAL_CROP if policy == "local" else (own.crop, 1.0)
+            x = augment.crop(x, lengths, draw, least, most) if least < 1 else x
             x = augment.permute(x, lengths, draw, own.permutation) if own.permutation > 1 else x
             x = augment.scale(x, draw, own.scaling) if own.scaling else x
             x = augment.jitter(x, draw, own.jitter) if own.jitter else x

@@ -173,7 +173,9 @@ class Text(Modality):
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         augment, pad = self.settings.augment, self.vocabulary.pad
-        if policy == "contrast" and augment == "crop":
+        if policy == "local":
+            batch = views.random_span(batch, draw, self.settings.length // 2, pad)
+        elif policy == "contrast" and augment == "crop":
             batch = views.random_span(batch, draw, self.settings.length - 1, pad)
         if policy == "contrast" and augment in ("crop", "delete"):
             batch = views.delete(batch, draw, 0.1, pad)

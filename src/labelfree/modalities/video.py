@@ -44,7 +44,7 @@ from labelfree.modalities.base import (
     Transformation,
     token_mask,
 )
-from labelfree.modalities.image import AUGMENT
+from labelfree.modalities.image import AUGMENT, LOCAL_CROP
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -291,6 +291,8 @@ class Video(Modality):
         chosen = self.settings.policy()
         if policy == "light":
             chosen = Policy(crop=(self.settings.light_crop_min, 1.0), flip=chosen.flip)
+        elif policy == "local":
+            chosen = replace(chosen, crop=LOCAL_CROP)
         boxes = random_boxes(batch.extra["aspect"], draw, chosen)
         x = self._shown(batch, places, boxes).transpose(1, 2)
         joined = recolour(x.flatten(2, 3), draw, chosen)  # one colour map a clip: its frames as one tall picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch
@@ -32,6 +33,20 @@ def two_views(modality: Modality, batch: Batch, draw: Draw, policy: str) -> Batc
     first = batch.with_(parts={name: part for name, part in batch.parts.items() if name != PARTNER})
     second = batch.parts[PARTNER].with_(group=batch.group) if PARTNER in batch.parts else first
     return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in enumerate((first, second))])
+
+
+class CropSettings(ViewSettings):
+    """The two views, and small crops beside them (multi-crop: Caron et al. 2020, SwAV, §3.2)."""
+
+    local_crops: NonNegativeInt = 0
+    """small crops of each sample beside the two views"""
+
+
+def local_crops(modality: Modality, batch: Batch, draw: Draw, count: int) -> Batch | None:
+    """`count` small crops of each sample, crop by crop: count·B rows for one forward pass; None without any."""
+    if not count:
+        return None
+    return Batch.cat([modality.view(batch, draw.view(2 + number), "local") for number in range(count)])
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

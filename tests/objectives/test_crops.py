@@ -1,0 +1,64 @@
+"""Small crops are small parts of a sample, and encoders take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import SOURCES, VIEWS
+
+from labelfree import registry
+from labelfree.data.draw import Draw
+from labelfree.data.loader import batches
+from labelfree.modalities.image import Image
+from labelfree.objectives._views import local_crops
+
+
+def opened(kind: str, folder: Path) -> tuple[Any, Any]:
+    modality = registry.modalities()[kind]
+    own = {key: value for key, value in VIEWS.get(kind, {}).items() if "." not in key and key != "width"}
+    data = modality(modality.settings_class.read(own, kind))
+    dataset = data.open(SOURCES[kind](folder))
+    data.fit(dataset)
+    needs = frozenset()
+    return data, next(batches(data.training_set(dataset, needs), data, 4))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "pair"])
+def test_an_encoder_takes_the_crops_of_every_kind_of_data(kind: str, tmp_path: Path) -> None:
+    data, raw = opened(kind, tmp_path)
+    torch.manual_seed(0)
+    encoder = registry.encoders()["transformer"].build("nano", data).eval()
+    crops = local_crops(data, raw, Draw.start(0, 0, 0, raw.index), 3)
+    assert crops is not None
+    assert len(crops) == 12
+    with torch.no_grad():
+        pooled = encoder(crops).pooled
+        alone = encoder(data.view(raw, Draw.start(0, 0, 0, raw.index).view(3), "local")).pooled
+    assert pooled.isfinite().all()
+    torch.testing.assert_close(pooled[4:8], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_without_crops_there_is_no_batch(tmp_path: Path) -> None:
+    data, raw = opened("image", tmp_path)
+    assert local_crops(data, raw, Draw.start(0, 0, 0, raw.index), 0) is None
+
+
+def test_small_crops_of_pictures_are_half_as_large_and_show_less_than_half() -> None:
+    data = Image(Image.settings_class.read({"size": 32, "patch": 4}, "image"))
+    pictures = np.random.default_rng(0).integers(0, 255, (64, 40, 40, 3), dtype=np.uint8)
+    dataset = data.open(pictures)
+    data.fit(dataset)
+    raw = next(batches(dataset, data, 64))
+    crop = data.view(raw, Draw.start(0, 0, 0, raw.index), "local")
+    assert crop.data.shape == (64, 3, 16, 16)
+    x0, y0, x1, y1 = crop.extra["crop"].T
+    assert float(((x1 - x0).abs() * (y1 - y0)).max()) <= 0.41
+
+
+@pytest.mark.parametrize(("size", "patch", "small"), [(32, 4, 16), (24, 8, 8), (8, 8, 4), (20, 4, 8)])
+def test_patches_divide_small_crops_where_they_can(size: int, patch: int, small: int) -> None:
+    assert Image(Image.settings_class.read({"size": size, "patch": patch}, "image")).local_size == small
