@@ -3,38 +3,101 @@
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from labelfree.losses.contrastive import info_nce, nt_xent
+from labelfree.losses import rows
+from labelfree.losses.contrastive import across_views, among_instances, info_nce, logistic_triplets, nt_xent
 
 
-def slow_nt_xent(a: Tensor, b: Tensor, temperature: float, group: list[int] | None = None) -> Tensor:
+def slow_nt_xent(
+    a: Tensor, b: Tensor, temperature: float, group: list[int] | None = None, decoupled: bool = False
+) -> Tensor:
     z = [v / v.norm() for v in (*a, *b)]
     count = len(a)
     total = torch.zeros(())
     for i in range(2 * count):
         others = [k for k in range(2 * count) if k != i]
-        denominator = sum(torch.exp(z[i] @ z[k] / temperature) for k in others)
         positives = [(i + count) % (2 * count)]
         if group is not None and group[i % count] >= 0:
             positives = [k for k in others if group[k % count] == group[i % count]]
+        rivals = [k for k in others if k not in positives] if decoupled else others
+        denominator = sum(torch.exp(z[i] @ z[k] / temperature) for k in rivals)
         terms = [-torch.log(torch.exp(z[i] @ z[k] / temperature) / denominator) for k in positives]
         total = total + sum(terms) / len(terms)
     return total / (2 * count)
 
 
-@pytest.mark.parametrize("group", [None, [0, 1, 0, -1, -1, 1, 0]])
-def test_nt_xent_equals_its_definition_in_value_and_gradient(group: list[int] | None) -> None:
-    torch.manual_seed(0)
-    inputs = [torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    fast = nt_xent(*inputs, 0.3, None if group is None else torch.tensor(group))
-    slow = slow_nt_xent(*inputs, 0.3, group)
+def check(fast: Tensor, slow: Tensor, inputs: list[Tensor]) -> None:
     torch.testing.assert_close(fast, slow)
     for got, expected in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def random(*shapes: tuple[int, ...]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+@pytest.fixture(params=["together", "a few rows at a time"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Similarities are all made at once, or for two queries at a time."""
+    if request.param != "together":
+        monkeypatch.setattr(rows, "MOST", 30)
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("group", [None, [0, 1, 0, -1, -1, 1, 0]])
+def test_nt_xent_equals_its_definition_in_value_and_gradient(group: list[int] | None, decoupled: bool) -> None:
+    inputs = random((7, 5), (7, 5))
+    fast = nt_xent(*inputs, 0.3, None if group is None else torch.tensor(group), decoupled)
+    check(fast, slow_nt_xent(*inputs, 0.3, group, decoupled), inputs)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and the most that ever were."""
+
+    now = most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.known:
+                self.known.add(id(storage))
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.gone, id(storage), storage.nbytes())
+        return out
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def bytes_of_nt_xent(count: int, width: int) -> int:
+    """Most bytes that forward and backward hold at a time, counted with tensors that have shapes and no values."""
+    inputs = [torch.empty(count, width, device="meta", requires_grad=True) for _ in range(2)]
+    with Held() as held:
+        nt_xent.__wrapped__(*inputs, 0.2).backward()  # type: ignore[attr-defined]
+    return held.most
+
+
+def test_nt_xent_of_very_many_samples_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = 4 * (2 * 32768) ** 2
+    assert bytes_of_nt_xent(32768, 128) < matrix / 30
+    monkeypatch.setattr(rows, "MOST", 1 << 40)
+    assert bytes_of_nt_xent(32768, 128) > matrix, "the count sees a matrix where there is one"
 
 
 def test_nt_xent_leaves_a_sample_out_of_its_own_negatives() -> None:
@@ -66,3 +129,48 @@ def test_info_nce_equals_its_definition_and_ignores_what_is_excluded() -> None:
             torch.testing.assert_close(losses[b, m], -torch.log(match / (match + rest)))
     alone = info_nce(q, positive, negatives, torch.ones(1, 1, 9, dtype=torch.bool))
     torch.testing.assert_close(alone, torch.zeros(3, 4))
+
+
+def slow_search(q: Tensor, k: Tensor, queue: list[Tensor], temperature: float) -> Tensor:
+    keys = [v / v.norm() for v in k] + queue
+    terms = []
+    for i, v in enumerate(q):
+        odds = torch.stack([torch.exp(v @ key / v.norm() / temperature) for key in keys])
+        terms.append(-torch.log(odds[i] / odds.sum()))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.usefixtures("held")
+def test_across_views_equals_its_definition_with_and_without_a_queue() -> None:
+    inputs = random((6, 5), (6, 5))
+    queue = F.normalize(random((4, 5))[0].detach(), dim=1)
+    known = torch.tensor([True, False, True, True])
+    check(across_views(*inputs, 0.3), slow_search(*inputs, [], 0.3), inputs)
+    check(across_views(*inputs, 0.3, queue), slow_search(*inputs, list(queue), 0.3), inputs)
+    check(across_views(*inputs, 0.3, queue, known), slow_search(*inputs, list(queue[known]), 0.3), inputs)
+    nothing = torch.zeros(4, dtype=torch.bool)
+    check(across_views(*inputs, 0.3, queue, nothing), slow_search(*inputs, [], 0.3), inputs)
+
+
+@pytest.mark.usefixtures("held")
+def test_among_instances_equals_its_definition() -> None:
+    (q,) = random((6, 5))
+    memory = F.normalize(random((9, 5))[0].detach(), dim=1)
+    index, drawn = torch.tensor([3, 1, 0, 8, 4, 5]), torch.tensor([0, 2, 4, 6, 7])
+    loss = among_instances(q, memory[index], memory[drawn], index[:, None] == drawn, 0.3)
+    terms = []
+    for v, own in zip(q, index.tolist(), strict=True):
+        entries = [own, *(other for other in drawn.tolist() if other != own)]
+        odds = torch.stack([torch.exp(v @ memory[n] / v.norm() / 0.3) for n in entries])
+        terms.append(-torch.log(odds[0] / odds.sum()))
+    check(loss, torch.stack(terms).mean(), [q])
+
+
+def test_logistic_triplets_equal_their_definition() -> None:
+    inputs = random((4, 3), (4, 3), (4, 2, 3))
+    a, b, negatives = inputs
+    terms = []
+    for i in range(4):
+        terms.append(-torch.log(torch.sigmoid(a[i] @ b[i])))
+        terms[-1] = terms[-1] - sum(torch.log(torch.sigmoid(-a[i] @ n)) for n in negatives[i])
+    check(logistic_triplets(a, b, negatives), torch.stack(terms).mean(), inputs)

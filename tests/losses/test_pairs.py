@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labelfree.losses import pairs
+from labelfree.losses import rows
 from labelfree.losses.pairs import clip_loss, siglip_loss
 
 SCALE, BIAS = torch.tensor(5.0), torch.tensor(-3.0)
@@ -64,7 +64,7 @@ def test_rows_made_a_few_at_a_time_change_nothing(fast, slow, monkeypatch: pytes
     there = torch.ones(9, dtype=torch.bool)
     whole = fast(a, b, there)
     grads = torch.autograd.grad(whole, (a, b))
-    monkeypatch.setattr(pairs, "MOST", 9 * 2)
+    monkeypatch.setattr(rows, "MOST", 9 * 2)
     parts = fast(a, b, there)
     torch.testing.assert_close(parts, whole)
     for grad, expected in zip(torch.autograd.grad(parts, (a, b)), grads, strict=True):

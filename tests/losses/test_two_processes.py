@@ -1,25 +1,30 @@
-"""Two processes give the loss, the gradient and the running statistics of one, at the same global batch."""
+"""Two and four processes give the loss, gradient and running statistics of one, at the same global batch."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from processes import average_gradients, together
 from torch import Tensor, nn
 
 from labelfree.distributed import all_sum, gather, weighted_mean, world_size
-from labelfree.losses.contrastive import nt_xent
+from labelfree.losses.contrastive import across_views, nt_xent
 from labelfree.losses.pairs import clip_loss, siglip_loss
 from labelfree.losses.regression import cosine_regression
 from labelfree.losses.vicreg import vicreg_terms
 from labelfree.training.batchnorm import synchronise
 
 unit = partial(torch.nn.functional.normalize, dim=1)
+QUEUE = unit(torch.arange(15.0).sin().view(3, 5))
 GROUP = torch.tensor([0, 1, 0, -1, -1, 1, 0, 0])
 LOSSES = {
     "nt_xent": lambda a, b, group: nt_xent(a, b, 0.2),
     "nt_xent grouped": lambda a, b, group: nt_xent(a, b, 0.2, group),
+    "nt_xent decoupled": lambda a, b, group: nt_xent(a, b, 0.2, decoupled=True),
+    "across views": lambda a, b, group: across_views(a, b, 0.2),
+    "across views, queue": lambda a, b, group: across_views(a, b.detach(), 0.2, QUEUE),
     "invariance": lambda a, b, group: vicreg_terms(a, b).invariance,
     "variance": lambda a, b, group: vicreg_terms(a, b).variance,
     "covariance": lambda a, b, group: vicreg_terms(a, b).covariance,
@@ -57,9 +62,10 @@ def losses_and_gradients(rank: int) -> dict[str, Tensor]:
     return found
 
 
-def test_losses_and_batch_normalisation_of_two_processes_are_those_of_one() -> None:
+@pytest.mark.parametrize("world", [2, 4])
+def test_losses_and_batch_normalisation_of_several_processes_are_those_of_one(world: int) -> None:
     one = losses_and_gradients(0)
-    for other in together(losses_and_gradients):
+    for other in together(losses_and_gradients, world=world):
         assert other.keys() == one.keys()
         for name, expected in one.items():
             torch.testing.assert_close(other[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

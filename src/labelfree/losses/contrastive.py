@@ -1,6 +1,7 @@
 """Contrastive losses: tell the positive from all others.
 
-Legend: B samples of this process, R processes, D width, q query, k key, τ temperature.
+Legend: B samples of this process, R processes, D width, q query, k key, τ temperature. Similarities of very many
+samples are made for some queries at a time, see `by_rows`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelfree.distributed import gather, rank
+from labelfree.distributed import gather
 from labelfree.losses.precision import full_precision
+from labelfree.losses.rows import by_rows, places
+
+#: What stands for no similarity where all may be excluded: finite, so that no NaN comes of it.
+NEVER = -1e4
 
 
 @full_precision
-def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Tensor | None = None) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Tensor | None = None, decoupled: bool = False) -> Tensor:
     """Normalised-temperature cross-entropy of two views (Chen et al. 2020, SimCLR, §2.1, eq. 1).
 
     Each of the 2·R·B projections looks for its other view among all but itself; negatives come from every process,
@@ -25,24 +30,30 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Tensor | None = Non
         temperature: τ.
         group: (B,) int64; samples with the same group (not negative) are positives too, as several pictures of one
             patient in MICLe (Azizi et al. 2021, §3.2). A query with several positives takes the mean of their terms.
+        decoupled: leave positives out of the denominator (Yeh et al. 2022, DCL, §3.2, eq. 6).
 
     Returns:
         This process's part: its mean over processes is the loss of the global batch.
     """
     a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    q, k = torch.cat([a, b]), torch.cat([gather(a), gather(b)])
-    count = len(k) // 2
-    here = torch.arange(len(a), device=a.device) + rank() * len(a)
+    k = torch.cat([gather(a), gather(b)])
+    here, count = places(a), len(k) // 2
+    label = None if group is None else gather(group).repeat(2)
+
+    def term(q: Tensor, itself: Tensor, other: Tensor) -> Tensor:
+        logits = (q @ k.T).div_(temperature).scatter_(1, itself[:, None], -torch.inf)
+        if label is None and not decoupled:
+            return F.cross_entropy(logits, other, reduction="none")
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        if label is not None:
+            own = label[itself, None]
+            positive |= (own == label) & (own >= 0)
+        positive.scatter_(1, other[:, None], True).scatter_(1, itself[:, None], False)
+        match = logits.masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)
+        return (logits.masked_fill(positive, NEVER) if decoupled else logits).logsumexp(dim=1) - match
+
     itself, other = torch.cat([here, here + count]), torch.cat([here + count, here])
-    # In place, so that the (2B, 2RB) matrix exists once.
-    logits = (q @ k.T).div_(temperature).scatter_(1, itself[:, None], -torch.inf)
-    if group is None:
-        return F.cross_entropy(logits, other)
-    label = gather(group).repeat(2)
-    positive = (group.repeat(2)[:, None] == label) & (label >= 0)
-    positive.scatter_(1, other[:, None], True).scatter_(1, itself[:, None], False)
-    log_p = F.log_softmax(logits, dim=1).masked_fill(~positive, 0)
-    return -(log_p.sum(dim=1) / positive.sum(dim=1)).mean()
+    return by_rows(term, len(k), torch.cat([a, b]), itself, other).mean()
 
 
 @full_precision
@@ -62,3 +73,66 @@ def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, t
     match = (q * positive).sum(dim=2, keepdim=True) / temperature
     others = (q @ negatives.T).div_(temperature).masked_fill_(excluded, -torch.inf)
     return torch.logsumexp(torch.cat([match, others], dim=2), dim=2) - match.squeeze(2)
+
+
+@full_precision
+def across_views(
+    q: Tensor, k: Tensor, temperature: float | Tensor, queue: Tensor | None = None, known: Tensor | None = None
+) -> Tensor:
+    """Each query looks for its key among the keys of all samples, and those that a queue remembers (He et al. 2020,
+    MoCo, §3.1, eq. 1; without a queue Chen et al. 2021, MoCo v3, §3, eq. 1, and Dwibedi et al. 2021, NNCLR, eq. 3).
+
+    Args:
+        q, k: (B, D) of one view and of the other, in the same order; they are normalised here. Negatives come from
+            every process, and their gradient goes back there.
+        queue: (K, D) unit vectors, the same on every process: negatives for all.
+        known: (K,) bool, false where the queue holds nothing yet.
+
+    Returns:
+        This process's part: its mean over processes is the loss of the global batch.
+    """
+    q, keys = F.normalize(q, dim=1), gather(F.normalize(k, dim=1))
+
+    def term(q: Tensor, own: Tensor) -> Tensor:
+        logits = q @ keys.T
+        if queue is not None:
+            old = q @ queue.T
+            logits = torch.cat([logits, old if known is None else old.masked_fill_(~known, NEVER)], dim=1)
+        return F.cross_entropy(logits / temperature, own, reduction="none")
+
+    return by_rows(term, len(keys) + (0 if queue is None else len(queue)), q, places(q)).mean()
+
+
+@full_precision
+def among_instances(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, temperature: float) -> Tensor:
+    """Non-parametric softmax: each sample is a class of its own (Wu et al. 2018, §3.1, eq. 2), over its own entry in
+    the memory and others of it.
+
+    Args:
+        q: (B, D) projections; they are normalised here.
+        positive: (B, D) what the memory holds of each, unit vectors.
+        negatives: (P, D) what it holds of others, unit vectors.
+        excluded: (B, P) bool, true where a negative is the sample's own entry.
+
+    Returns:
+        This process's part: its mean over processes is the loss of the global batch.
+    """
+    q = F.normalize(q, dim=1)
+
+    def term(q: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+        return info_nce(q[:, None], positive[:, None], negatives, excluded[:, None], temperature)[:, 0]
+
+    return by_rows(term, len(negatives), q, positive, excluded).mean()
+
+
+@full_precision
+def logistic_triplets(a: Tensor, b: Tensor, negatives: Tensor) -> Tensor:
+    """Time-contrastive logistic loss of an anchor, a positive and K negatives (Franceschi et al. 2019, §3, eq. 1):
+    −log σ(a·b) − Σ log σ(−a·n), mean over samples.
+
+    Args:
+        a, b: (B, D) of the anchor and of what is part of it.
+        negatives: (B, K, D) of what is part of others. Nothing is normalised: the length says how sure the network is.
+    """
+    apart = (negatives @ a[:, :, None]).squeeze(2)
+    return (F.softplus(-(a * b).sum(dim=1)) + F.softplus(apart).sum(dim=1)).mean()

@@ -6,18 +6,14 @@ where even its own B × R·B are many, they are made for some rows at a time, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from labelfree.distributed import gather, rank, weighted_mean
+from labelfree.distributed import gather, weighted_mean
 from labelfree.losses.precision import full_precision
+from labelfree.losses.rows import by_rows, places
 
-#: Similarities that are held at once; 64 MB in float32.
-MOST = 1 << 24
 #: What stands for no similarity at all: finite, so that rows which count nothing bear no NaN.
 NEVER = -1e4
 
@@ -41,7 +37,7 @@ def clip_loss(a: Tensor, b: Tensor, scale: Tensor, there: Tensor) -> Tensor:
             logits = (scale * (q @ k.T)).masked_fill(~keys, NEVER)
             return F.cross_entropy(logits, place, reduction="none")
 
-        return _by_rows(term, q, len(k))
+        return by_rows(term, len(k), q, places(q))
 
     return weighted_mean((one_way(a, gather(b)) + one_way(b, gather(a))) / 2, there)
 
@@ -64,14 +60,4 @@ def siglip_loss(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, there: Tensor
         logits = scale * (q @ k.T) + bias
         return (F.softplus(torch.where(match, -logits, logits)) * keys).sum(dim=1)
 
-    return weighted_mean(_by_rows(term, a, len(k)), there)
-
-
-def _by_rows(term: Callable[[Tensor, Tensor], Tensor], q: Tensor, keys: int) -> Tensor:
-    """(B,) `term` of the queries (B, W) and of their places in the global batch (B,)."""
-    place = torch.arange(len(q), device=q.device) + rank() * len(q)
-    rows = max(1, MOST // keys)
-    if rows >= len(q):
-        return term(q, place)
-    pieces = zip(q.split(rows), place.split(rows), strict=True)
-    return torch.cat([checkpoint(term, *piece, use_reentrant=False) for piece in pieces])
+    return weighted_mean(by_rows(term, len(k), a, places(a)), there)

@@ -23,6 +23,8 @@ class SimCLRSettings(ViewSettings):
     """divides the cosine similarities; small values weigh the hardest negatives most"""
     projector: tuple[PositiveInt, ...] = (2048, 256)
     """widths of the projection head's layers"""
+    decoupled: bool = False
+    """leave the positive out of the denominator, so that small batches learn faster (DCL)"""
 
 
 class SimCLR(Objective):
@@ -41,6 +43,11 @@ class SimCLR(Objective):
             settings={"views": "none", "temperature": 0.05, "projector": (256,)},
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
+        ),
+        "dcl": Recipe(
+            source="Yeh et al. 2022, Decoupled Contrastive Learning, §3.2, eq. 6: SimCLR without the positive in the "
+            "denominator, which makes small batches do; temperature as lightly has it",
+            settings={"decoupled": True, "temperature": 0.1},
         ),
         "grace": Recipe(
             source="Zhu et al. 2020, GRACE, §3.2: edges are dropped and features blanked in both views, nodes are told "
@@ -102,6 +109,6 @@ class SimCLR(Objective):
         a, b = halves(self.projector(h))
         # others of the same case are no negatives
         group = batch.group if self.case else None
-        loss = nt_xent(a, b, self.settings.temperature, group)
+        loss = nt_xent(a, b, self.settings.temperature, group, self.settings.decoupled)
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
