@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from labelfree.data.encoded import (
     Openers,
     Source,
     choose_column,
+    encoded_columns,
     open_any,
     open_folder,
     open_table,
 )
-from labelfree.data.pictures import SUFFIXES, looks_like_picture
+from labelfree.data.pictures import SUFFIXES, as_array, looks_like_picture
 from labelfree.errors import LabelfreeError
 
 #: What a source may be, in words.
@@ -145,3 +147,51 @@ def _open_path(path: Path, column: str) -> Source:
 def open_source(source: Any, column: str = "auto") -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
     return open_any(source, PICTURES, column, Openers(_open_path, from_arrays, Items, WANTED))
+
+
+# ---- guessing the kind of data
+
+
+def recognise_path(path: Path) -> tuple[float, str]:
+    import pyarrow.parquet as pq
+
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        pictures = sum(p.suffix.lower() in SUFFIXES for p in files)
+        tables = [p for p in files if p.suffix.lower() == ".parquet"]
+        if not pictures and tables:
+            return recognise_path(tables[0])
+        return (0.95 * pictures / len(files), f"{pictures:,} picture files") if pictures else (0.0, "")
+    if not path.is_file():
+        return 0.0, ""
+    if suffix in SUFFIXES:
+        return 0.95, "a picture file"
+    if suffix in sources.ARRAYS:
+        found = [recognise_array(a.shape, str(a.dtype)) for a in sources.load_arrays(path).values()]
+        return max(found, default=(0.0, ""))
+    if suffix == ".parquet":
+        names = encoded_columns(pq.read_schema(path))
+        return (0.9, f"pictures in column '{names[0]}'") if names else (0.0, "")
+    return 0.0, ""
+
+
+def recognise_array(shape: tuple[int, ...], dtype: str) -> tuple[float, str]:
+    words = f"an array of {'×'.join(map(str, shape))} {dtype}"
+    if len(shape) not in (3, 4) or not could_be_pictures(shape, np.dtype(dtype).kind) or min(shape) < 1:
+        return 0.0, ""
+    if len(shape) == 4:
+        return 0.9, words
+    if dtype == "uint8":
+        return 0.85, words
+    return (0.55 if shape[1] == shape[2] and shape[1] >= 8 else 0.1), words
+
+
+def recognise_items(source: Any) -> tuple[float, str]:
+    try:
+        picture = as_array(first_of(source[0]))
+    except Exception:  # whatever it is, its first item is no picture
+        return 0.0, ""
+    if picture.ndim == 2 or picture.shape[2] > 16 or min(picture.shape[:2]) < 4 or not math.prod(picture.shape):
+        return 0.3, f"{len(source):,} items of {picture.shape}"
+    return 0.85, f"{len(source):,} pictures in a {type(source).__name__}"

@@ -94,6 +94,28 @@ def central_boxes(aspect: Tensor) -> Tensor:
     return torch.stack([1 - width, 1 - height, 1 + width, 1 + height], dim=1) / 2
 
 
+def neighbouring_boxes(whole: Tensor, which: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """(B, 4), (B, 4): a patch in the middle of `whole` (B, 4), and one of its eight neighbours in reading order.
+
+    As in Doersch et al. 2015, §3.1, there is a gap between them and both are moved a little, so that edges which run on
+    from one to the other do not tell; here patches are 2/7 of the whole, the gap 1/14 and a move up to 1/28.
+
+    Args:
+        which: (B,) int64, 0 to 7.
+    """
+    side, step, most = 2 / 7, 5 / 14, 1 / 28
+    place = which + (which >= 4).long()  # the fifth of nine is the middle
+    direction = torch.stack([place % 3 - 1, place // 3 - 1], dim=1).to(whole.dtype)
+    start, size = whole[:, :2], whole[:, 2:] - whole[:, :2]
+    middle = 0.5 * (1 - side) + torch.zeros_like(direction)
+    boxes = []
+    for name, corner in (("first", middle), ("second", middle + step * direction)):
+        corner = corner + draw.uniform(f"position/{name}", 2, low=-most, high=most)
+        low = start + size * corner.clamp(0, 1 - side)
+        boxes.append(torch.cat([low, low + size * side], dim=1))
+    return boxes[0], boxes[1]
+
+
 def resampling(start: Tensor, stop: Tensor, size_in: int, size_out: int) -> Tensor:
     """(B, size_out, size_in) weights that resample [start, stop) (fractions, (B,)) of a line of pixels.
 

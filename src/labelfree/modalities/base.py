@@ -119,7 +119,7 @@ class Transformation:
     """A set of transformations for pretext tasks: which one was applied is the question.
 
     Attributes:
-        count: how many there are; the first, 0, leaves the sample as it is.
+        count: how many there are; the first, 0, leaves the sample as it is, if one does.
         apply: (batch, which (B,) int64, draw) → the transformed batch, ready for an encoder.
         ordered: whether only an encoder that sees the order of a sample's parts can tell.
     """
@@ -340,6 +340,16 @@ class Modality(ABC):
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing."""
         raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
+
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        """The samples of a view as `show` takes them, with predicted targets in the places of tokens.
+
+        Args:
+            view: of B samples with N tokens.
+            prediction: (B, N, target_dim), NaN where nothing is known; None to leave the view as it is.
+            mask: (B, N) bool, the tokens whose prediction is taken; None for all.
+        """
+        raise Refusal(f"{self.name} data cannot be shown as it is predicted.")
 
     @property
     def moment(self) -> int:

@@ -21,9 +21,8 @@ from torch import Tensor
 from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import Source, encoded_columns, has_feature, is_hugging_face, spread
+from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
 from labelfree.data.pictures import (
-    SUFFIXES,
     Form,
     Header,
     as_array,
@@ -35,8 +34,25 @@ from labelfree.data.pictures import (
     value_range,
 )
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._image_sources import PICTURES, Arrays, could_be_pictures, first_of, open_source
-from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, patch_side, random_boxes, recolour
+from labelfree.modalities._image_sources import (
+    PICTURES,
+    Arrays,
+    open_source,
+    recognise_array,
+    recognise_items,
+    recognise_path,
+)
+from labelfree.modalities._image_tokens import block_scores, grey, joined, squares
+from labelfree.modalities._image_views import (
+    Policy,
+    central_boxes,
+    constant,
+    crop,
+    neighbouring_boxes,
+    patch_side,
+    random_boxes,
+    recolour,
+)
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -88,6 +104,10 @@ class ImageSettings(Settings):
     """the column, or array, of a table that holds the pictures"""
     store: PositiveInt | Literal["auto"] = "auto"
     """side at which larger pictures are kept in memory; auto: the views' size and up to 64 more"""
+    target: Literal["normalised", "pixels", "colour"] = "normalised"
+    """what tokens are predicted as: pixels normalised within the token, pixels, or colours (pictures are shown grey)"""
+    mask_shape: Literal["random", "block"] = "random"
+    """which tokens are hidden: any, or those of one square block"""
     augment: Literal["A", "S", "W", "V", "none"] = "A"
     """random views: A (usual), S (strong colours, blur), W (weaker colours, blur), V (crops of a fifth or more)"""
     crop_min: float | None = Field(None, gt=0, le=1)
@@ -298,14 +318,14 @@ class Image(Modality):
     @classmethod
     def recognise(cls, source: Any) -> tuple[float, str]:
         if isinstance(source, str | Path):
-            return _recognise_path(Path(source).expanduser())
+            return recognise_path(Path(source).expanduser())
         if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
-            return _recognise_array(tuple(source.shape), str(source.dtype).removeprefix("torch."))
+            return recognise_array(tuple(source.shape), str(source.dtype).removeprefix("torch."))
         if is_hugging_face(source):
             fits = has_feature(source, PICTURES)
             return (0.95, "a Hugging Face dataset with an image column") if fits else (0.0, "")
         if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, dict):
-            return _recognise_items(source)
+            return recognise_items(source)
         return 0.0, ""
 
     def open(self, source: Any) -> Pictures:
@@ -390,8 +410,13 @@ class Image(Modality):
         return crop(pictures, boxes, size, sigma).mul_(1 / top)
 
     def _normalised(self, x: Tensor) -> Tensor:
+        mean, std = self._scale(x)
+        return (x - mean) / std
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, 1, 1) mean and deviation of the channels of pictures `x` (B, C, H, W) in the training data."""
         mean, std = self._mean or [0.5] * x.shape[1], self._std or [0.25] * x.shape[1]
-        return (x - constant(tuple(mean), x.device)[:, None, None]) / constant(tuple(std), x.device)[:, None, None]
+        return constant(tuple(mean), x.device)[:, None, None], constant(tuple(std), x.device)[:, None, None]
 
     def prepare(self, batch: Batch) -> Batch:
         boxes = central_boxes(batch.extra["aspect"])
@@ -421,6 +446,7 @@ class Image(Modality):
         return {
             "rotation": Transformation(4, self._rotated),
             "jigsaw": Transformation(ORDERS, self._jigsaw),
+            "position": Transformation(8, self._beside),
         }
 
     def _rotated(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
@@ -443,6 +469,18 @@ class Image(Modality):
         x = tiles.permute(0, 3, 1, 4, 2, 5).reshape(count, channels, 3 * tile, 3 * tile)[..., : self.size, : self.size]
         return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
 
+    def _beside(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
+        """A patch of the picture, and to its right the one that lies beside it in one of eight directions (Doersch et
+        al. 2015, §3), half as large as a view each, on a picture that is empty else.
+        """
+        half = self.size // 2
+        boxes = neighbouring_boxes(central_boxes(batch.extra["aspect"]), which, draw)
+        first, second = (self._normalised(self._unit(batch.data, box, half).clamp_(0, 1)) for box in boxes)
+        x = first.new_zeros(len(first), first.shape[1], self.size, self.size)
+        top = (self.size - half) // 2
+        x[..., top : top + half, :half], x[..., top : top + half, self.size - half :] = first, second
+        return batch.with_(data=x, extra={"crop": boxes[0]}, draw=draw)
+
     # ---- tokens
 
     def transformer(self, size: str, causal: bool) -> Encoder:
@@ -457,17 +495,53 @@ class Image(Modality):
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return batch.data[:, None], None
 
+    def token_count(self, batch: Batch) -> int:
+        return batch.data.shape[2] // self.patch * (batch.data.shape[3] // self.patch)
+
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
-        return token_mask(draw.uniform("mask", (self.size // self.patch) ** 2), ratio)
+        across = self.size // self.patch
+        if self.settings.mask_shape == "block":
+            return token_mask(block_scores(draw, across, ratio), ratio)
+        return token_mask(draw.uniform("mask", across**2), ratio)
+
+    def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
+        """Hidden tokens are, unless the target is colours: then nothing is hidden but these, in the whole picture."""
+        if self.settings.target != "colour":
+            return batch, mask
+        return batch.with_(data=self._grey(batch.data)), torch.zeros_like(mask)
+
+    def _grey(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            raise LabelfreeError(f"Pictures of {x.shape[1]} channel(s) have no colours to predict.", "Set channels=3.")
+        return grey(x, *self._scale(x))
 
     def targets(self, batch: Batch) -> Tensor:
-        """(B, N, patch·patch·C) pixels of each patch, normalised within the patch (MAE, He et al. 2022, §4.1)."""
-        count, channels, height, width = batch.data.shape
-        p = self.patch
-        x = batch.data.float().view(count, channels, height // p, p, width // p, p)
-        x = x.permute(0, 2, 4, 3, 5, 1).reshape(count, (height // p) * (width // p), p * p * channels)
-        variance, mean = torch.var_mean(x, dim=2, keepdim=True, correction=0)
-        return (x - mean) / (variance + 1e-6).sqrt()
+        """(B, N, patch·patch·C) of each patch: its pixels, normalised within the patch (MAE, He et al. 2022, §4.1) or
+        not, or how these differ from grey ones of the same brightness.
+        """
+        x = batch.data.float()
+        if self.settings.target == "colour":
+            return squares(x - self._grey(x), self.patch)
+        x = squares(x, self.patch)
+        if self.settings.target == "pixels":
+            return x
+        mean, deviation = _moments(x)
+        return (x - mean) / deviation
+
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        x = view.data.float()
+        if prediction is not None:
+            tokens, found = squares(x, self.patch), prediction
+            if self.settings.target == "colour":
+                found = squares(self._grey(x), self.patch) + prediction
+            elif self.settings.target == "normalised":  # what the patch itself was normalised by is not predicted
+                mean, deviation = _moments(tokens)
+                found = prediction * deviation + mean
+            tokens = found if mask is None else torch.where(mask[..., None], found, tokens)
+            x = joined(tokens.nan_to_num(), self.patch, self.size)
+        mean, std = self._scale(x)
+        pixels = (x * std + mean).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        return [Sample(data, int(index)) for data, index in zip(pixels, view.index, strict=True)]
 
     def grid(self, count: int) -> tuple[int, ...]:
         return (math.isqrt(count), math.isqrt(count))
@@ -506,6 +580,12 @@ class Image(Modality):
         return np.concatenate(parts)
 
 
+def _moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the pixels of each token (B, N, ·)."""
+    variance, mean = torch.var_mean(tokens, dim=2, keepdim=True, correction=0)
+    return mean, (variance + 1e-6).sqrt()
+
+
 @lru_cache
 def jigsaw_orders(count: int = ORDERS, tiles: int = 9) -> tuple[tuple[int, ...], ...]:
     """Permutations that differ in as many places as can be: each next one is farthest from all before it."""
@@ -516,51 +596,3 @@ def jigsaw_orders(count: int = ORDERS, tiles: int = 9) -> tuple[tuple[int, ...],
         distance = np.minimum(distance, (every != every[chosen[-1]]).sum(axis=1))
         chosen.append(int(distance.argmax()))
     return tuple(map(tuple, every[chosen].tolist()))
-
-
-# ---- guessing the kind of data
-
-
-def _recognise_path(path: Path) -> tuple[float, str]:
-    import pyarrow.parquet as pq
-
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        pictures = sum(p.suffix.lower() in SUFFIXES for p in files)
-        tables = [p for p in files if p.suffix.lower() == ".parquet"]
-        if not pictures and tables:
-            return _recognise_path(tables[0])
-        return (0.95 * pictures / len(files), f"{pictures:,} picture files") if pictures else (0.0, "")
-    if not path.is_file():
-        return 0.0, ""
-    if suffix in SUFFIXES:
-        return 0.95, "a picture file"
-    if suffix in sources.ARRAYS:
-        found = [_recognise_array(a.shape, str(a.dtype)) for a in sources.load_arrays(path).values()]
-        return max(found, default=(0.0, ""))
-    if suffix == ".parquet":
-        names = encoded_columns(pq.read_schema(path))
-        return (0.9, f"pictures in column '{names[0]}'") if names else (0.0, "")
-    return 0.0, ""
-
-
-def _recognise_array(shape: tuple[int, ...], dtype: str) -> tuple[float, str]:
-    words = f"an array of {'×'.join(map(str, shape))} {dtype}"
-    if len(shape) not in (3, 4) or not could_be_pictures(shape, np.dtype(dtype).kind) or min(shape) < 1:
-        return 0.0, ""
-    if len(shape) == 4:
-        return 0.9, words
-    if dtype == "uint8":
-        return 0.85, words
-    return (0.55 if shape[1] == shape[2] and shape[1] >= 8 else 0.1), words
-
-
-def _recognise_items(source: Any) -> tuple[float, str]:
-    try:
-        picture = as_array(first_of(source[0]))
-    except Exception:  # whatever it is, its first item is no picture
-        return 0.0, ""
-    if picture.ndim == 2 or picture.shape[2] > 16 or min(picture.shape[:2]) < 4 or not math.prod(picture.shape):
-        return 0.3, f"{len(source):,} items of {picture.shape}"
-    return 0.85, f"{len(source):,} pictures in a {type(source).__name__}"

@@ -1,4 +1,4 @@
-"""The small transformer that masked autoencoders predict with; it is not kept."""
+"""What autoencoders predict tokens with: a small transformer from the visible ones, an MLP from one vector."""
 
 from __future__ import annotations
 
@@ -44,6 +44,42 @@ class Decoder(nn.Module):
         x = fill_in(self.embed(visible), mask, self.mask_token)
         place = sinusoids(grid, x.shape[2], x.device).to(x.dtype)
         return self.predict(take(self.norm(self.blocks(x + place)), positions))
+
+
+class Broadcast(nn.Module):
+    """The tokens of a sample from one vector: it is put down at every place, beside the code of the place, and an MLP
+    turns the two into a prediction (after Watters et al. 2019, "Spatial Broadcast Decoder", §2).
+
+    Tokens do not see each other, so that padding makes no difference.
+
+    Arguments:
+        dim: width D of the vector.
+        width: of the decoder.
+        depth: residual blocks.
+        out: width of the prediction for one token.
+    """
+
+    def __init__(self, dim: int, width: int, depth: int, out: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(dim, width)
+        self.place = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, out)
+
+    def put_down(self, vector: Tensor, grid: Sequence[int]) -> Tensor:
+        """(B, D) → (B, N, width) at the N places of a grid."""
+        code = sinusoids(grid, self.place.in_features, vector.device).to(vector.dtype)
+        return self.embed(vector)[:, None] + self.place(code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) → predictions (B, N, out)."""
+        for block in self.blocks:
+            x = x + block(x)
+        return self.predict(self.norm(x))
 
 
 def sinusoids(grid: Sequence[int], width: int, device: torch.device) -> Tensor:

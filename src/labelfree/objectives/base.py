@@ -34,6 +34,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """What a method gives back of samples, for people to look at beside these; see `Modality.rebuild`.
+
+    Attributes:
+        view: the samples, clean.
+        shown: what the encoder saw of them; `hidden` (B, N) bool are the tokens that it did not see, if any.
+        prediction: (B, N, target_dim) for the tokens in `asked` (B, N) bool; None for all.
+    """
+
+    view: Batch
+    shown: Batch
+    hidden: Tensor | None
+    prediction: Tensor
+    asked: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A named set of settings for an objective, which a user asks for like a method.
 
@@ -69,6 +86,10 @@ class Objective(nn.Module, ABC):
     #: Training settings that suit it (learning_rate per 256 samples, weight_decay, optimizer, ...), unless a recipe or
     #: the user says otherwise.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Settings of the modality that suit it, where that kind of data has them; recipes and users go first.
+    options: ClassVar[Mapping[str, Any]] = {}
+    #: Names of its modules that are kept beside the encoder, because they make something (text, pictures).
+    keeps: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: Settings | None = None) -> None:
         super().__init__()
@@ -109,5 +130,19 @@ class Objective(nn.Module, ABC):
         """
         raise Refusal(f"Method '{self.name}' does not say how unusual a sample is.", "Pretrain with a pretext task.")
 
+    def reconstruct(self, batch: Batch, draw: Draw) -> Reconstruction:
+        """Samples of a raw batch, and what the method gives back of them. Raises Refusal where it gives nothing."""
+        raise Refusal(f"Method '{self.name}' gives no samples back.", "Use masked, autoencoder or vae.")
+
+    def imagine(self, view: Batch, draw: Draw) -> Tensor:
+        """(B, N, target_dim) for new samples of the size of those in `view`. Raises Refusal where it makes none."""
+        raise Refusal(f"Method '{self.name}' makes no samples.", "Use vae.")
+
+    def foretell(self, view: Batch) -> Tensor:
+        """(B, moment, target_dim): what comes right after a view. Raises Refusal where the method does not say."""
+        raise Refusal(f"Method '{self.name}' does not say what comes next.", "Pretrain with --method next.")
+
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step with the share of training done (0–1]: teachers and queues move here."""
+        """Called after each optimiser step with the share of training done (0–1]: teachers and queues move here, by
+        what `loss` put aside. A step whose gradient was not finite is skipped, and this with it.
+        """

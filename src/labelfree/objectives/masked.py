@@ -19,7 +19,7 @@ from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
 from labelfree.objectives._heads import real, token_head
-from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.objectives.base import Objective, Recipe, Reconstruction, Step
 from labelfree.settings import Settings
 
 
@@ -55,6 +55,7 @@ class Masked(Objective):
     name = "masked"
     settings_class = MaskedSettings
     needs = frozenset({Need.TOKENS, Need.MASK, Need.TARGETS})
+    keeps = ("head", "spread")
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.05}
     recipes = {
         "mae": Recipe(
@@ -66,6 +67,22 @@ class Masked(Objective):
         "simmim": Recipe(
             source="Xie et al. 2022, SimMIM, §3: 60 % of the patches are replaced; a linear head predicts pixels",
             settings={"ratio": 0.6, "hide": "replace"},
+            modalities=("image",),
+            encoder="transformer:tiny",
+        ),
+        "inpainting": Recipe(
+            source="Pathak et al. 2016, Context Encoders, §3: the pixels of a block, a quarter of the picture, from "
+            "what is around it; squared error alone, without their adversary",
+            settings={"ratio": 0.25},
+            options={"mask_shape": "block", "target": "pixels"},
+            modalities=("image",),
+            encoder="transformer:tiny",
+        ),
+        "colourisation": Recipe(
+            source="Zhang et al. 2016, Colorful Image Colorization, §2: the colours of a picture shown in grey; "
+            "squared error (eq. 1), where theirs goes on to classes of colours",
+            settings={"hide": "replace", "everything": True},
+            options={"target": "colour"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
@@ -162,6 +179,21 @@ class Masked(Objective):
         guess = self.detector(features.tokens).squeeze(-1).float()
         found = weighted_mean(binary_cross_entropy(guess, swapped.float(), reduction="none"), real(features))
         return Step(loss + own.detect * found, features.pooled.detach(), {"detection": found.detach()})
+
+    def reconstruct(self, batch: Batch, draw: Draw) -> Reconstruction:
+        modality = self.modality
+        view = modality.view(batch, draw, "none")
+        mask = modality.sample_mask(view, draw, self.settings.ratio)
+        everywhere = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        if self.hide == "drop":
+            tokens = self.encoder(view, mask, "drop").tokens
+            found = self.head(tokens, mask, everywhere, modality.grid(mask.shape[1]))
+            return Reconstruction(view, view, mask, found.float(), mask)
+        shown, left = modality.hide(view, mask, draw)
+        tokens = self.encoder(shown, left, "replace").tokens
+        tokens = tokens if self.spread is None else self.spread(view, tokens, mask)
+        asked = None if self.settings.everything else mask
+        return Reconstruction(view, shown, left, self.head(tokens).float(), asked)
 
     def _asked(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) places of the tokens to predict, and (B, K) bool which of them count."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder
+from labelfree.errors import Refusal
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import losses_of, real, token_head
@@ -38,6 +40,7 @@ class Next(Objective):
     name = "next"
     settings_class = NextSettings
     needs = frozenset({Need.ORDER, Need.TOKENS, Need.CAUSAL, Need.TARGETS})
+    keeps = ("head",)
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.03}
     recipes = {
         "gpt": Recipe(
@@ -65,6 +68,14 @@ class Next(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: NextSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, encoder.token_table())
+
+    def foretell(self, view: Batch) -> Tensor:
+        if self.settings.ahead != 1:
+            raise Refusal(
+                f"This model says what lies {self.settings.ahead} tokens ahead, not what comes next.",
+                "Pretrain with ahead=1.",
+            )
+        return self.head(self.encoder(view).tokens[:, -self.modality.moment :]).float()
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         view = self.modality.view(batch, draw, self.settings.views)

@@ -43,6 +43,11 @@ class Pretext(Objective):
             settings={"transformation": "jigsaw"},
             modalities=("image",),
         ),
+        "relative-position": Recipe(
+            source="Doersch et al. 2015, Context Prediction, §3: where a second patch of a picture lies beside a first",
+            settings={"transformation": "position"},
+            modalities=("image",),
+        ),
         "order": Recipe(
             source="Misra et al. 2016, Shuffle and Learn, §3, for the stretches of a series",
             settings={"transformation": "order"},

@@ -132,7 +132,7 @@ def make_plan(
     shares = share_out(
         settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
     )
-    layers = _layers(objective, recipe)
+    layers = _layers(objective, recipe, kind)
     given = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
     options, taken = _with_defaults(given, [c for key, c in offered.items() if key in kind.settings_class.model_fields])
     choices += taken
@@ -187,13 +187,14 @@ def _with_defaults(given: Mapping[str, Any], offered: list[Choice]) -> tuple[dic
     return options, taken
 
 
-def _layers(objective: type[Objective], recipe: Recipe | None) -> dict[str, dict[str, Any]]:
+def _layers(objective: type[Objective], recipe: Recipe | None, kind: type[Modality]) -> dict[str, dict[str, Any]]:
     """Settings below the user's: the objective's, with the recipe's over them."""
     recipe = recipe or Recipe(source="")
+    suiting = {key: value for key, value in objective.options.items() if key in kind.settings_class.model_fields}
     return {
         "training": {**objective.defaults, **recipe.training},
         "settings": dict(recipe.settings),
-        "options": dict(recipe.options),
+        "options": {**suiting, **recipe.options},
     }
 
 

@@ -1,0 +1,40 @@
+"""Pictures as tokens: squares in reading order, which of them are hidden together, and grey pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from labelfree.data.draw import Draw
+from labelfree.modalities._image_views import YIQ, constant
+
+
+def squares(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) → (B, N, side·side·C)."""
+    count, channels, height, width = x.shape
+    x = x.reshape(count, channels, height // side, side, width // side, side)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(count, (height // side) * (width // side), side * side * channels)
+
+
+def joined(tokens: Tensor, side: int, height: int) -> Tensor:
+    """(B, N, side·side·C) → (B, C, H, W), the inverse of `squares`."""
+    count, places = tokens.shape[:2]
+    rows = height // side
+    x = tokens.reshape(count, rows, places // rows, side, side, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(count, -1, height, places // rows * side)
+
+
+def block_scores(draw: Draw, across: int, ratio: float) -> Tensor:
+    """(B, N) scores that are lowest in one square block, somewhere, of about the share `ratio` of the tokens."""
+    half = ratio**0.5 * across / 2
+    centre = half + draw.uniform("block", 2) * (across - 2 * half)
+    place = torch.arange(across, device=centre.device) + 0.5
+    away = (place - centre[..., None]).abs()
+    distance = torch.maximum(away[:, 0, :, None], away[:, 1, None, :]).flatten(1)
+    return distance + 1e-3 * draw.uniform("mask", across**2)
+
+
+def grey(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalised colour pictures (B, 3, H, W), of `mean` and `std` (3, 1, 1), without their colours: luma thrice."""
+    luma = constant(YIQ[0], x.device)[:, None, None]
+    return ((x * std + mean).mul(luma).sum(dim=1, keepdim=True) - mean) / std

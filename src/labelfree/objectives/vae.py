@@ -1,0 +1,72 @@
+"""The variational autoencoder: a code that is normally distributed, from which samples can be made."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.distributed import weighted_mean
+from labelfree.encoders.base import Encoder, Features
+from labelfree.losses.gaussian import gaussian_kl
+from labelfree.modalities.base import Modality
+from labelfree.objectives.autoencoder import Autoencoder, AutoencoderSettings
+from labelfree.objectives.base import Step
+
+
+class VAESettings(AutoencoderSettings):
+    """Settings of the variational autoencoder."""
+
+    code: PositiveInt = 64
+    """dimensions of the code"""
+    beta: NonNegativeFloat = 0.01
+    """weight of the code's divergence from the normal, shared out to the tokens, beside their loss"""
+    beta_warmup: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """share of training over which that weight rises from 0, in a line"""
+
+
+class VAE(Autoencoder):
+    """Auto-encoding variational Bayes (Kingma & Welling 2014, §2.3–3): the decoder sees a sample of a Gaussian whose
+    mean and variance the encoder gives, and which is drawn to the normal distribution.
+
+    The weight of that pull, β (Higgins et al. 2017), rises from 0 (Bowman et al. 2016, §3.1), lest the code be ignored.
+    Where tokens are M values each, β = 2σ²/M says that these are seen with noise of variance σ²; where they are ids,
+    β = 1 gives the evidence bound. Features are the encoder's pooled ones, from which the code is taken.
+    """
+
+    name = "vae"
+    settings_class = VAESettings
+    keeps = ("posterior", "decoder")
+    recipes = {}
+    weight: Tensor
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: VAESettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        self.posterior = nn.Linear(encoder.dim, 2 * self.settings.code)
+        self.decoder = self._new_decoder(self.settings.code)
+        self.register_buffer("weight", torch.tensor(0.0 if self.settings.beta_warmup else self.settings.beta))
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        view = self.modality.view(batch, draw, self.settings.views)
+        features = self.encoder(*self._spoilt(view, draw))
+        mean, log_variance = self.posterior(features.pooled).float().chunk(2, dim=1)
+        code = mean + (0.5 * log_variance).exp() * draw.normal("code", self.settings.code)
+        count = self._counted(features, view).sum(dim=1)
+        error = self._error(code, view, features)
+        divergence = weighted_mean(gaussian_kl(mean, log_variance) / count.clamp_min(1), count)
+        logs = {"reconstruction": error.detach(), "divergence": divergence.detach()}
+        return Step(error + self.weight * divergence, features.pooled.detach(), logs)
+
+    def after_step(self, progress: float) -> None:
+        self.weight.fill_(self.settings.beta * min(1.0, progress / max(self.settings.beta_warmup, 1e-9)))
+
+    def _code(self, features: Features) -> Tensor:
+        return self.posterior(features.pooled).chunk(2, dim=1)[0]
+
+    def imagine(self, view: Batch, draw: Draw) -> Tensor:
+        """(B, N, target_dim) of samples that never were, of the size of those in `view`: normal codes, decoded."""
+        return self._decoded(draw.normal("code", self.settings.code), view)
