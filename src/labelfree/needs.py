@@ -12,6 +12,7 @@ class Need(Enum):
     ALIGNED_VIEWS = "two overlapping crops whose shared steps are known"
     TOKENS = "one output vector per token"
     TARGETS = "targets that a token can be asked to predict"
+    IDS = "tokens that are ids of a vocabulary"
     MASK = "tokens that can be hidden from the encoder"
     ORDER = "tokens in a natural order (time, reading order)"
     CAUSAL = "an encoder that can be kept from seeing the future"

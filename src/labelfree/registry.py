@@ -89,7 +89,7 @@ def build_encoder(spec: str | nn.Module, modality: Modality, causal: bool = Fals
 
         return Custom.wrap(spec, modality)
     name, _, variant = spec.partition(":")
-    if name in ("nano", "tiny", "small", "base"):
+    if name in ("pico", "nano", "tiny", "small", "base"):
         name, variant = "transformer", name
     cls = find("encoder", encoders(), name)
     if not cls.serves(modality):

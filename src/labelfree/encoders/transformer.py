@@ -18,11 +18,17 @@ class Size:
     heads: int
 
 
-SIZES = {"nano": Size(128, 4, 4), "tiny": Size(192, 12, 3), "small": Size(384, 12, 6), "base": Size(768, 12, 12)}
+SIZES = {
+    "pico": Size(64, 2, 2),
+    "nano": Size(128, 4, 4),
+    "tiny": Size(192, 12, 3),
+    "small": Size(384, 12, 6),
+    "base": Size(768, 12, 12),
+}
 
 
 class Transformer(Encoder):
-    """`transformer:nano|tiny|small|base`: resolved by the modality, which knows its stem."""
+    """`transformer:pico|nano|tiny|small|base`: resolved by the modality, which knows its stem."""
 
     name = "transformer"
 

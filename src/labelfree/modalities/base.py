@@ -70,6 +70,10 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """A hash that changes when the source's content does (names, sizes, times, shapes; not every byte)."""
 
+    def index_end(self) -> int:
+        """One more than the largest index of its samples."""
+        return len(self)
+
     def sizes(self) -> np.ndarray | None:
         """(N,) how long each sample is, where those of about one length ought to share a batch; None where it is all
         one.
@@ -296,7 +300,7 @@ class Modality(ABC):
 
     @abstractmethod
     def transformer(self, size: str, causal: bool) -> Encoder:
-        """The shared transformer of `size` (nano, tiny, small, base) with this modality's stem; timm's ViT for
+        """The shared transformer of `size` (pico, nano, tiny, small, base) with this modality's stem; timm's ViT for
         pictures.
         """
 

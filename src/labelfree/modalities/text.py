@@ -65,7 +65,9 @@ class Text(Modality):
 
     name = "text"
     settings_class: ClassVar[type[Settings]] = TextSettings
-    offers = frozenset({Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS})
+    offers = frozenset(
+        {Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS, Need.IDS}
+    )
 
     def __init__(self, settings: TextSettings | None = None) -> None:
         super().__init__(settings)
