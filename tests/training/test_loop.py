@@ -163,3 +163,22 @@ def test_collapse_and_divergence_are_named_once(lines, word):
     said = [words for line in lines for words in watch.read(line)]
     assert len(said) == (word is not None)
     assert word is None or word in said[0]
+
+
+def test_weight_decay_moves_along_a_cosine_to_its_end():
+    job = training(weight_decay=0.04, weight_decay_end=0.4)
+    seen = []
+    for step in (0, 50, 99):
+        job.step(step, job.loader.batch(step))
+        seen.append([group["weight_decay"] for group in job.optimizer.param_groups])
+    assert [decay for decay, _ in seen] == pytest.approx([0.04, 0.22, 0.4], abs=1e-3)
+    assert {decay for _, decay in seen} == {0.0}
+
+
+def test_a_skipped_step_moves_no_queue():
+    job = training(poison={1})
+    moves = []
+    job.objective.after_step = moves.append
+    for step in range(3):
+        job.step(step, job.loader.batch(step))
+    assert moves == pytest.approx([0.01, 0.03])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -88,6 +89,13 @@ class Encoder(nn.Module, ABC):
             mask: (B, N) bool, true where a token is hidden.
             hide: hidden tokens are replaced by a learnt vector, or dropped before the first block (equal counts).
         """
+
+    def deep(self, batch: Batch, layers: int) -> Tensor:
+        """(B, N, D) what a teacher says of each token of a view: the mean of what the last `layers` blocks give, each
+        normalised (Baevski et al. 2022, data2vec, §3.3). Of a network that does not say: its normalised tokens.
+        """
+        tokens = self(batch).tokens
+        return F.layer_norm(tokens, tokens.shape[-1:])
 
     def reset(self) -> None:
         """Forget the samples seen before."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
@@ -157,6 +158,19 @@ class Timm(Encoder):
             return Features(nchw.mean(dim=(2, 3)), nchw.flatten(2).transpose(1, 2))
         tokens = out[:, getattr(self.network, "num_prefix_tokens", 0) :]
         return Features(tokens.mean(dim=1), tokens)
+
+    def deep(self, batch: Batch, layers: int) -> Tensor:
+        if not self._plain_vit or self._pictures(batch)[0].shape[1] > 1:
+            return super().deep(batch, layers)
+        found: list[Tensor] = []
+        watch = [
+            block.register_forward_hook(lambda _, __, out: found.append(F.layer_norm(out, out.shape[-1:])))
+            for block in self.network.blocks[-layers:]
+        ]
+        self(batch)
+        for hook in watch:
+            hook.remove()
+        return torch.stack(found).mean(dim=0)[:, self.network.num_prefix_tokens :]
 
     def _transform(self, data: Tensor, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
         network = self.network

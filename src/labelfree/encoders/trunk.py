@@ -125,14 +125,25 @@ class Trunk(Transformer):
             x = by_windows(lambda x, *of: run(x + positions(x), *of), x, valid, self.window)
         return Features(pooled=mean_of(x, valid), tokens=x, valid=valid, local=local)
 
-    def _blocks(self, drop: Dropout | None, x: Tensor, valid: Tensor | None, rows: Tensor | None) -> Tensor:
+    def deep(self, batch: Batch, layers: int) -> Tensor:
+        local, valid = self.stem(batch)
+        run = partial(self._blocks, None, deep=layers)
+        return by_windows(lambda x, *of: run(x + positions(x), *of), self.norm_in(local), valid, self.window)
+
+    def _blocks(
+        self, drop: Dropout | None, x: Tensor, valid: Tensor | None, rows: Tensor | None, deep: int = 0
+    ) -> Tensor:
+        """The normalised output of the last block, or the mean of those of the last `deep` blocks."""
         attend = None if valid is None else _attendable(valid, self.causal)
         if drop is not None:
             drop = replace(drop, rows=rows)
             x = drop("input", x)
+        found: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             x = block(x, attend, self.causal and attend is None, None if drop is None else drop.at(number))
-        return self.norm(x)
+            if number >= len(self.blocks) - deep:
+                found.append(F.layer_norm(x, x.shape[-1:]))
+        return torch.stack(found).mean(dim=0) if found else self.norm(x)
 
     def _dropout(self, batch: Batch) -> Dropout | None:
         if not self.training or self.dropout == 0 or batch.draw is None:

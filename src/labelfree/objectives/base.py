@@ -101,6 +101,11 @@ class Objective(nn.Module, ABC):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         """The loss of a raw batch."""
 
+    def expect(self, samples: int) -> None:
+        """Told once, before the first step and before any state is loaded, that `Batch.index` is below `samples`: what
+        is remembered of each sample gets its size here.
+        """
+
     @classmethod
     def enough(cls, found: Description) -> int | None:
         """Steps after which more are known to add little on a source like this; None: all the time allowed is used."""
@@ -138,8 +143,10 @@ class Objective(nn.Module, ABC):
         """(B, N, target_dim) for new samples of the size of those in `view`. Raises Refusal where it makes none."""
         raise Refusal(f"Method '{self.name}' makes no samples.", "Use vae.")
 
-    def foretell(self, view: Batch) -> Tensor:
-        """(B, moment, target_dim): what comes right after a view. Raises Refusal where the method does not say."""
+    def foretell(self, view: Batch, last: bool = True) -> Tensor:
+        """What comes right after a view: (B, moment, target_dim) for the tokens of the next moment; or, unless `last`,
+        (B, N, target_dim) after each token of it. Raises Refusal where the method does not say.
+        """
         raise Refusal(f"Method '{self.name}' does not say what comes next.", "Pretrain with --method next.")
 
     def after_step(self, progress: float) -> None:

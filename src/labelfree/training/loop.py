@@ -77,14 +77,14 @@ class Training:
         torch.manual_seed(hash_int(self.seed, step, distributed.rank()) & 0x7FFFFFFF)
         rate = self._rate * optim.cosine(step, self.steps, self._warmup)
         optim.set_rate(self.optimizer, rate)
+        optim.set_decay(self.optimizer, self.settings, step, self.steps)
         buffers = _float_buffers(self.objective)
         before = [b.clone() for b in buffers]
         loss, features, logs = self.module(batch, Draw.start(self.seed, epoch, step, batch.index))
         self.backward(loss)
         norm = self._gradient_norm()
-        self._move(norm, buffers, before)
+        self._move(norm, buffers, before, (step + 1) / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        self.objective.after_step((step + 1) / self.steps)
         return loss.detach(), features.detach(), {**logs, "grad_norm": norm, "learning_rate": torch.tensor(rate)}
 
     @torch.no_grad()
@@ -101,19 +101,21 @@ class Training:
         return norm
 
     @torch.no_grad()
-    def _move(self, norm: Tensor, buffers: list[Tensor], before: list[Tensor]) -> None:
-        """Step the optimiser, unless a gradient is not finite: then neither weights nor statistics move."""
+    def _move(self, norm: Tensor, buffers: list[Tensor], before: list[Tensor], progress: float) -> None:
+        """Step optimiser and objective, unless a gradient is not finite: then neither weights nor statistics move."""
         finite = torch.isfinite(norm)
         if not self._on_cpu and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # fused optimisers skip by themselves, on the device, without the host waiting for the answer
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
+            self.objective.after_step(progress)
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(torch.where(finite, buffer, old))
             return
         if finite:
             self.optimizer.step()
+            self.objective.after_step(progress)
             self.skipped_in_a_row = 0
             return
         for buffer, old in zip(buffers, before, strict=True):
@@ -127,8 +129,10 @@ class Training:
 
 
 def _float_buffers(module: nn.Module) -> list[Tensor]:
-    """Small running statistics that a bad batch could spoil (batch normalisation's)."""
-    return [b for b in module.buffers() if b.is_floating_point() and b.numel() <= 1 << 16]
+    """Running statistics that a bad batch could spoil: batch normalisation's, centres; on a GPU queues too, which move
+    there before the host knows that the step was skipped.
+    """
+    return [b for b in module.buffers() if b.is_floating_point() and (b.is_cuda or b.numel() <= 1 << 16)]
 
 
 class StopRequest:

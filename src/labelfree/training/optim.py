@@ -59,3 +59,13 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Give all groups one learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def set_decay(optimizer: Optimizer, settings: OptimSettings, step: int, steps: int) -> None:
+    """Move the weight decay of matrices along its cosine (Caron et al. 2021, DINO, §3.2), where it has an end."""
+    if settings.weight_decay_end is None:
+        return
+    start, end = settings.weight_decay, settings.weight_decay_end
+    for group in optimizer.param_groups:
+        if group["params"][0].ndim > 1:
+            group["weight_decay"] = end + (start - end) * cosine(step, steps)

@@ -21,6 +21,8 @@ class OptimSettings(Settings):
     """peak learning rate; for sgd and lars per 256 samples of the global batch"""
     weight_decay: float = Field(0.01, ge=0)
     """weight decay; biases and normalisation weights are left alone"""
+    weight_decay_end: float | None = Field(None, ge=0)
+    """weight decay at the end of the training, reached along a cosine; None: it stays the same"""
     momentum: Fraction = 0.9
     """momentum of sgd and lars"""
     beta2: Fraction = 0.999

@@ -1,0 +1,70 @@
+"""Self-distillation: a student learns a teacher's soft assignment to prototypes, which must not become all the same.
+
+Legend: B samples of this process, R processes, K prototypes, D width, τ temperature.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelfree.distributed import all_sum, gather, rank
+from labelfree.losses.precision import full_precision
+
+
+@full_precision
+def soft_cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
+    """(..., K) probabilities, (..., K) logits → (...): −Σ target · log softmax(logits)."""
+    return -(target * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+
+
+@torch.no_grad()
+@full_precision
+def centred(logits: Tensor, centre: Tensor, temperature: float | Tensor) -> Tensor:
+    """(..., K) assignments: softmax of centred, sharpened logits (Caron et al. 2021, DINO, §3.1)."""
+    return torch.softmax((logits - centre) / temperature, dim=-1)
+
+
+@torch.no_grad()
+@full_precision
+def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3) -> Tensor:
+    """(B, K) assignments of the global batch, in which all prototypes get equal shares (Caron et al. 2020, SwAV, §3.1).
+
+    Sinkhorn and Knopp's alternation on exp(scores / τ): columns to equal sums, rows to one.
+
+    Args:
+        scores: (B, K) of this process's samples; the columns' sums are those over all processes.
+    """
+    logits = scores / temperature
+    logits = logits - gather(logits.amax().view(1)).amax()  # any constant cancels; this one keeps exp in range
+    assigned = logits.exp()
+    for _ in range(iterations):
+        assigned = assigned / all_sum(assigned.sum(dim=0)).clamp_min(1e-30)
+        assigned = assigned / assigned.sum(dim=1, keepdim=True).clamp_min(1e-30)
+    return assigned
+
+
+@torch.no_grad()
+def mean_over_batch(logits: Tensor) -> Tensor:
+    """(B, K) → (K,): the mean over the samples of all processes."""
+    return all_sum(logits.float().sum(dim=0)) / all_sum(torch.tensor(float(len(logits)), device=logits.device))
+
+
+@full_precision
+def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """−log of each sample's distance to its nearest neighbour, on the sphere: spreads features evenly (Sablayrolles et
+    al. 2019, §3.2, in DINOv2's form, Oquab et al. 2023, §4).
+
+    Args:
+        x: (B, D); neighbours are looked for in the global batch.
+
+    Returns:
+        This process's part: its mean over processes is that of the global batch.
+    """
+    x = F.normalize(x, dim=1)
+    everyone = gather(x)
+    here = torch.arange(len(x), device=x.device) + rank() * len(x)
+    with torch.no_grad():
+        nearest = (x @ everyone.T).scatter_(1, here[:, None], -2.0).argmax(dim=1)
+    return -(F.pairwise_distance(x, everyone[nearest], eps=eps) + eps).log().mean()

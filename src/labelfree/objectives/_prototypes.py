@@ -1,0 +1,39 @@
+"""The head of self-distillation: a bottleneck on the sphere, and prototypes there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PrototypeHead(nn.Module):
+    """Linear layers with GELU, unit length, then the cosine to each prototype (Caron et al. 2021, DINO, appendix C).
+
+    Arguments:
+        dim: width D of the features.
+        widths: of the layers; the last is the bottleneck's.
+        prototypes: K.
+    """
+
+    def __init__(self, dim: int, widths: Sequence[int], prototypes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width, wider in pairwise((dim, *widths)):
+            layers += [nn.Linear(width, wider), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.prototypes = nn.Parameter(torch.empty(prototypes, widths[-1]))
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, x: Tensor, learn: Tensor | float = 1.0) -> Tensor:
+        """(..., D) → (..., K) cosines.
+
+        Args:
+            learn: 1 where the prototypes learn, 0 while they are kept as they are.
+        """
+        place = F.normalize(self.prototypes, dim=1)
+        place = learn * place + (1 - learn) * place.detach()
+        return F.linear(F.normalize(self.layers(x), dim=-1), place)

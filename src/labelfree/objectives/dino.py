@@ -1,0 +1,166 @@
+"""DINO: a student gives small and large crops the soft labels that a teacher gives large ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.encoders.base import Encoder
+from labelfree.losses.distillation import centred, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
+from labelfree.losses.regression import alignment
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
+from labelfree.objectives._prototypes import PrototypeHead
+from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
+from labelfree.objectives.base import Objective, Recipe, Step
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DINOSettings(CropSettings):
+    """Settings of DINO."""
+
+    projector: tuple[PositiveInt, ...] = (1024, 1024, 256)
+    """widths of the head's layers; the last is the bottleneck's"""
+    prototypes: PositiveInt = 4096
+    """soft labels K"""
+    student_temperature: PositiveFloat = 0.1
+    """divides the student's cosines"""
+    teacher_temperature: PositiveFloat = 0.07
+    """divides the teacher's cosines, after the warm-up"""
+    teacher_temperature_start: PositiveFloat = 0.04
+    """the same at the start"""
+    temperature_warmup: Share = 0.1
+    """share of the training in which the teacher's temperature rises"""
+    teacher_momentum: Share = 0.996
+    """share of itself that the teacher keeps each step, at the start"""
+    teacher_momentum_end: Share = 1.0
+    """the same at the end; it rises along a cosine"""
+    centring: Literal["centre", "sinkhorn"] = "centre"
+    """what keeps the teacher from giving all samples one label: a running mean that is taken off, or equal shares"""
+    centre_momentum: Share = 0.9
+    """share of itself that the running mean keeps each step"""
+    frozen_prototypes: Share = 0.01
+    """share of the training in which the prototypes stay as they are"""
+    koleo: NonNegativeFloat = 0.0
+    """weight of the spreading of features over the sphere (DINOv2: 0.1)"""
+
+
+class DINO(Objective):
+    """Self-distillation with no labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
+    Transformers", §3.1, algorithm 1): the teacher is the student's moving average and sees the two large views; the
+    student sees all.
+    """
+
+    name = "dino"
+    settings_class = DINOSettings
+    needs = frozenset({Need.VIEWS})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.04, "warmup": 0.1, "clip": 3.0}
+    centre: Tensor
+    progress: Tensor
+    recipes = {
+        "dino-resnet": Recipe(
+            source="Caron et al. 2021, §3.1, with the settings of solo-learn (da Costa et al. 2022) for small "
+            "pictures; there 89.5 % linear on CIFAR-10 after 1000 epochs",
+            settings={"projector": (2048, 2048, 256), "prototypes": 4096, "teacher_momentum": 0.9995},
+            training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.01},
+            options={"augment": "A"},
+            modalities=("image",),
+            encoder="timm:resnet18",
+        ),
+        "dino-vit": Recipe(
+            source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops, AdamW with weight decay .04 rising to .4",
+            settings={"local_crops": 8, "projector": (2048, 2048, 256), "prototypes": 65536},
+            training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
+            modalities=("image",),
+            encoder="transformer:small",
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: DINOSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        own = self.settings
+        self.head = PrototypeHead(encoder.dim, own.projector, own.prototypes)
+        self.teacher_encoder, self.teacher_head = frozen_copy(encoder), frozen_copy(self.head)
+        self.register_buffer("centre", torch.zeros(own.prototypes))
+        self.register_buffer("progress", torch.zeros(()))
+        self._seen: Tensor | None = None
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        own = self.settings
+        views = two_views(self.modality, batch, draw, own.views)
+        h = self.encoder(views).pooled
+        with torch.no_grad():
+            told = self.teacher_head(self.teacher_encoder(views).pooled)
+        loss = self._agreement(told, self._cosines(h), self._of_crops(batch, draw))
+        first, second = halves(h)
+        logs = {"alignment": alignment(first, second), "teacher_entropy": self._entropy(told)}
+        if own.koleo:
+            loss = loss + own.koleo * (koleo(first) + koleo(second))
+        return Step(loss, first.detach(), logs)
+
+    def _cosines(self, features: Tensor) -> Tensor:
+        return self.head(features, (self.progress >= self.settings.frozen_prototypes).float())
+
+    def _of_crops(self, batch: Batch, draw: Draw) -> Tensor | None:
+        """(L, B, K) the student's cosines of the small crops."""
+        small = local_crops(self.modality, batch, draw, self.settings.local_crops)
+        if small is None:
+            return None
+        return self._cosines(self.encoder(small).pooled).unflatten(0, (self.settings.local_crops, -1))
+
+    def _agreement(self, told: Tensor, cosines: Tensor, crops: Tensor | None) -> Tensor:
+        """Mean cross-entropy of the teacher's view of a sample and every other view of the student's (eq. 3)."""
+        labels = halves(self.assigned(told))
+        self._seen = told
+        students = [*halves(cosines), *([] if crops is None else crops)]
+        terms = [
+            soft_cross_entropy(label, student / self.settings.student_temperature).mean()
+            for one, label in enumerate(labels)
+            for other, student in enumerate(students)
+            if one != other
+        ]
+        return torch.stack(terms).mean()
+
+    def assigned(self, cosines: Tensor) -> Tensor:
+        """(2B, K) the teacher's cosines → its soft labels, for each view by itself."""
+        if self.settings.centring == "centre":
+            return centred(cosines, self._begun(self.centre, cosines), self.temperature)
+        return torch.cat([sinkhorn(view, self.temperature) for view in halves(cosines)])
+
+    def _begun(self, centre: Tensor, cosines: Tensor) -> Tensor:
+        """The running mean; before the first step this batch's, since from zero it would take its time, in which one
+        label is the easiest answer to everything.
+        """
+        return torch.where(self.progress > 0, centre, mean_over_batch(cosines))
+
+    @property
+    def temperature(self) -> Tensor:
+        """The teacher's, which rises at the start of the training."""
+        own = self.settings
+        share = (self.progress / max(own.temperature_warmup, 1e-9)).clamp(max=1.0)
+        return own.teacher_temperature_start + share * (own.teacher_temperature - own.teacher_temperature_start)
+
+    def _entropy(self, cosines: Tensor) -> Tensor:
+        """Of the teacher's labels, as a share of what it is where all are alike: 1 or 0 is collapse."""
+        label = centred(cosines, self._begun(self.centre, cosines), self.temperature)
+        return -(label * label.clamp_min(1e-30).log()).sum(dim=1).mean() / math.log(label.shape[1])
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        own = self.settings
+        momentum = rising_momentum(own.teacher_momentum, progress, own.teacher_momentum_end)
+        follow(self.teacher_encoder, self.encoder, momentum)
+        follow(self.teacher_head, self.head, momentum)
+        if self._seen is not None:
+            mean = mean_over_batch(self._seen)
+            self.centre.copy_(self._begun(self.centre, self._seen).lerp(mean, 1 - own.centre_momentum))
+            self._seen = None
+        self.progress.fill_(progress)

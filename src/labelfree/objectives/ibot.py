@@ -1,0 +1,107 @@
+"""iBOT: DINO, and the same game for tokens that are hidden from the student."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.distributed import weighted_mean
+from labelfree.encoders.base import Encoder, Features
+from labelfree.errors import Refusal
+from labelfree.losses.distillation import centred, koleo, mean_over_batch, soft_cross_entropy
+from labelfree.losses.masked import hidden_positions, take
+from labelfree.losses.regression import alignment
+from labelfree.modalities.base import Modality, hidden_count
+from labelfree.needs import Need
+from labelfree.objectives._views import halves, two_views
+from labelfree.objectives.base import Recipe, Step
+from labelfree.objectives.dino import DINO, DINOSettings, Share
+
+
+class IBOTSettings(DINOSettings):
+    """Settings of iBOT."""
+
+    ratio: float = Field(0.3, gt=0, lt=1)
+    """share of the tokens that is hidden, of those views that hide any"""
+    hiding: Share = 0.5
+    """share of the views that hide tokens"""
+    token_weight: NonNegativeFloat = 1.0
+    """weight of the hidden tokens' part"""
+
+
+class IBOT(DINO):
+    """Image BERT with an online tokenizer (Zhou et al. 2022, "iBOT", §3.2): the teacher, who sees all tokens, gives
+    those that are hidden from the student their soft labels. Head and prototypes are those of the whole sample too.
+    """
+
+    name = "ibot"
+    settings_class = IBOTSettings
+    needs = frozenset({Need.VIEWS, Need.TOKENS, Need.MASK})
+    token_centre: Tensor
+    recipes = {
+        "ibot-vit": Recipe(
+            source="Zhou et al. 2022, §3.2, §4.1: 30 % of the patches of half of the views, ten small crops, 8,192 "
+            "prototypes, weight decay .04 rising to .4",
+            settings={"local_crops": 10, "projector": (2048, 2048, 256), "prototypes": 8192},
+            training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
+            modalities=("image",),
+            encoder="transformer:small",
+        ),
+        "dinov2": Recipe(
+            source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn's equal shares in place of centres, KoLeo .1, "
+            "eight small crops. There heads of samples and tokens are not shared",
+            settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)},
+            training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2},
+            modalities=("image",),
+            encoder="transformer:small",
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: IBOTSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        if "replace" not in encoder.hides:
+            raise Refusal(f"Encoder '{encoder.name}' cannot replace hidden tokens.", "Use a transformer.")
+        self.register_buffer("token_centre", torch.zeros(self.settings.prototypes))
+        self._tokens_seen: Tensor | None = None
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        own = self.settings
+        views = two_views(self.modality, batch, draw, own.views)
+        assert views.draw is not None
+        mask = self.modality.sample_mask(views, views.draw, own.ratio)
+        mask = mask & views.draw.bernoulli("hiding", own.hiding)[:, None]
+        seen = self.encoder(views, mask, "replace")
+        with torch.no_grad():
+            teacher = self.teacher_encoder(views)
+            told = self.teacher_head(teacher.pooled)
+        loss = self._agreement(told, self._cosines(seen.pooled), self._of_crops(batch, draw))
+        hidden = self._hidden(mask, seen, teacher)
+        first, second = halves(seen.pooled)
+        if own.koleo:
+            loss = loss + own.koleo * (koleo(first) + koleo(second))
+        logs = {"alignment": alignment(first, second), "teacher_entropy": self._entropy(told)}
+        return Step(loss + own.token_weight * hidden, first.detach(), {**logs, "hidden": hidden.detach()})
+
+    def _hidden(self, mask: Tensor, seen: Features, teacher: Features) -> Tensor:
+        """Mean cross-entropy of the hidden tokens (eq. 2)."""
+        own = self.settings
+        places, hidden = hidden_positions(mask, hidden_count(mask.shape[1], own.ratio))
+        assert seen.tokens is not None
+        assert teacher.tokens is not None
+        with torch.no_grad():
+            told = self.teacher_head(take(teacher.tokens, places))
+            self._tokens_seen = told.flatten(0, 1)
+        label = centred(told, self._begun(self.token_centre, told.flatten(0, 1)), self.temperature)
+        guess = self._cosines(take(seen.tokens, places)) / own.student_temperature
+        return weighted_mean(soft_cross_entropy(label, guess), hidden)
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        if self._tokens_seen is not None:
+            mean, centre = mean_over_batch(self._tokens_seen), self._begun(self.token_centre, self._tokens_seen)
+            self.token_centre.copy_(centre.lerp(mean, 1 - self.settings.centre_momentum))
+            self._tokens_seen = None
+        super().after_step(progress)

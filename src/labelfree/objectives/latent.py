@@ -1,0 +1,146 @@
+"""Latent prediction: hide tokens, and predict what a teacher that sees everything makes of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import nn
+
+from labelfree.data.batch import Batch
+from labelfree.data.draw import Draw
+from labelfree.distributed import weighted_mean
+from labelfree.encoders.base import Encoder, Hide
+from labelfree.errors import Refusal
+from labelfree.losses.masked import hidden_positions, take
+from labelfree.losses.precision import full_precision
+from labelfree.modalities.base import Modality, hidden_count
+from labelfree.needs import Need
+from labelfree.objectives._decoder import HEAD, Decoder
+from labelfree.objectives._heads import token_head
+from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Settings
+
+
+class LatentSettings(Settings):
+    """Settings of latent prediction."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """share of the tokens that is hidden"""
+    hide: Literal["auto", "drop", "replace"] = "auto"
+    """drop hidden tokens and decode (I-JEPA), or replace them (data2vec); auto: as the encoder prefers"""
+    views: Literal["light", "none", "contrast"] = "light"
+    """strength of the augmentation before hiding"""
+    top_layers: PositiveInt = 4
+    """last blocks of the teacher whose mean is predicted"""
+    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """share of itself that the teacher keeps each step, at the start"""
+    teacher_momentum_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """the same at the end; it rises along a cosine"""
+    beta: NonNegativeFloat = 0.0
+    """errors below this are squared, larger ones not (smooth L1); 0: all are squared"""
+    decoder_width: Annotated[int, Field(gt=0, multiple_of=HEAD)] | Literal["auto"] = "auto"
+    """width of the decoder, where tokens are dropped, a multiple of 32; auto: half the encoder's"""
+    decoder_depth: PositiveInt = 2
+    """blocks of the decoder, where tokens are dropped"""
+    head_layers: NonNegativeInt = 1
+    """hidden layers of the head, where tokens are replaced"""
+
+
+class Latent(Objective):
+    """Predict a teacher's features of hidden tokens: data2vec (Baevski et al. 2022, §3) where the encoder replaces
+    them, I-JEPA (Assran et al. 2023, §3) where it drops them. The teacher is the encoder's moving average.
+    """
+
+    name = "latent"
+    settings_class = LatentSettings
+    needs = frozenset({Need.TOKENS, Need.MASK})
+    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.1}
+    recipes = {
+        "data2vec": Recipe(
+            source="Baevski et al. 2022, data2vec, §3, table 4: 60 % of a picture in blocks, mean of the top 6 blocks, "
+            "smooth L1 with β 2, teacher .9998 of an 800-epoch training",
+            settings={"ratio": 0.6, "hide": "replace", "top_layers": 6, "beta": 2.0, "teacher_momentum": 0.998},
+            options={"mask_shape": "block"},
+            modalities=("image",),
+            encoder="transformer:tiny",
+        ),
+        "data2vec-audio": Recipe(
+            source="Baevski et al. 2022, §3, §4.2: spans, about half of the tokens; mean of the top 8 blocks, teacher "
+            ".999 rising to .9999, squared error",
+            settings={"ratio": 0.5, "hide": "replace", "top_layers": 8, "teacher_momentum": 0.999}
+            | {"teacher_momentum_end": 0.9999},
+            modalities=("audio", "series"),
+            encoder="transformer:nano",
+        ),
+        "data2vec-text": Recipe(
+            source="Baevski et al. 2022, §3, §4.3: 15 % of the tokens; mean of the top 10 blocks, smooth L1 with β 4, "
+            "teacher .999 rising to .9999",
+            settings={"ratio": 0.15, "hide": "replace", "top_layers": 10, "beta": 4.0, "teacher_momentum": 0.999}
+            | {"teacher_momentum_end": 0.9999},
+            modalities=("text", "bytes"),
+            encoder="transformer:nano",
+        ),
+        "ijepa": Recipe(
+            source="Assran et al. 2023, I-JEPA, §3, §4: large blocks are hidden and predicted from what is left, in "
+            "the space of the teacher's last layer; narrow predictor. There four blocks of 15–20 % are predicted one "
+            "by one, here all that is hidden at once",
+            settings={"ratio": 0.6, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.996, "decoder_depth": 4},
+            options={"mask_shape": "block"},
+            modalities=("image",),
+            encoder="transformer:tiny",
+        ),
+        "vjepa": Recipe(
+            source="Bardes et al. 2024, V-JEPA, §3: tubes through all frames are hidden, and predicted in the "
+            "teacher's space. There with an absolute error, here with a squared one",
+            settings={"ratio": 0.75, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.998},
+            modalities=("video",),
+            encoder="transformer:tiny",
+        ),
+    }
+
+    def __init__(self, encoder: Encoder, modality: Modality, settings: LatentSettings | None = None) -> None:
+        super().__init__(encoder, modality, settings)
+        own = self.settings
+        self.hide: Hide = encoder.hides[0] if own.hide == "auto" else own.hide
+        if self.hide not in encoder.hides:
+            known = " or ".join(encoder.hides)
+            raise Refusal(f"Encoder '{encoder.name}' cannot {self.hide} hidden tokens.", f"Set hide={known}.")
+        if self.hide == "drop":
+            width = max(HEAD, encoder.dim // 2 // HEAD * HEAD) if own.decoder_width == "auto" else own.decoder_width
+            self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, encoder.dim)
+        else:
+            self.head = token_head(encoder.dim, own.head_layers, encoder.dim)
+        self.teacher = frozen_copy(encoder)
+
+    def loss(self, batch: Batch, draw: Draw) -> Step:
+        own = self.settings
+        view = self.modality.view(batch, draw, own.views)
+        mask = self.modality.sample_mask(view, draw, own.ratio)
+        positions, hidden = hidden_positions(mask, hidden_count(mask.shape[1], own.ratio))
+        with torch.no_grad():
+            target = take(self.teacher.deep(view, own.top_layers), positions)
+        features = self.encoder(view, mask, self.hide)
+        if self.hide == "drop":
+            prediction = self.head(features.tokens, mask, positions, self.modality.grid(mask.shape[1]))
+        else:
+            assert features.tokens is not None
+            prediction = self.head(take(features.tokens, positions))
+        loss = weighted_mean(distance(prediction, target, own.beta), hidden)
+        spread = target.float().flatten(0, 1).std(dim=0).mean()
+        return Step(loss, features.pooled.detach(), {"target_std": spread})
+
+    def after_step(self, progress: float) -> None:
+        own = self.settings
+        follow(self.teacher, self.encoder, rising_momentum(own.teacher_momentum, progress, own.teacher_momentum_end))
+
+
+@full_precision
+def distance(prediction: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
+    """(B, K, D), (B, K, D) → (B, K): smooth L1 with `beta`, or half the squared error where that is 0."""
+    if beta:
+        return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).mean(dim=-1)
+    return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)

@@ -1,0 +1,87 @@
+"""Self-distillation's parts against plain formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from labelfree.losses.distillation import centred, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
+from labelfree.objectives._prototypes import PrototypeHead
+
+
+def test_soft_cross_entropy_is_the_sum_over_labels() -> None:
+    torch.manual_seed(0)
+    target, logits = torch.rand(5, 7).softmax(dim=1), torch.randn(5, 7)
+    plain = [-sum(float(t) * float(v - torch.logsumexp(row, 0)) for t, v in zip(label, row, strict=True))
+             for label, row in zip(target, logits, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(soft_cross_entropy(target, logits), plain, rtol=1e-5)
+
+
+def test_centring_takes_off_what_all_have_in_common() -> None:
+    logits = torch.tensor([[3.0, 1.0], [3.0, 2.0]])
+    label = centred(logits, torch.tensor([3.0, 1.5]), 0.5)
+    plain = np.exp([[0.0, -1.0], [0.0, 1.0]])
+    np.testing.assert_allclose(label, plain / plain.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_sinkhorn_gives_every_prototype_an_equal_share() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(64, 8) + torch.tensor([5.0, *[0.0] * 7])  # all prefer the first
+    assigned = sinkhorn(scores, 0.5, iterations=100)
+    np.testing.assert_allclose(assigned.sum(dim=1), np.ones(64), rtol=1e-5)
+    np.testing.assert_allclose(assigned.sum(dim=0), np.full(8, 8.0), rtol=1e-3)
+
+
+def test_sinkhorn_is_the_paper_s_alternation() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(6, 3)
+    q = np.exp(scores.double().numpy() / 0.3).T  # (K, B), as in SwAV's listing
+    q /= q.sum()
+    for _ in range(3):
+        q /= q.sum(axis=1, keepdims=True)
+        q /= 3
+        q /= q.sum(axis=0, keepdims=True)
+        q /= 6
+    np.testing.assert_allclose(sinkhorn(scores, 0.3), (q * 6).T, rtol=1e-5)
+
+
+def test_sinkhorn_stays_finite_at_low_temperatures() -> None:
+    assigned = sinkhorn(torch.tensor([[1.0, -1.0], [1.0, -1.0], [0.9, 1.0]]), 0.01)
+    assert assigned.isfinite().all()
+
+
+def test_koleo_is_the_mean_negative_log_distance_to_the_nearest() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(10, 4, requires_grad=True)
+    points = torch.nn.functional.normalize(x.detach(), dim=1).double().numpy()
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + 10 * np.eye(10)
+    loss = koleo(x)
+    assert float(loss.detach()) == pytest.approx(float(-np.log(distance.min(axis=1)).mean()), rel=1e-4)
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_two_equal_samples_do_not_blow_up() -> None:
+    x = torch.ones(4, 3, requires_grad=True)
+    koleo(x).backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_the_mean_over_one_process_is_the_batch_s() -> None:
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(mean_over_batch(x), x.mean(dim=0))
+
+
+def test_prototypes_learn_only_when_they_are_let() -> None:
+    torch.manual_seed(0)
+    head = PrototypeHead(6, (8, 4), 5)
+    cosines = head(torch.randn(7, 6), 0.0)
+    assert cosines.abs().max() <= 1.0 + 1e-5
+    cosines.square().sum().backward()
+    assert head.prototypes.grad is None or not head.prototypes.grad.any()
+    head(torch.randn(7, 6), 1.0).square().sum().backward()
+    assert head.prototypes.grad is not None
+    assert head.prototypes.grad.any()

@@ -1,0 +1,172 @@
+"""Objectives with a teacher that labels or describes: what it sees, how it moves, what it must not do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cells import assemble, make_sources
+
+from labelfree.data.draw import Draw
+from labelfree.errors import Refusal
+from labelfree.losses.distillation import centred, mean_over_batch
+from labelfree.objectives._teacher import rising_momentum
+from labelfree.objectives._views import halves, two_views
+from labelfree.objectives.dino import DINO, DINOSettings
+from labelfree.objectives.ibot import IBOT, IBOTSettings
+from labelfree.objectives.latent import Latent, LatentSettings, distance
+
+HEAD: dict[str, Any] = {"projector": (32, 16), "prototypes": 24}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_sources(tmp_path_factory.mktemp("sources"))
+
+
+def objective(sources: dict[str, Path], kind: str, method: str, **settings: Any) -> tuple[Any, Any, Draw]:
+    training = assemble(sources[kind], kind, method, "transformer:nano")
+    base = training.objective
+    torch.manual_seed(0)
+    made = type(base)(base.encoder, base.modality, type(base.settings)(**settings)) if settings else base
+    batch = next(iter(training.loader.steps(0, 1)))
+    return made, batch, Draw.start(0, 0, 0, batch.index)
+
+
+def test_dino_s_loss_is_the_mean_over_pairs_of_different_views(sources: dict[str, Path]) -> None:
+    dino, batch, draw = objective(sources, "series", "dino", **HEAD, local_crops=2)
+    assert isinstance(dino, DINO)
+    dino.eval()
+    dino.after_step(0.5)  # past the warm-ups, with a centre
+    dino.centre.normal_()
+    found = float(dino.loss(batch, draw).loss.detach())
+    with torch.no_grad():
+        views = [
+            dino.modality.view(batch, draw.view(n), p) for n, p in enumerate(("contrast", "contrast", "local", "local"))
+        ]
+        students = [F.log_softmax(dino.head(dino.encoder(view).pooled) / 0.1, dim=1) for view in views]
+        teachers = [centred(dino.teacher_head(dino.teacher_encoder(v).pooled), dino.centre, 0.07) for v in views[:2]]
+    pairs = [-(t * s).sum(dim=1).mean() for i, t in enumerate(teachers) for j, s in enumerate(students) if i != j]
+    assert len(pairs) == 6
+    assert found == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-4)
+
+
+def test_the_teacher_s_temperature_rises_and_its_centre_follows_the_batch(sources: dict[str, Path]) -> None:
+    dino, batch, draw = objective(sources, "series", "dino", **HEAD)
+    assert float(dino.temperature) == pytest.approx(0.04)
+    with torch.no_grad():
+        told = dino.teacher_head(dino.teacher_encoder(two_views(dino.modality, batch, draw, "contrast")).pooled)
+    dino.loss(batch, draw)
+    dino.after_step(0.05)
+    assert float(dino.temperature) == pytest.approx(0.055)
+    torch.testing.assert_close(dino.centre, mean_over_batch(told))  # the first batch's mean is the first centre
+    before = dino.centre.clone()
+    dino.loss(batch, draw)
+    seen = mean_over_batch(dino._seen)
+    dino.after_step(0.2)
+    torch.testing.assert_close(dino.centre, 0.9 * before + 0.1 * seen)
+    assert float(dino.temperature) == pytest.approx(0.07)
+
+
+def test_momentum_can_end_below_one() -> None:
+    assert rising_momentum(0.99, 1.0, 0.999) == pytest.approx(0.999)
+    assert rising_momentum(0.99, 0.5, 0.999) == pytest.approx(0.9945)
+
+
+@pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
+def test_prototypes_wait_and_no_gradient_reaches_the_teacher(sources: dict[str, Path], centring: str) -> None:
+    dino, batch, draw = objective(
+        sources, "series", "dino", **HEAD, centring=centring, koleo=0.1, frozen_prototypes=0.1
+    )
+    dino.loss(batch, draw).loss.backward()
+    assert not dino.head.prototypes.grad.any()
+    assert all(p.grad is None for p in dino.teacher_encoder.parameters())
+    dino.zero_grad()
+    dino.after_step(0.2)
+    dino.loss(batch, draw).loss.backward()
+    assert dino.head.prototypes.grad.any()
+
+
+def test_ibot_hides_from_the_student_alone_and_only_in_some_views(sources: dict[str, Path]) -> None:
+    ibot, batch, draw = objective(sources, "series", "ibot", **HEAD)
+    assert isinstance(ibot, IBOT)
+    masks: dict[str, Any] = {}
+    ibot.encoder.register_forward_pre_hook(lambda _, args: masks.update(student=args[1]))
+    ibot.teacher_encoder.register_forward_pre_hook(lambda _, args: masks.update(teacher=args[1:]))
+    step = ibot.loss(batch, draw)
+    hidden = masks["student"].any(dim=1)
+    assert masks["teacher"] == ()
+    assert 0 < int(hidden.sum()) < len(hidden)
+    assert float(step.logs["hidden"]) > 0
+
+
+def test_ibot_without_hidden_tokens_is_dino(sources: dict[str, Path]) -> None:
+    ibot, batch, draw = objective(sources, "series", "ibot", **HEAD, hiding=0.0)
+    dino = DINO(ibot.encoder, ibot.modality, DINOSettings(**HEAD))
+    dino.load_state_dict(ibot.state_dict(), strict=False)
+    a, b = ibot.eval().loss(batch, draw), dino.eval().loss(batch, draw)
+    torch.testing.assert_close(a.loss, b.loss)
+    assert float(a.logs["hidden"]) == 0
+
+
+def test_ibot_says_that_a_convolution_cannot_hide(sources: dict[str, Path]) -> None:
+    with pytest.raises(Refusal):
+        assemble(sources["image"], "image", "ibot", "timm:test_resnet")
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("series", 1), ("series", 3), ("image", 2)])
+def test_what_is_deep_is_the_mean_of_normalised_blocks(sources: dict[str, Path], kind: str, layers: int) -> None:
+    latent, batch, _ = objective(sources, kind, "latent")
+    encoder = latent.encoder.eval()
+    blocks = encoder.blocks if hasattr(encoder, "blocks") else encoder.network.blocks
+    seen: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out)) for block in blocks]
+    with torch.no_grad():
+        view = latent.modality.prepare(batch)
+        encoder(view)
+        for hook in hooks:
+            hook.remove()
+        plain = torch.stack([F.layer_norm(out, out.shape[-1:]) for out in seen[-layers:]]).mean(dim=0)
+        torch.testing.assert_close(encoder.deep(view, layers), plain)
+
+
+@pytest.mark.parametrize("hide", ["replace", "drop"])
+def test_latent_predicts_the_teacher_where_the_student_saw_nothing(sources: dict[str, Path], hide: str) -> None:
+    latent, batch, draw = objective(sources, "image", "latent", hide=hide, decoder_width=32, decoder_depth=1)
+    assert isinstance(latent, Latent)
+    step = latent.loss(batch, draw)
+    step.loss.backward()
+    assert all(p.grad is None for p in latent.teacher.parameters())
+    assert 0.2 < float(step.logs["target_std"]) < 1.5
+    before = [p.clone() for p in latent.teacher.parameters()]
+    with torch.no_grad():
+        for parameter in latent.encoder.parameters():
+            parameter += 0.1
+    latent.after_step(0.0)
+    moved = [a - b for a, b in zip(latent.teacher.parameters(), before, strict=True)]
+    assert all(torch.allclose(m, torch.full_like(m, 0.001), atol=1e-5) for m in moved)
+
+
+def test_smooth_l1_is_squared_near_and_straight_far() -> None:
+    prediction, target = torch.tensor([[[0.5, 3.0]]]), torch.zeros(1, 1, 2)
+    assert float(distance(prediction, target, 2.0)) == pytest.approx(((0.25 / 4) + (3 - 1)) / 2)
+    assert float(distance(prediction, target, 0.0)) == pytest.approx((0.25 + 9) / 2)
+
+
+def test_settings_are_checked() -> None:
+    for cls, wrong in (
+        (DINOSettings, {"prototypes": 0}),
+        (IBOTSettings, {"ratio": 1.0}),
+        (LatentSettings, {"top_layers": 0}),
+    ):
+        with pytest.raises(ValueError, match=r"greater|less"):
+            cls(**wrong)
+
+
+def test_views_of_dino_are_those_of_the_others(sources: dict[str, Path]) -> None:
+    dino, batch, draw = objective(sources, "series", "dino", **HEAD)
+    first, second = halves(two_views(dino.modality, batch, draw, "contrast").data)
+    assert not torch.equal(first, second)
