@@ -33,6 +33,7 @@ def first_step(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, 
         cell = f"{kind} {method} {encoder}"
         found[f"{cell}: loss"] = all_sum(loss.detach()) / world_size()
         found |= {f"{cell}: {key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
+        training.objective.after_step(0.5)  # queues and centres hold the global batch
         found |= {f"{cell}: {key}": value.clone() for key, value in objective.named_buffers()}
     return found
 
