@@ -16,7 +16,7 @@ import pytest
 from labelfree.cli import app, main
 
 VERBS = ("pretrain", "evaluate", "finetune", "predict", "embed", "anomalies", "zeroshot", "retrieve", "report")
-VERBS += ("doctor", "list", "demo")
+VERBS += ("generate", "forecast", "doctor", "list", "demo")
 QUICK = ["--steps", "3", "--encoder", "timm:test_resnet", "batch_size=8", "threads=1", "projector=16,8", "augment=none"]
 
 

@@ -383,6 +383,44 @@ def retrieve(
     return {"directions": [way.to_dict() for way in found]}
 
 
+@_verb('runs/reviews --prompt "the film was" --tokens 200 --temperature 0.8 --top-p 0.95')
+def generate(
+    run: RunPath,
+    prompt: Annotated[str, Option(metavar="TEXT", help="How the text begins.")] = "",
+    tokens: Annotated[int, Option(metavar="N", help="Tokens to write at most.")] = 200,
+    temperature: Annotated[float, Option(help="Below 1 for likelier words, 0 for always the likeliest.")] = 0.8,
+    top_p: Annotated[float, Option(help="Draw among the likeliest tokens that have this probability.")] = 0.95,
+    seed: Annotated[int, Option(help="Same seed, same text.")] = 0,
+) -> Answer:
+    """Write text with a run of `--method next` on text or bytes."""
+    from labelfree.run import Run
+
+    text = Run(run).generate(prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+    print(text)
+    return {"text": text}
+
+
+@_verb("runs/sensors sensors.csv --steps 24 --out next.csv")
+def forecast(
+    run: RunPath,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Series to continue.")],
+    steps: Annotated[int, Option(metavar="N", help="Steps after the end of each recording.")],
+    out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
+    force: Force = False,
+) -> Answer:
+    """Continue series with a run of `--method next`."""
+    from labelfree.run import Run
+    from labelfree.tasks.embed import writable
+    from labelfree.tasks.predict import table_path
+
+    writable(table_path(out), force)
+    found = Run(run).forecast(source, steps)
+    found.write(out, force)
+    count = len(found.names)
+    print(f"{steps:,} steps after each of {count:,} recordings are in '{out}'.")
+    return {"out": out, "count": count, "steps": steps}
+
+
 @_verb("runs/photos")
 def report(run: RunPath) -> Answer:
     """Write report.html of a run.

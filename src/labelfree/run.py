@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, Refusal
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from labelfree.objectives.base import Objective
     from labelfree.tasks.anomalies import Anomalies
     from labelfree.tasks.finetune import Model
+    from labelfree.tasks.forecast import Forecast
+    from labelfree.tasks.generate import Perplexity
     from labelfree.tasks.sides import Direction, ZeroShot
     from labelfree.tasks.stream import Stream
 
@@ -92,20 +94,35 @@ def build_from_config(config: Mapping[str, Any], encoder: torch.nn.Module | None
     return modality, registry.build_encoder(spec, modality, made["causal"])
 
 
-def save_encoder(folder: Path, encoder: Encoder, modality: Modality, spec: str, causal: bool) -> None:
+def save_encoder(
+    folder: Path,
+    encoder: Encoder,
+    modality: Modality,
+    spec: str,
+    causal: bool,
+    heads: Mapping[str, torch.nn.Module] | None = None,
+) -> None:
     """Write the deliverable: weights as safetensors, and how to build them again as JSON.
 
     All processes must call it (weights may lie in shards); the first one writes.
+
+    Args:
+        heads: modules of the objective that are kept beside the encoder, by their names in it.
     """
     from labelfree import distributed
     from labelfree.training.checkpoint import write_tensors
 
     weights = distributed.whole_state(encoder)
+    states = {name: distributed.whole_state(module) for name, module in (heads or {}).items()}
     if distributed.rank() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     digest = write_tensors(folder / "model.safetensors", weights)
-    write_json(folder / "config.json", encoder_config(encoder, modality, spec, causal, digest))
+    config = encoder_config(encoder, modality, spec, causal, digest)
+    if states:
+        kept = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+        config["heads"] = {"sha256": write_tensors(folder / "heads.safetensors", kept)}
+    write_json(folder / "config.json", config)
 
 
 def load_encoder(folder: Path, encoder: torch.nn.Module | None = None) -> tuple[Modality, Encoder]:
@@ -136,6 +153,7 @@ class Run:
             raise LabelfreeError(f"There is no run at '{path}'.", "Name the folder that `labelfree pretrain` wrote.")
         self.info: dict[str, Any] = read_json(self.path / "run.json")
         self._own_encoder = encoder
+        self._maker: Objective | None = None
         self._loaded: tuple[Modality, Encoder] | None = None
 
     def _load(self) -> tuple[Modality, Encoder]:
@@ -153,6 +171,36 @@ class Run:
         """The pretrained encoder, in evaluation mode."""
         return self._load()[1]
 
+    def bare_objective(self) -> Objective:
+        """The objective around a copy of the run's encoder, with heads that have learnt nothing."""
+        from labelfree.training.plan import Plan
+
+        plan = Plan.model_validate(self.info["plan"])
+        cls = plan.objective_class()
+        settings = cls.settings_class.read(plan.objective_settings, cls.name)
+        return cls(copy.deepcopy(self.encoder), self.modality, settings)
+
+    def maker(self) -> Objective:
+        """The objective with the heads that are kept because they make something: text, values, pictures.
+
+        Raises:
+            LabelfreeError: the method keeps none.
+        """
+        from labelfree.training.checkpoint import read_tensors
+
+        if self._maker is None:
+            folder = self.path / "encoder"
+            kept = read_json(folder / "config.json").get("heads")
+            if kept is None:
+                raise Refusal(
+                    f"Runs of '{self.info['method']}' keep no head that could make anything.",
+                    "Pretrain with next to continue texts and series, with vae to make samples.",
+                )
+            objective = self.bare_objective()
+            objective.load_state_dict(read_tensors(folder / "heads.safetensors", kept["sha256"]), strict=False)
+            self._maker = objective.eval()
+        return self._maker
+
     def objective(self) -> Objective:
         """The objective as it was trained, with its heads, around a copy of the run's encoder.
 
@@ -160,12 +208,8 @@ class Run:
             LabelfreeError: its checkpoint is no longer there.
         """
         from labelfree.training.checkpoint import load_module, newest_state
-        from labelfree.training.plan import Plan
 
-        plan = Plan.model_validate(self.info["plan"])
-        cls = plan.objective_class()
-        encoder = copy.deepcopy(self.encoder)
-        objective = cls(encoder, self.modality, cls.settings_class.read(plan.objective_settings, cls.name))
+        objective = self.bare_objective()
         newest = newest_state(self.path / "checkpoints")
         if newest is None:
             raise LabelfreeError(f"'{self.path}' has no checkpoint, and so no heads.", "Copy the whole folder.")
@@ -227,6 +271,24 @@ class Run:
         from labelfree.tasks.sides import retrieve
 
         return retrieve(self, source, at)
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """Continue a text, after `next` on text or bytes: see `labelfree.tasks.generate.generate`."""
+        from labelfree.tasks.generate import generate
+
+        return generate(self, prompt, **options)
+
+    def perplexity(self, source: Any) -> Perplexity:
+        """How well a model of `next` predicts texts: see `labelfree.tasks.generate.perplexity`."""
+        from labelfree.tasks.generate import perplexity
+
+        return perplexity(self, source)
+
+    def forecast(self, source: Any, steps: int) -> Forecast:
+        """Continue series, after `next` on series: see `labelfree.tasks.forecast.forecast`."""
+        from labelfree.tasks.forecast import forecast
+
+        return forecast(self, source, steps)
 
     def report(self) -> Path:
         """Write `report.html` and return its path."""

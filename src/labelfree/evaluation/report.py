@@ -53,6 +53,7 @@ def write_report(run: Run) -> Path:
         _header(run, newest),
         _results(newest) if newest else "",
         _training(run),
+        _given_back(run),
         _map(gallery) if gallery else "",
         _neighbours(gallery) if gallery else "",
         _about(run, newest),
@@ -260,6 +261,31 @@ def _training(run: Run) -> str:
         f"<section><h2>Training</h2><p>By step; no label was seen.</p>{notes}"
         f'<div class="grid-of wide">{"".join(cards)}</div></section>'
     )
+
+
+def _given_back(run: Run) -> str:
+    """Samples beside what the method made of them, and samples that it made anew."""
+    path = run.path / "given_back.json"
+    if not path.exists():
+        return ""
+    found, sections = read_json(path), []
+    titles = {"sample": "the sample", "seen": "what was seen", "given_back": "given back"}
+    cards = []
+    for row in found["samples"]:
+        figures = [
+            f'<figure><div class="shown">{row[key]}</div><figcaption>{words}</figcaption></figure>'
+            for key, words in titles.items()
+            if row[key]
+        ]
+        cards.append(f'<div class="card made">{"".join(figures)}</div>')
+    if cards:
+        words = "A few samples of the training data, and what the method makes of them."
+        sections.append(f"<h2>Given back</h2><p>{words}</p><div class='grid-of'>{''.join(cards)}</div>")
+    if found["imagined"]:
+        made = "".join(f'<figure><div class="shown">{html}</div></figure>' for html in found["imagined"])
+        words = "Samples that never were: normally distributed codes, decoded."
+        sections.append(f'<h2>Made anew</h2><p>{words}</p><div class="card made">{made}</div>')
+    return "".join(f"<section>{section}</section>" for section in sections)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -28,6 +28,8 @@ SPECIAL = {
 }
 #: Characters from which a vocabulary is learnt, and documents read at a time.
 LEARN_FROM, CHUNK = 20_000_000, 1024
+#: How a hidden token looks to people.
+HIDDEN = "▢"
 #: Characters above which packed tokens go to a temporary file instead of memory.
 IN_MEMORY = 2_000_000_000
 
@@ -124,7 +126,20 @@ class Vocabulary:
         return [np.concatenate([np.array(i[: limit - 1] if limit else i, dtype=np.int32), end]) for i in ids]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)).strip()
+        """Text without special tokens, but for a sign in the place of hidden ones."""
+        ids = np.asarray(ids, dtype=np.int64)
+        cuts = np.flatnonzero(ids == self.mask)
+        parts = [part[part != self.mask].tolist() for part in np.split(ids, cuts)]
+        return f" {HIDDEN}".join(self._tokenizer.decode(part, skip_special_tokens=True) for part in parts).strip()
+
+    @property
+    def special(self) -> list[int]:
+        """Ids that are no part of a text."""
+        return sorted({self.pad, self.unk, self.cls, self.sep, self.mask})
+
+    def bytes_of(self, ids: Sequence[int] | np.ndarray) -> int:
+        """Bytes of the text that ids stand for."""
+        return len(self.decode(ids).encode())
 
 
 def some_texts(documents: Documents, characters: int = LEARN_FROM) -> Iterator[str]:
@@ -179,6 +194,11 @@ class Blocks(Dataset):
 
     def __len__(self) -> int:
         return -(-len(self._ids) // self.length)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All ids, end to end."""
+        return self._ids
 
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         last = len(self._ids) - self.length

@@ -67,8 +67,19 @@ class ByteVocabulary:
         return [np.append(np.frombuffer(part.encode("latin-1"), dtype=np.uint8).astype(np.int32), end) for part in cut]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Characters of bytes, a middle dot in the place of hidden ones."""
         numbers = np.asarray(ids)
+        numbers = np.where(numbers == self.mask, ord("·"), numbers)
         return numbers[numbers < 256].astype(np.uint8).tobytes().decode("latin-1")
+
+    @property
+    def special(self) -> list[int]:
+        """Ids that are no bytes."""
+        return list(range(256, self.size))
+
+    def bytes_of(self, ids: Sequence[int] | np.ndarray) -> int:
+        """How many of the ids are bytes."""
+        return int((np.asarray(ids) < 256).sum())
 
     def state(self) -> str:
         return "bytes"
@@ -225,6 +236,12 @@ class Bytes(Text):
         return scores.gather(1, place)
 
     # ---- for people, and for baselines
+
+    def ids_of(self, words: str) -> list[int]:
+        return [*words.encode()]
+
+    def words_of(self, ids: Sequence[int]) -> str:
+        return as_text(self.vocabulary.decode(ids))
 
     def show(self, sample: Any) -> str:
         text = self.vocabulary.decode(sample.data[:256])

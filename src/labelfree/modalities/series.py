@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -112,10 +112,13 @@ class SeriesDataset(Dataset):
         time = None if self.source.time is None else self.source.time[start:stop]
         return Sample(data, index, int(self._groups[index]), time)
 
+    def recording_name(self, number: int) -> str:
+        """What a person calls a recording."""
+        return self.source.names[number] if len(self.source.names) else f"series {number}"
+
     def name(self, index: int) -> str:
         recording = int(self.recording[index])
-        names = self.source.names
-        name = names[recording] if len(names) else f"series {recording}"
+        name = self.recording_name(recording)
         start, stop = self.spans[index] - self.source.spans[recording, 0]
         return f"{name}, steps {start}–{stop - 1}" if self.window else name
 
@@ -368,11 +371,18 @@ class Series(Modality):
     def _normalise(self, x: Tensor) -> Tensor:
         if self.settings.normalise == "none":
             return x
+        mean, deviation = self._scale(x)
+        return (x - mean) / deviation
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What values (B, T, C) are normalised by: mean and deviation, that broadcast with them."""
         if self.settings.normalise == "channel":
-            return (x - self._mean.to(x.device)) / self._std.to(x.device)
+            return self._mean.to(x.device), self._std.to(x.device)
+        if self.settings.normalise == "none":
+            return x.new_zeros(()), x.new_ones(())
         mean = x.nanmean(dim=1, keepdim=True)
         deviation = (x - mean).square().nanmean(dim=1, keepdim=True).sqrt()
-        return (x - mean) / torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
+        return mean, torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         own = self.settings
@@ -460,6 +470,45 @@ class Series(Modality):
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return squared_error(prediction, target)
+
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        x = view.data
+        if prediction is not None:
+            found = prediction.unflatten(2, (self.patch, -1))
+            if mask is not None:
+                found = torch.where(mask[..., None, None], found, patches(x, self.patch).unflatten(2, (self.patch, -1)))
+            x = found.flatten(1, 2)[:, : x.shape[1]]
+        mean, deviation = self._scale(view.data)
+        rows = (x * deviation + mean).cpu().numpy()
+        lengths = augment.lengths_of(view).tolist()
+        return [
+            Sample(row[:length], index) for row, length, index in zip(rows, lengths, view.index.tolist(), strict=True)
+        ]
+
+    # ---- what comes next
+
+    def ends(self, dataset: SeriesDataset) -> list[Sample]:
+        """The last whole tokens of every recording, as many as there are in training before a sample's last one."""
+        patch, found = self.patch, []
+        most = max(1, self._length // patch - 1) * patch
+        for number, (start, stop) in enumerate(dataset.source.spans.tolist()):
+            count = max(patch, min(most, (stop - start) // patch * patch))
+            values = dataset.source.values[max(start, stop - count) : stop]
+            missing = np.full((count - len(values), values.shape[1]), np.nan, dtype=values.dtype)
+            found.append(Sample(np.concatenate([missing, values]), number))
+        return found
+
+    def continued(self, foretell: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
+        """(B, steps, C) values after `ends`, which are equally long: `foretell` says the next token of a view."""
+        batch = self.collate(ends)
+        mean, deviation = self._scale(batch.data)
+        view = self.prepare(batch).with_(time=None)
+        seen = view.data
+        for _ in range(-(-steps // self.patch)):
+            token = foretell(view.with_(data=seen[:, -batch.data.shape[1] :]))
+            seen = torch.cat([seen, token.view(len(ends), self.patch, self.channels).to(seen.dtype)], dim=1)
+        future = seen[:, batch.data.shape[1] :][:, :steps]
+        return (future * deviation + mean).cpu().numpy()
 
     # ---- for people, and for baselines
 

@@ -264,8 +264,8 @@ class Text(Modality):
     def _random_words(self, like: Tensor, draw: Draw) -> Tensor:
         if self._ordinary is None or self._ordinary.device != like.device:
             words = self.vocabulary
-            special = {words.pad, words.unk, words.cls, words.sep, words.mask}
-            self._ordinary = torch.tensor([i for i in range(words.size) if i not in special], device=like.device)
+            ordinary = sorted({*range(words.size)} - {*words.special})
+            self._ordinary = torch.tensor(ordinary, device=like.device)
         return self._ordinary[draw.integers("word", len(self._ordinary), like.shape[1])]
 
     def targets(self, batch: Batch) -> Tensor:
@@ -279,7 +279,24 @@ class Text(Modality):
         losses = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), reduction="none")
         return losses.view(target.shape)
 
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        ids = view.data
+        if prediction is not None:
+            found = prediction.argmax(dim=-1).masked_fill(prediction.isnan().any(dim=-1), self.vocabulary.mask)
+            ids = found if mask is None else torch.where(mask, found, ids)
+        lengths = [ids.shape[1]] * len(ids) if view.lengths is None else view.lengths.tolist()
+        rows = zip(ids.cpu().numpy(), lengths, view.index.tolist(), strict=True)
+        return [Sample(row[1:length].astype(np.int32), index) for row, length, index in rows]
+
     # ---- for people, and for baselines
+
+    def ids_of(self, words: str) -> list[int]:
+        """The tokens that a text begins with."""
+        return [int(i) for i in self.vocabulary.encode([words])[0][:-1]]
+
+    def words_of(self, ids: Sequence[int]) -> str:
+        """The text that tokens stand for."""
+        return self.vocabulary.decode(ids)
 
     def show(self, sample: Sample) -> str:
         text = self.vocabulary.decode(sample.data[:120])

@@ -97,6 +97,16 @@ class Objective(nn.Module, ABC):
         self.modality = modality
         self.settings: Any = settings if settings is not None else self.settings_class()
 
+    @classmethod
+    def owners(cls) -> Mapping[str, type[Settings]]:
+        """Name and settings of each part that owns some of the settings a user gives."""
+        return {cls.name: cls.settings_class}
+
+    @classmethod
+    def settings_of(cls, shares: Mapping[str, Mapping[str, Any]]) -> Settings:
+        """The settings that the owners' shares make. Raises LabelfreeError for values that are not allowed."""
+        return cls.settings_class.read(shares[cls.name], cls.name)
+
     @abstractmethod
     def loss(self, batch: Batch, draw: Draw) -> Step:
         """The loss of a raw batch."""

@@ -69,13 +69,14 @@ class Next(Objective):
         super().__init__(encoder, modality, settings)
         self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, encoder.token_table())
 
-    def foretell(self, view: Batch) -> Tensor:
+    def foretell(self, view: Batch, last: bool = True) -> Tensor:
         if self.settings.ahead != 1:
             raise Refusal(
                 f"This model says what lies {self.settings.ahead} tokens ahead, not what comes next.",
                 "Pretrain with ahead=1.",
             )
-        return self.head(self.encoder(view).tokens[:, -self.modality.moment :]).float()
+        tokens = self.encoder(view).tokens
+        return self.head(tokens[:, -self.modality.moment :] if last else tokens).float()
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         view = self.modality.view(batch, draw, self.settings.views)

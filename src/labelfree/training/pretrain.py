@@ -17,6 +17,7 @@ from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError
+from labelfree.evaluation.given_back import write_given_back
 from labelfree.modalities.base import Dataset, Description, Modality
 from labelfree.run import Run, read_json, save_encoder, write_json
 from labelfree.training import job as jobs
@@ -276,7 +277,10 @@ def _launch(
         assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network)
     world = processes.outside_world() if job is None else _world(job.plan)
     processes.run_everywhere(_work, assignment, job, accelerator, world)
-    return Run(folder, network)
+    run = Run(folder, network)
+    if job is not None and job.objective.keeps:
+        write_given_back(run, job.dataset)
+    return run
 
 
 def _world(plan: Plan) -> int:
@@ -366,7 +370,10 @@ class Recorder:
     def _finish(self, state: str, done: int, line: Mapping[str, float]) -> None:
         plan, objective = self.job.plan, self.training.objective
         if state != "failed":
-            save_encoder(self.folder / "encoder", objective.product, self.job.modality, plan.encoder, plan.causal)
+            heads = {name: getattr(objective, name, None) for name in objective.keeps}
+            kept = {name: module for name, module in heads.items() if module is not None}
+            folder, modality = self.folder / "encoder", self.job.modality
+            save_encoder(folder, objective.product, modality, plan.encoder, plan.causal, kept)
         if not self.first:
             return
         self.info["health"] = {key: line.get(key) for key in ("loss", "effective_rank", "feature_std")}

@@ -1,0 +1,63 @@
+"""What a method gives back of samples, or makes anew, as a person looks at it; for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from labelfree.data.batch import Sample
+from labelfree.data.draw import Draw
+from labelfree.errors import Refusal
+from labelfree.modalities.base import Dataset, Modality
+from labelfree.objectives.base import Objective
+from labelfree.run import Run, write_json
+
+#: Samples that are shown, and those that are made anew.
+SHOWN, IMAGINED = 8, 16
+
+
+def write_given_back(run: Run, dataset: Dataset) -> None:
+    """Write `given_back.json` into the run's folder: a few samples that `dataset`, the training set, holds, what the
+    encoder saw of them and what came back; and samples that never were. Nothing where the method makes neither.
+    """
+    objective = run.maker()
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), IMAGINED)).astype(int)
+    samples = [item for item in dataset.read(rows.tolist()) if isinstance(item, Sample)]
+    content = {"samples": _given_back(objective, samples[:SHOWN]), "imagined": _imagined(objective, samples)}
+    if any(content.values()):
+        write_json(run.path / "given_back.json", content)
+
+
+@torch.no_grad()
+def _given_back(objective: Objective, samples: list[Sample]) -> list[dict[str, Any]]:
+    modality = objective.modality
+    batch = modality.collate(samples)
+    try:
+        found = objective.reconstruct(batch, Draw.start(0, 0, 0, batch.index))
+        nothing = torch.full_like(found.prediction, torch.nan)
+        whole = _shown(modality, modality.rebuild(found.view))
+        seen = modality.rebuild(found.shown, None if found.hidden is None else nothing, found.hidden)
+        back = modality.rebuild(found.view, found.prediction, found.asked)
+    except Refusal:
+        return []
+    return [
+        {"sample": sample, "seen": seen if seen != sample else "", "given_back": given}
+        for sample, seen, given in zip(whole, _shown(modality, seen), _shown(modality, back), strict=True)
+    ]
+
+
+@torch.no_grad()
+def _imagined(objective: Objective, samples: list[Sample]) -> list[str]:
+    modality = objective.modality
+    view = modality.prepare(modality.collate(samples))
+    try:
+        made = objective.imagine(view, Draw.start(0, 0, 0, view.index))
+        return _shown(modality, modality.rebuild(view, made))
+    except Refusal:
+        return []
+
+
+def _shown(modality: Modality, samples: list[Sample]) -> list[str]:
+    return [modality.show(sample) for sample in samples]

@@ -1,0 +1,85 @@
+"""What comes next in a series, from a model that predicts the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labelfree.errors import LabelfreeError, Refusal
+
+if TYPE_CHECKING:
+    from labelfree.run import Run
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected to follow each recording of a source.
+
+    Attributes:
+        names: of the N recordings.
+        channels: names of the C channels.
+        values: (N, steps, C) float32, in the units of the source; NaN after a recording without any value.
+    """
+
+    names: Sequence[str]
+    channels: Sequence[str]
+    values: np.ndarray
+
+    def write(self, out: str | Path, force: bool = False) -> Path:
+        """A table with a row a step: `name`, `step` (1 is the first after the end), and the channels.
+
+        Raises:
+            LabelfreeError: another kind of file than .csv, .parquet, .jsonl, or one that exists.
+        """
+        import pyarrow as pa
+
+        from labelfree.tasks.embed import writable
+        from labelfree.tasks.predict import table_path, write_table
+
+        path = writable(table_path(out), force)
+        count, steps = self.values.shape[:2]
+        columns: dict[str, Any] = {
+            "name": np.repeat(np.array(self.names, dtype=object), steps),
+            "step": np.tile(np.arange(1, steps + 1), count),
+        }
+        columns |= {name: self.values[..., c].reshape(-1) for c, name in enumerate(self.channels)}
+        write_table(pa.table(columns), path)
+        return path
+
+
+@torch.no_grad()
+def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Forecast:
+    """Continue every recording of `source` token by token, each prediction being taken for true by the next.
+
+    The model sees the end of a recording, as much of it as its training samples were long.
+
+    Raises:
+        LabelfreeError: no steps.
+        Refusal: the run does not predict what comes next, or is not on series.
+    """
+    from labelfree.modalities.series import Series
+
+    modality = run.modality
+    if not isinstance(modality, Series):
+        raise Refusal(f"Runs on series can forecast, not on {modality.name}.", "Text can be continued: see generate.")
+    if steps < 1:
+        raise LabelfreeError(f"A forecast of {steps} steps says nothing.", "Give 1 or more.")
+    objective = run.maker()
+    dataset = modality.open(source)
+    ends = modality.ends(dataset)
+    values = np.full((len(ends), steps, modality.channels), np.nan, dtype=np.float32)
+    by_length: dict[int, list[int]] = {}
+    for place, end in enumerate(ends):
+        if not np.isnan(end.data).all():
+            by_length.setdefault(len(end.data), []).append(place)
+    for places in by_length.values():
+        for first in range(0, len(places), batch_size):
+            some = places[first : first + batch_size]
+            values[some] = modality.continued(objective.foretell, [ends[place] for place in some], steps)
+    names = [dataset.recording_name(end.index) for end in ends]
+    return Forecast(names, dataset.channels, values)
