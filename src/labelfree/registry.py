@@ -37,8 +37,9 @@ def _subclasses(base: type[T]) -> Mapping[str, type[T]]:
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
-        if "name" in vars(cls):  # a contract's own base, and helpers between, only declare it
-            found[vars(cls)["name"]] = cls
+        # a contract's own base, and helpers between, only declare a name; sums of objectives are put together by one
+        if "+" not in (name := vars(cls).get("name", "+")):
+            found[name] = cls
     return dict(sorted(found.items()))
 
 
@@ -76,8 +77,13 @@ def find(kind: str, known: Mapping[str, Any], name: str) -> Any:
     return known[name]
 
 
+@lru_cache
 def method(name: str) -> tuple[type[Objective], Recipe | None]:
-    """The objective, and recipe if it is one, that a user's `--method` names."""
+    """The objective, and recipe if it is one, that a user's `--method` names; "simclr+0.5*masked" is a weighted sum."""
+    if "+" in name or "*" in name:
+        from labelfree.objectives.several import Part, compose, weighted_names
+
+        return compose(tuple(Part(part, weight, *method(part)) for weight, part in weighted_names(name)))
     known: dict[str, Any] = {key: (cls, None) for key, cls in objectives().items()}
     return find("method", known | recipes(), name)
 

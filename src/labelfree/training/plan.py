@@ -58,7 +58,7 @@ class Plan(Settings):
     choices: list[dict[str, Any]] = Field(default_factory=list)
 
     def objective_class(self) -> type[Objective]:
-        return registry.find("method", registry.objectives(), self.objective)
+        return registry.method(self.objective)[0]
 
     def new_modality(self) -> Modality:
         """The modality with this plan's settings, not yet fitted."""
@@ -129,9 +129,8 @@ def make_plan(
         encoder = recipe.encoder
     if encoder != "auto":
         offered = {key: choice for key, choice in offered.items() if not choice.of_encoder}
-    shares = share_out(
-        settings, {"training": TrainSettings, objective.name: objective.settings_class, kind.name: kind.settings_class}
-    )
+    owners = objective.owners()
+    shares = share_out(settings, {"training": TrainSettings, **owners, kind.name: kind.settings_class})
     layers = _layers(objective, recipe, kind)
     given = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
     options, taken = _with_defaults(given, [c for key, c in offered.items() if key in kind.settings_class.model_fields])
@@ -151,8 +150,8 @@ def make_plan(
         causal=registry.needs_causal(objective),
         seed=seed,
         training=TrainSettings.read(training, "training"),
-        objective_settings=objective.settings_class.read(
-            {**layers["settings"], **shares[objective.name]}, objective.name
+        objective_settings=objective.settings_of(
+            {name: {**layers["settings"], **shares[name]} for name in owners}
         ).model_dump(mode="json"),
         modality_settings=kind.settings_class.read(options, kind.name).model_dump(mode="json"),
         choices=[choice.record() for choice in choices],
