@@ -26,6 +26,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "dino": {"projector": (64, 32), "prototypes": 32},
     "ibot": {"projector": (64, 32), "prototypes": 32},
     "latent": {"decoder_width": 32, "decoder_depth": 1},
+    "simsiam": {"projector": (64, 64), "predictor": (32,)},
+    "barlow": {"projector": (64, 64)},
+    "moco": {"projector": (64, 32), "queue": 4},
+    "nnclr": {"projector": (64, 32), "predictor": (64,), "queue": 24},
+    "instance": {"projector": (32,)},
+    "triplet": {"projector": (32,)},
     "link": {"projector": (32, 32)},
     "masked": {"decoder_width": 64, "decoder_depth": 1},
     "cpc": {"horizon": 3, "negatives": 32},
@@ -283,13 +289,19 @@ def steps_of(method: str) -> int:
     return STEPS.get(method, USUAL_STEPS)
 
 
-def assemble(source: Path, kind: str, method: str, encoder: str) -> Training:
-    """This process's training of a cell. Raises Refusal where the three do not fit."""
+def assemble(source: Path, kind: str, method: str, encoder: str, **more: Any) -> Training:
+    """This process's training of a cell, with `more` settings. Raises Refusal where the three do not fit."""
     cls, _ = registry.method(method)
     settings = {"batch_size": BATCH, "precision": "32", "threads": 1, "cache": "memory", "warmup": 1}
     tiny = {**SMALL.get(cls.name, {}), **VIEWS.get(kind, {}), **TASKS.get((kind, method), {})}
     plan, data, dataset, _ = make_plan(
-        str(source), modality=kind, method=method, encoder=encoder, seed=0, seconds=None, settings=settings | tiny
+        str(source),
+        modality=kind,
+        method=method,
+        encoder=encoder,
+        seed=0,
+        seconds=None,
+        settings=settings | tiny | more,
     )
     data.fit(dataset)
     nearby, plan = jobs.near(data.training_set(dataset, cls.needs), data, plan)

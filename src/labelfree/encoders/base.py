@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
+from labelfree.encoders._chunks import in_chunks
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 
@@ -51,6 +52,8 @@ class Encoder(nn.Module, ABC):
     sees_order: bool = True
     #: Whether features depend on the samples seen before: such an encoder is shown a source from its start, in order.
     remembers: bool = False
+    #: Rows of a batch that are encoded at a time, to save memory; 0 for all.
+    micro_batch: int = 0
     #: The modalities it serves; empty for all.
     modalities: ClassVar[frozenset[str]] = frozenset()
     #: What a modality has to offer for it.
@@ -79,6 +82,13 @@ class Encoder(nn.Module, ABC):
     def options(cls, variant: str) -> Mapping[str, Any]:
         """Settings of the modality that the variant brings with it (its own tokenizer); recipes and users go first."""
         return {}
+
+    def __call__(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Any:
+        """`forward`, for `micro_batch` rows at a time where that is set."""
+        run = super().__call__
+        if 0 < self.micro_batch < len(batch):
+            return in_chunks(self, run, batch, mask, hide, self.micro_batch)
+        return run(batch, mask, hide) if mask is not None else run(batch)
 
     @abstractmethod
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:

@@ -20,7 +20,7 @@ from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Dataset, Modality
 from labelfree.objectives.base import Objective
 from labelfree.training import optim, runtime
@@ -145,7 +145,22 @@ def build_objective(
         load_weights(encoder, Path(init))
     cls = plan.objective_class()
     registry.check_fit(cls, modality, encoder)
-    return cls(encoder, modality, cls.settings_class.read(plan.objective_settings, cls.name))
+    objective = cls(encoder, modality, cls.settings_class.read(plan.objective_settings, cls.name))
+    objective.expect(dataset.index_end())
+    _encode_in_chunks(objective, plan.training)
+    return objective
+
+
+def _encode_in_chunks(objective: Objective, settings: TrainSettings) -> None:
+    """Let every encoder of the objective take `micro_batch` rows at a time. Raises Refusal where it cannot."""
+    rows = settings.micro_batch
+    if rows and objective.encoder.remembers:
+        raise Refusal(f"Encoder '{objective.encoder.name}' sees all events in their order.", "Set micro_batch=0.")
+    if rows and settings.strategy == "fsdp":
+        raise Refusal("An encoder in shards cannot take a batch in parts.", "Set micro_batch=0 or strategy=ddp.")
+    for module in objective.modules():
+        if isinstance(module, Encoder):
+            module.micro_batch = rows
 
 
 def load_weights(encoder: Encoder, path: Path) -> None:

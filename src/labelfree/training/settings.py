@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from labelfree.settings import Settings
 
@@ -38,6 +38,9 @@ class TrainSettings(OptimSettings):
 
     batch_size: PositiveInt = 256
     """samples of a global batch"""
+    micro_batch: NonNegativeInt = 0
+    """rows that the encoder takes at a time, so that a large batch needs the memory of a small one, for a third more
+    time; 0: all"""
     precision: Literal["auto", "bf16", "32"] = "auto"
     """bf16 (mixed) where the hardware has it, else 32"""
     workers: int | Auto = "auto"
