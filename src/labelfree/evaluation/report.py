@@ -279,8 +279,9 @@ def _given_back(run: Run) -> str:
         ]
         cards.append(f'<div class="card made">{"".join(figures)}</div>')
     if cards:
+        kind = "given seen" if any(row["seen"] for row in found["samples"]) else "given"
         words = "A few samples of the training data, and what the method makes of them."
-        sections.append(f"<h2>Given back</h2><p>{words}</p><div class='grid-of'>{''.join(cards)}</div>")
+        sections.append(f"<h2>Given back</h2><p>{words}</p><div class='grid-of {kind}'>{''.join(cards)}</div>")
     if found["imagined"]:
         made = "".join(f'<figure><div class="shown">{html}</div></figure>' for html in found["imagined"])
         words = "Samples that never were: normally distributed codes, decoded."

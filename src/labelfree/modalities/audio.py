@@ -407,6 +407,18 @@ class Audio(Modality):
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return squared_error(prediction, target)
 
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        """Log-mel frames; what is not known is silent."""
+        if self._waves:
+            return super().rebuild(view, prediction, mask)
+        x, patch = view.data.float(), self.settings.patch
+        if prediction is not None:
+            found = prediction if mask is None else torch.where(mask[..., None], prediction, steps.patches(x, patch))
+            x = found.unflatten(2, (patch, -1)).flatten(1, 2)[:, : x.shape[1]]
+        frames = (x * self._std.to(x.device) + self._mean.to(x.device)).nan_to_num(nan=-1e4).cpu().numpy()
+        lengths = [x.shape[1]] * len(x) if view.lengths is None else view.lengths.tolist()
+        return [Sample(row[:n], i) for row, n, i in zip(frames, lengths, view.index.tolist(), strict=True)]
+
     # ---- pictures
 
     def picture_form(self) -> PictureForm:
