@@ -1,6 +1,7 @@
-"""An objective of one's own, Barlow Twins: trained with a loop of one's own, then with the engine."""
+"""An objective of one's own, alignment and uniformity: trained with a loop of one's own, then with the engine."""
 
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -11,33 +12,32 @@ from labelfree.distributed import gather
 from labelfree.modalities.image import Image, ImageSettings
 
 
-class BarlowSettings(Settings):
-    """Settings of Barlow Twins."""
+class SphereSettings(Settings):
+    """Settings of alignment and uniformity."""
 
-    width: int = 256
+    width: int = 64
     """width of the projection"""
-    redundancy: float = 0.005
-    """weight λ of the correlations between different features"""
+    uniformity: float = 1.0
+    """weight of the even spread"""
 
 
-class Barlow(Objective):
-    """A feature of one view goes with itself in the other, and with no other (Zbontar et al. 2021, §2)."""
+class Sphere(Objective):
+    """Views of one sample meet, and samples spread evenly over the sphere (Wang & Isola 2020, §4.1)."""
 
-    name = "barlow"
-    settings_class = BarlowSettings
+    name = "sphere"
+    settings_class = SphereSettings
     needs = frozenset({Need.VIEWS})
 
-    def __init__(self, encoder: Encoder, modality: Modality, settings: BarlowSettings | None = None) -> None:
+    def __init__(self, encoder: Encoder, modality: Modality, settings: SphereSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.projector = nn.Linear(encoder.dim, self.settings.width)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         h = [self.encoder(self.modality.view(batch, draw.view(number))).pooled for number in (0, 1)]
-        z = [gather(self.projector(x)).float() for x in h]
-        a, b = ((x - x.mean(dim=0)) / (x.std(dim=0) + 1e-4) for x in z)
-        error = (a.T @ b / len(a) - torch.eye(a.shape[1], device=a.device)).square()
-        on = error.diagonal().sum()
-        return Step(on + self.settings.redundancy * (error.sum() - on), h[0].detach())
+        a, b = (F.normalize(self.projector(x).float(), dim=1) for x in h)
+        apart = (a - b).square().sum(dim=1).mean()
+        crowd = sum(torch.pdist(gather(z)).square().mul(-2).exp().mean().log() for z in (a, b)) / 2
+        return Step(apart + self.settings.uniformity * crowd, h[0].detach())
 
 
 def own_loop(pictures, epochs: int, encoder: str, batch_size: int) -> list[float]:
@@ -45,7 +45,7 @@ def own_loop(pictures, epochs: int, encoder: str, batch_size: int) -> list[float
     modality = Image(ImageSettings(size=8, augment="V", flip=0))
     dataset = modality.open(pictures)
     modality.fit(dataset)
-    model = Barlow(registry.build_encoder(encoder, modality), modality)
+    model = Sphere(registry.build_encoder(encoder, modality), modality)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for epoch in range(epochs):
@@ -69,7 +69,7 @@ def main(
     print("own loop:", own_loop(digits, epochs, encoder, batch_size))
     # the class above is all it takes: the registry has found it
     options = {"encoder": encoder, "batch_size": batch_size, "epochs": epochs, "out": out}
-    return labelfree.pretrain(digits, modality="image", method="barlow", augment="V", flip=0, **options)
+    return labelfree.pretrain(digits, modality="image", method="sphere", augment="V", flip=0, **options)
 
 
 if __name__ == "__main__":

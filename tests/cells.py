@@ -26,11 +26,11 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "dino": {"projector": (64, 32), "prototypes": 32},
     "ibot": {"projector": (64, 32), "prototypes": 32},
     "latent": {"decoder_width": 32, "decoder_depth": 1},
-    "simsiam": {"projector": (64, 64), "predictor": (32,)},
-    "barlow": {"projector": (64, 64)},
-    "moco": {"projector": (64, 32), "queue": 4},
-    "nnclr": {"projector": (64, 32), "predictor": (64,), "queue": 24},
-    "instance": {"projector": (32,)},
+    "simsiam": {"views": "light", "projector": (64, 64), "predictor": (32,), "learning_rate": 2e-3},
+    "barlow": {"views": "light", "projector": (64, 64), "learning_rate": 2e-3},
+    "moco": {"views": "light", "projector": (64, 32), "queue": 4, "teacher_momentum": 0.9, "learning_rate": 2e-3},
+    "nnclr": {"views": "light", "projector": (64, 32), "predictor": (64,), "queue": 24, "learning_rate": 2e-3},
+    "instance": {"views": "light", "projector": (32,), "temperature": 0.2, "learning_rate": 2e-3},
     "triplet": {"projector": (32,)},
     "link": {"projector": (32, 32)},
     "masked": {"decoder_width": 64, "decoder_depth": 1},
@@ -58,8 +58,10 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
     "video": {"size": 8, "patch": 4, "frames": 3, "tube": 1, "span": 6},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
-STEPS: Mapping[str, int] = {"pretext": 48, "simclr": 32}
+STEPS: Mapping[str, int] = {"pretext": 48, "simclr": 32, "moco": 24, "instance": 32}
 USUAL_STEPS = 16
+#: Steps after which the loss is first looked at: an empty memory makes the task an easy one.
+EMPTY: Mapping[str, int] = {"instance": 11}
 BATCH = 16
 
 

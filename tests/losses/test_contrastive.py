@@ -131,11 +131,12 @@ def test_info_nce_equals_its_definition_and_ignores_what_is_excluded() -> None:
     torch.testing.assert_close(alone, torch.zeros(3, 4))
 
 
-def slow_search(q: Tensor, k: Tensor, queue: list[Tensor], temperature: float) -> Tensor:
-    keys = [v / v.norm() for v in k] + queue
+def slow_search(q: Tensor, k: Tensor, older: list[list[Tensor]], temperature: float) -> Tensor:
+    """`older`: for each query the entries of the queue that are its negatives."""
+    keys = [v / v.norm() for v in k]
     terms = []
     for i, v in enumerate(q):
-        odds = torch.stack([torch.exp(v @ key / v.norm() / temperature) for key in keys])
+        odds = torch.stack([torch.exp(v @ key / v.norm() / temperature) for key in [*keys, *older[i]]])
         terms.append(-torch.log(odds[i] / odds.sum()))
     return torch.stack(terms).mean()
 
@@ -144,12 +145,12 @@ def slow_search(q: Tensor, k: Tensor, queue: list[Tensor], temperature: float) -
 def test_across_views_equals_its_definition_with_and_without_a_queue() -> None:
     inputs = random((6, 5), (6, 5))
     queue = F.normalize(random((4, 5))[0].detach(), dim=1)
-    known = torch.tensor([True, False, True, True])
-    check(across_views(*inputs, 0.3), slow_search(*inputs, [], 0.3), inputs)
-    check(across_views(*inputs, 0.3, queue), slow_search(*inputs, list(queue), 0.3), inputs)
-    check(across_views(*inputs, 0.3, queue, known), slow_search(*inputs, list(queue[known]), 0.3), inputs)
-    nothing = torch.zeros(4, dtype=torch.bool)
-    check(across_views(*inputs, 0.3, queue, nothing), slow_search(*inputs, [], 0.3), inputs)
+    index, owner = torch.arange(6), torch.tensor([9, -1, 2, 8])
+    check(across_views(*inputs, 0.3), slow_search(*inputs, [[]] * 6, 0.3), inputs)
+    older = [[queue[n] for n in (0, 2, 3) if owner[n] != i] for i in range(6)]
+    check(across_views(*inputs, 0.3, queue, owner, index), slow_search(*inputs, older, 0.3), inputs)
+    empty = torch.full((4,), -1)
+    check(across_views(*inputs, 0.3, queue, empty, index), slow_search(*inputs, [[]] * 6, 0.3), inputs)
 
 
 @pytest.mark.usefixtures("held")

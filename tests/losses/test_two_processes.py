@@ -24,7 +24,7 @@ LOSSES = {
     "nt_xent grouped": lambda a, b, group: nt_xent(a, b, 0.2, group),
     "nt_xent decoupled": lambda a, b, group: nt_xent(a, b, 0.2, decoupled=True),
     "across views": lambda a, b, group: across_views(a, b, 0.2),
-    "across views, queue": lambda a, b, group: across_views(a, b.detach(), 0.2, QUEUE),
+    "across views, queue": lambda a, b, group: across_views(a, b.detach(), 0.2, QUEUE, torch.tensor([3, -1, 8]), group),
     "invariance": lambda a, b, group: vicreg_terms(a, b).invariance,
     "variance": lambda a, b, group: vicreg_terms(a, b).variance,
     "covariance": lambda a, b, group: vicreg_terms(a, b).covariance,

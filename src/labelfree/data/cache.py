@@ -105,6 +105,9 @@ class Cached(Dataset):
             return [self._samples[i] for i in indices]
         return self._dataset.read([int(self.kept[i]) for i in indices])
 
+    def index_end(self) -> int:
+        return int(self.kept[-1]) + 1
+
     def sizes(self) -> np.ndarray | None:
         sizes = self._dataset.sizes()
         return None if sizes is None else sizes[self.kept]

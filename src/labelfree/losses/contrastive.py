@@ -77,7 +77,12 @@ def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, t
 
 @full_precision
 def across_views(
-    q: Tensor, k: Tensor, temperature: float | Tensor, queue: Tensor | None = None, known: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    temperature: float | Tensor,
+    queue: Tensor | None = None,
+    owner: Tensor | None = None,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Each query looks for its key among the keys of all samples, and those that a queue remembers (He et al. 2020,
     MoCo, §3.1, eq. 1; without a queue Chen et al. 2021, MoCo v3, §3, eq. 1, and Dwibedi et al. 2021, NNCLR, eq. 3).
@@ -86,21 +91,23 @@ def across_views(
         q, k: (B, D) of one view and of the other, in the same order; they are normalised here. Negatives come from
             every process, and their gradient goes back there.
         queue: (K, D) unit vectors, the same on every process: negatives for all.
-        known: (K,) bool, false where the queue holds nothing yet.
+        owner: (K,) int64 whose each entry of the queue is, -1 where it holds nothing yet; needed with a queue.
+        index: (B,) int64 whose each query is, for nothing is its own negative; needed with a queue.
 
     Returns:
         This process's part: its mean over processes is the loss of the global batch.
     """
     q, keys = F.normalize(q, dim=1), gather(F.normalize(k, dim=1))
 
-    def term(q: Tensor, own: Tensor) -> Tensor:
-        logits = q @ keys.T
-        if queue is not None:
-            old = q @ queue.T
-            logits = torch.cat([logits, old if known is None else old.masked_fill_(~known, NEVER)], dim=1)
-        return F.cross_entropy(logits / temperature, own, reduction="none")
+    if queue is None or owner is None or index is None:
+        queue, owner, index = keys[:0].detach(), places(keys[:0]), places(q)
 
-    return by_rows(term, len(keys) + (0 if queue is None else len(queue)), q, places(q)).mean()
+    def term(q: Tensor, place: Tensor, index: Tensor) -> Tensor:
+        none = (owner < 0) | (owner == index[:, None])
+        logits = torch.cat([q @ keys.T, (q @ queue.T).masked_fill(none, NEVER)], dim=1)
+        return F.cross_entropy(logits / temperature, place, reduction="none")
+
+    return by_rows(term, len(keys) + len(queue), q, places(q), index).mean()
 
 
 @full_precision

@@ -1,0 +1,59 @@
+"""What objectives remember of samples seen before: the newest of all, or one vector for each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from labelfree.distributed import gather
+
+
+class Queue(nn.Module):
+    """The newest rows of the global batches, first in, first out (He et al. 2020, MoCo, §3.1).
+
+    Arguments:
+        size: K, how many it holds.
+        width: D.
+    """
+
+    rows: Tensor
+    owner: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, width))
+        #: (K,) int64 indices of the samples that they are of; -1 where there is none yet
+        self.register_buffer("owner", torch.full((size,), -1))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, x: Tensor, index: Tensor) -> None:
+        """Rows x (B, D) of this process's samples `index` (B,); those of all processes go in, in the batch's order."""
+        x, index = gather(x), gather(index)
+        size = len(self.rows)
+        x, index = x[-size:].to(self.rows.dtype), index[-size:]
+        place = (self.pushed + torch.arange(len(x), device=x.device)) % size
+        self.rows[place], self.owner[place] = x, index
+        self.pushed += len(x)
+
+
+class Bank(nn.Module):
+    """One vector for each sample of the source, zero until it is written (Wu et al. 2018, §3.2).
+
+    Arguments:
+        samples: N.
+        width: D.
+    """
+
+    rows: Tensor
+
+    def __init__(self, samples: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(samples, width))
+
+    @torch.no_grad()
+    def write(self, x: Tensor, index: Tensor) -> None:
+        """Vectors x (B, D) of this process's samples `index` (B,); those of all processes are written."""
+        x, index = gather(x), gather(index)
+        self.rows[index] = x.to(self.rows.dtype)
