@@ -1,0 +1,256 @@
+"""Which method learns most in a minute? Every method on every kind of data that it fits, with equal time.
+
+    python shared/data/get.py cifar10 fashion-mnist ucr newsgroups prompts adult cora --to data
+    python benchmarks/leaderboard.py data --out benchmarks/results [--time 60] [--threads 2] [--tasks cifar10,adult]
+    python benchmarks/leaderboard.py data --out benchmarks/results --table
+
+Each cell pretrains for `--time` seconds on training samples without labels, with the defaults of the method and of the
+kind of data, then asks for the labels with k-NN and a linear probe, beside the same network untrained and raw features.
+All methods get one seed; then the best three of each task, by the linear probe, get two more. A cell runs in a process
+of its own and is kept in `leaderboard.jsonl` when it is done, so that an interrupted script goes on. `--table` prints
+what is there as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+#: Of the UCR archive, small ones of different kinds.
+UCR = ["ArrowHead", "BME", "CBF", "Chinatown", "Coffee", "BeetleFly"]
+UCR += ["ECG200", "ECGFiveDays", "FaceFour", "Beef", "BirdChicken", "Car"]
+#: Networks that a method needs where the usual one cannot do it.
+TOKENS = "transformer:nano"
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A source to pretrain on, and labelled ones to judge by."""
+
+    source: Any
+    train: Any
+    test: Any
+    label: str
+    budget: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def cifar10(data: Path, folder: Path) -> Iterable[Part]:
+    """5,000 photographs; 2,000 others to judge by."""
+    parts = []
+    for name, count in (("train", 5000), ("test", 2000)):
+        parts.append(folder / f"{name}.parquet")
+        pq.write_table(pq.read_table(data / f"cifar10/{name}.parquet").slice(0, count), parts[-1])
+    pq.write_table(pq.read_table(parts[0]).select(["image"]), folder / "unlabelled.parquet")
+    yield Part(folder / "unlabelled.parquet", *parts, "label", "10%")
+
+
+def fashion(data: Path, folder: Path) -> Iterable[Part]:
+    """5,000 pictures of clothes; 2,000 others to judge by."""
+    for name, count in (("train", 5000), ("test", 2000)):
+        with np.load(data / f"fashion-mnist/{name}.npz") as arrays:
+            images, label = arrays["images"][:count], arrays["labels"][:count]
+        np.savez(folder / f"{name}.npz", images=images, labels=label)
+        np.save(folder / f"{name}.npy", images)
+    yield Part(folder / "train.npy", folder / "train.npz", folder / "test.npz", "labels", "10%")
+
+
+def ucr(data: Path, folder: Path) -> Iterable[Part]:
+    """Twelve sets of series, each with a quarter of the time."""
+    for name in UCR:
+        train, test = (data / "ucr" / name / f"{part}.npz" for part in ("train", "test"))
+        with np.load(train) as arrays:
+            np.save(folder / f"{name}.npy", arrays["X"])
+        yield Part(folder / f"{name}.npy", train, test, "y", "100%")
+
+
+def newsgroups(data: Path, folder: Path) -> Iterable[Part]:
+    """11,314 articles of twenty groups."""
+    train, test = (data / "newsgroups" / f"{part}.parquet" for part in ("train", "test"))
+    pq.write_table(pq.read_table(train, columns=["text"]), folder / "texts.parquet")
+    pq.write_table(pq.read_table(test).slice(0, 3000), folder / "test.parquet")
+    yield Part(folder / "texts.parquet", train, folder / "test.parquet", "label", "10%")
+
+
+def prompts(data: Path, folder: Path) -> Iterable[Part]:
+    """Spoken prompts in five languages; which one, of other prompts."""
+    source = data / "prompts"
+    with (source / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    words = sorted({row["prompt"] for row in rows})
+    held = set(np.random.default_rng(0).permutation(words)[: len(words) // 5].tolist())
+    parts = []
+    for name in ("train", "test"):
+        kept = [row for row in rows if (row["prompt"] in held) == (name == "test")]
+        parts.append(folder / name)
+        for row in kept:
+            path = parts[-1] / row["file"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink((source / row["file"]).resolve(), path)
+        with (parts[-1] / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(kept)
+    yield Part(parts[0], *parts, "language", "10%")
+
+
+def adult(data: Path, folder: Path) -> Iterable[Part]:
+    """32,561 people of a census; who earns more than 50,000 dollars."""
+    train, test = (data / "adult" / f"{part}.csv" for part in ("train", "test"))
+    yield Part(train, train, test, "income", "1%", {"exclude": "income"})
+
+
+def cora(data: Path, folder: Path) -> Iterable[Part]:
+    """2,708 papers and who cites whom, without their words; their field."""
+    source = data / "cora/graph.npz"
+    yield Part(source, source, None, "y", "10%")
+
+
+TASKS: dict[str, tuple[str, Callable[[Path, Path], Iterable[Part]]]] = {
+    "cifar10": ("image", cifar10),
+    "fashion-mnist": ("image", fashion),
+    "ucr": ("series", ucr),
+    "newsgroups": ("text", newsgroups),
+    "prompts": ("audio", prompts),
+    "adult": ("table", adult),
+    "cora": ("graph", cora),
+}
+
+
+def methods(kind: str) -> list[str]:
+    """Objectives that fit a kind of data, and recipes that are for it alone."""
+    from labelfree import registry
+
+    modality = registry.modalities()[kind]
+    found = [name for name, cls in registry.objectives().items() if not registry.missing(cls, modality)]
+    return found + [name for name, (_, recipe) in registry.recipes().items() if recipe.modalities == (kind,)]
+
+
+def one(data: Path, task: str, method: str, seed: int, seconds: float, threads: int) -> dict[str, Any]:
+    """Pretrain and judge: mean scores over the parts of a task."""
+    import labelfree
+    from labelfree.errors import Refusal
+
+    kind, parts_of = TASKS[task]
+    scores: dict[str, list[float]] = {}
+    steps, spent, encoder = 0, 0.0, "auto"
+    with tempfile.TemporaryDirectory() as name:
+        parts = list(parts_of(data, Path(name)))
+        limit = seconds if len(parts) == 1 else seconds / 4
+        for number, part in enumerate(parts):
+            asked: dict[str, Any] = {"modality": kind, "method": method, "seed": seed, "time_limit": limit}
+            asked |= {"threads": threads, "out": Path(name, f"run{number}"), **part.settings}
+            try:
+                run = labelfree.pretrain(part.source, encoder=encoder, **asked)
+            except Refusal:
+                encoder = TOKENS  # the usual network cannot do what the method needs
+                run = labelfree.pretrain(part.source, encoder=encoder, **asked)
+            found = run.evaluate(
+                part.train, part.test, part.label, budgets=[part.budget], protocols=["knn", "linear"], metric="accuracy"
+            )
+            for row in found.results:
+                scores.setdefault(f"{row.method}/{row.protocol}", []).append(row.score)
+            steps, spent = steps + run.info["steps"], spent + run.info["seconds"]
+    mean = {key: round(float(np.mean(values)), 4) for key, values in scores.items()}
+    return {"steps": steps, "seconds": round(spent, 1), "encoder": run.info["encoder"], **mean}
+
+
+def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], cell: tuple[str, str, int]) -> None:
+    """Run a cell in a process of its own, and keep what comes out, also that it failed."""
+    if cell in done:
+        return
+    began = time.time()
+    words = [sys.executable, __file__, options.data, "--cell", *map(str, cell)]
+    words += ["--time", str(options.time), "--threads", str(options.threads)]
+    child = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(child.stdout.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        found = {"error": (child.stderr.strip().splitlines() or ["no word"])[-1]}
+    done[cell] = found
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    line = {"task": cell[0], "method": cell[1], "seed": cell[2], "time": options.time, "threads": options.threads}
+    with (options.out / "leaderboard.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line | {"commit": commit, "wall": round(time.time() - began)} | found) + "\n")
+    print(cell, found, flush=True)
+
+
+def kept(path: Path) -> dict[tuple[str, str, int], Any]:
+    """What was measured already."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {(row["task"], row["method"], row["seed"]): row for row in rows}
+
+
+def best(done: dict[tuple[str, str, int], Any], task: str, count: int) -> list[str]:
+    scores = {
+        m: row["pretrained/linear"] for (t, m, s), row in done.items() if (t, s) == (task, 0) and "error" not in row
+    }
+    return sorted(scores, key=lambda method: -scores[method])[:count]
+
+
+def table(done: dict[tuple[str, str, int], Any]) -> str:
+    """Markdown: for each task the methods from best to worst, with the baselines."""
+    lines = []
+    for task in dict.fromkeys(task for task, _, _ in done):
+        lines += [f"### {task}", "", "| method | encoder | steps | linear | k-NN | untrained, linear | raw |"]
+        lines += ["| --- " * 7 + "|"]
+        for method in best(done, task, 1000):
+            rows = [row for (t, m, _), row in done.items() if (t, m) == (task, method) and "error" not in row]
+            linear, knn = ([row[f"pretrained/{p}"] for row in rows] for p in ("linear", "knn"))
+            spread = f" ± {np.std(linear, ddof=1):.3f} ({len(rows)} seeds)" if len(rows) > 1 else ""
+            first = rows[0]
+            cells = [method, first["encoder"], f"{first['steps']:,}", f"{np.mean(linear):.3f}{spread}"]
+            cells += [f"{np.mean(knn):.3f}", f"{first['random/linear']:.3f}", f"{first['raw/linear']:.3f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        failed = {m: row["error"] for (t, m, _), row in done.items() if t == task and "error" in row}
+        lines += ["", *(f"`{method}`: {words}" for method, words in failed.items()), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--time", type=float, default=60.0, help="seconds of each pretraining")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--methods", help="some, by commas; all that fit if left out")
+    parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        task, method, seed = options.cell
+        print(json.dumps(one(Path(options.data), task, method, int(seed), options.time, options.threads)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    done = kept(options.out / "leaderboard.jsonl")
+    if options.table:
+        print(table(done))
+        return
+    for task in options.tasks.split(","):
+        asked = options.methods.split(",") if options.methods else methods(TASKS[task][0])
+        for method in asked:
+            measure(options, done, (task, method, 0))
+        for method in best(done, task, 3):
+            for seed in range(1, SEEDS):
+                measure(options, done, (task, method, seed))
+
+
+if __name__ == "__main__":
+    main()
