@@ -108,6 +108,9 @@ def seconds(column: pa.ChunkedArray) -> np.ndarray | None:
 
 def _parse(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     for pattern in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%Y-%m-%d"):
+        head = column.slice(0, 1000)
+        if pc.strptime(head, format=pattern, unit="us", error_is_null=True).null_count > head.null_count:
+            continue
         moments = pc.strptime(column, format=pattern, unit="us", error_is_null=True)
         if moments.null_count <= column.null_count:
             return moments

@@ -25,6 +25,8 @@ MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "
 TEXT_FIELDS, WORDY = 8, 0.3
 #: Shares of distinct values: almost all name the rows; more than half are no categories, where they are words.
 NAMING, MANY = 0.95, 0.5
+#: Rows that are tried before a whole column is read as numbers.
+HEAD = 1000
 #: Fewer rows than this say nothing about identifiers.
 FEW_ROWS = 20
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -269,6 +271,7 @@ def _as_numbers(spelt: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """(R,) the strings as numbers; None where one is none."""
     for kind in (pa.int64(), pa.float64()):
         try:
+            pc.cast(spelt.slice(0, HEAD), kind)  # a cast of a million words that fails takes its time
             return pc.cast(spelt, kind)
         except pa.ArrowInvalid:
             continue
