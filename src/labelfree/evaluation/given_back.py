@@ -10,7 +10,7 @@ import torch
 from labelfree.data.batch import Sample
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
-from labelfree.modalities.base import Dataset, Modality
+from labelfree.modalities.base import Dataset
 from labelfree.objectives.base import Objective
 from labelfree.run import Run, write_json
 
@@ -22,9 +22,16 @@ def write_given_back(run: Run, dataset: Dataset) -> None:
     """Write `given_back.json` into the run's folder: a few samples that `dataset`, the training set, holds, what the
     encoder saw of them and what came back; and samples that never were. Nothing where the method makes neither.
     """
-    objective = run.maker()
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), IMAGINED)).astype(int)
     samples = [item for item in dataset.read(rows.tolist()) if isinstance(item, Sample)]
+    modality = run.modality
+    if not samples:
+        return
+    try:
+        modality.rebuild(modality.prepare(modality.collate(samples)))
+    except Refusal:  # this kind of data cannot be shown as it is predicted
+        return
+    objective = run.maker()
     content = {"samples": _given_back(objective, samples[:SHOWN]), "imagined": _imagined(objective, samples)}
     if any(content.values()):
         write_json(run.path / "given_back.json", content)
@@ -36,15 +43,17 @@ def _given_back(objective: Objective, samples: list[Sample]) -> list[dict[str, A
     batch = modality.collate(samples)
     try:
         found = objective.reconstruct(batch, Draw.start(0, 0, 0, batch.index))
-        nothing = torch.full_like(found.prediction, torch.nan)
-        whole = _shown(modality, modality.rebuild(found.view))
-        seen = modality.rebuild(found.shown, None if found.hidden is None else nothing, found.hidden)
-        back = modality.rebuild(found.view, found.prediction, found.asked)
     except Refusal:
         return []
+    nothing = torch.full_like(found.prediction, torch.nan)
+    parts = (
+        modality.rebuild(found.view),
+        modality.rebuild(found.shown, None if found.hidden is None else nothing, found.hidden),
+        modality.rebuild(found.view, found.prediction, found.asked),
+    )
+    rows = zip(*(map(modality.show, part) for part in parts), strict=True)
     return [
-        {"sample": sample, "seen": seen if seen != sample else "", "given_back": given}
-        for sample, seen, given in zip(whole, _shown(modality, seen), _shown(modality, back), strict=True)
+        {"sample": sample, "seen": seen if seen != sample else "", "given_back": back} for sample, seen, back in rows
     ]
 
 
@@ -54,10 +63,6 @@ def _imagined(objective: Objective, samples: list[Sample]) -> list[str]:
     view = modality.prepare(modality.collate(samples))
     try:
         made = objective.imagine(view, Draw.start(0, 0, 0, view.index))
-        return _shown(modality, modality.rebuild(view, made))
     except Refusal:
         return []
-
-
-def _shown(modality: Modality, samples: list[Sample]) -> list[str]:
-    return [modality.show(sample) for sample in samples]
+    return [modality.show(sample) for sample in modality.rebuild(view, made)]

@@ -88,7 +88,8 @@ class Objective(nn.Module, ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: Settings of the modality that suit it, where that kind of data has them; recipes and users go first.
     options: ClassVar[Mapping[str, Any]] = {}
-    #: Names of its modules that are kept beside the encoder, because they make something (text, pictures).
+    #: Names of its modules, with dots for those inside others, that are kept beside the encoder because they make
+    #: something (text, pictures).
     keeps: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: Settings | None = None) -> None:
@@ -163,3 +164,6 @@ class Objective(nn.Module, ABC):
         """Called after each optimiser step with the share of training done (0–1]: teachers and queues move here, by
         what `loss` put aside. A step whose gradient was not finite is skipped, and this with it.
         """
+
+    def after_epoch(self) -> None:
+        """Called after the last step of each pass over the samples, when `after_step` was: clusters are made here."""

@@ -17,7 +17,7 @@ from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.objectives.base import Objective, Recipe, Reconstruction, Step
 from labelfree.settings import Settings
 
 
@@ -88,17 +88,34 @@ class Several(Objective):
             logs |= {f"{part.name}/{key}": value for key, value in step.logs.items()}
         return Step(torch.stack(total).sum(), features[0], logs)
 
-    def surprise(self, batch: Batch) -> Tensor:
+    def _ask(self, what: str, *arguments: Any) -> Any:
+        """The answer of the first part that has one."""
         for learner in self._learners:
             try:
-                return learner.surprise(batch)
+                return getattr(learner, what)(*arguments)
             except Refusal:
                 continue
-        return super().surprise(batch)
+        return getattr(super(), what)(*arguments)
+
+    def surprise(self, batch: Batch) -> Tensor:
+        return self._ask("surprise", batch)
+
+    def reconstruct(self, batch: Batch, draw: Draw) -> Reconstruction:
+        return self._ask("reconstruct", batch, draw)
+
+    def imagine(self, view: Batch, draw: Draw) -> Tensor:
+        return self._ask("imagine", view, draw)
+
+    def foretell(self, view: Batch, last: bool = True) -> Tensor:
+        return self._ask("foretell", view, last)
 
     def after_step(self, progress: float) -> None:
         for learner in self._learners:
             learner.after_step(progress)
+
+    def after_epoch(self) -> None:
+        for learner in self._learners:
+            learner.after_epoch()
 
 
 def compose(parts: tuple[Part, ...]) -> tuple[type[Objective], Recipe]:
@@ -121,6 +138,7 @@ def compose(parts: tuple[Part, ...]) -> tuple[type[Objective], Recipe]:
         "needs": frozenset[Need]().union(*(part.objective.needs for part in parts)),
         "settings_class": create_model("SeveralSettings", __base__=Settings, **fields),
         "defaults": parts[0].objective.defaults,
+        "keeps": tuple(f"learners.{i}.{name}" for i, part in enumerate(parts) for name in part.objective.keeps),
         "options": _first(*(part.objective.options for part in parts)),
         "__module__": __name__,
     }

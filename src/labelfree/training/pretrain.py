@@ -370,8 +370,8 @@ class Recorder:
     def _finish(self, state: str, done: int, line: Mapping[str, float]) -> None:
         plan, objective = self.job.plan, self.training.objective
         if state != "failed":
-            heads = {name: getattr(objective, name, None) for name in objective.keeps}
-            kept = {name: module for name, module in heads.items() if module is not None}
+            modules = dict(objective.named_modules())
+            kept = {name: modules[name] for name in objective.keeps if name in modules}
             folder, modality = self.folder / "encoder", self.job.modality
             save_encoder(folder, objective.product, modality, plan.encoder, plan.causal, kept)
         if not self.first:
