@@ -48,6 +48,15 @@ def test_a_block_is_one_square_that_lies_somewhere(ratio: float, source: Path) -
     assert len(torch.unique(mask, dim=0)) > 16
 
 
+def test_four_blocks_hide_as_much_as_asked_for_and_lie_about(source: Path) -> None:
+    modality, batch, draw = opened(source, mask_shape="blocks")
+    mask = modality.sample_mask(modality.view(batch, draw, "none"), draw, 0.5)
+    assert (mask.sum(dim=1) == hidden_count(64, 0.5)).all()
+    rows = mask.view(-1, 8, 8)
+    beside = (rows[:, :, 1:] & rows[:, :, :-1]).sum(dim=(1, 2)) / rows.sum(dim=(1, 2))
+    assert beside.float().mean() > 0.65, "hidden tokens have hidden neighbours (one in two by chance: 0.44)"
+
+
 def test_colours_are_asked_of_a_picture_shown_in_grey(source: Path) -> None:
     modality, batch, draw = opened(source, target="colour")
     view = modality.view(batch, draw, "none")

@@ -24,13 +24,18 @@ def joined(tokens: Tensor, side: int, height: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(count, -1, height, places // rows * side)
 
 
-def block_scores(draw: Draw, across: int, ratio: float) -> Tensor:
-    """(B, N) scores that are lowest in one square block, somewhere, of about the share `ratio` of the tokens."""
-    half = ratio**0.5 * across / 2
-    centre = half + draw.uniform("block", 2) * (across - 2 * half)
+def block_scores(draw: Draw, across: int, ratio: float, blocks: int = 1) -> Tensor:
+    """(B, N) scores that are lowest in square blocks, somewhere, each of about the same share of the tokens.
+
+    Args:
+        across: tokens in a row.
+        ratio: share of the tokens that all blocks have together, where they do not overlap.
+    """
+    half = (ratio / blocks) ** 0.5 * across / 2
+    centre = half + draw.uniform("block", blocks, 2) * (across - 2 * half)
     place = torch.arange(across, device=centre.device) + 0.5
     away = (place - centre[..., None]).abs()
-    distance = torch.maximum(away[:, 0, :, None], away[:, 1, None, :]).flatten(1)
+    distance = torch.maximum(away[:, :, 0, :, None], away[:, :, 1, None, :]).flatten(2).amin(dim=1)
     return distance + 1e-3 * draw.uniform("mask", across**2)
 
 

@@ -106,8 +106,8 @@ class ImageSettings(Settings):
     """side at which larger pictures are kept in memory; auto: the views' size and up to 64 more"""
     target: Literal["normalised", "pixels", "colour"] = "normalised"
     """what tokens are predicted as: pixels normalised within the token, pixels, or colours (pictures are shown grey)"""
-    mask_shape: Literal["random", "block"] = "random"
-    """which tokens are hidden: any, or those of one square block"""
+    mask_shape: Literal["random", "block", "blocks"] = "random"
+    """which tokens are hidden: any, those of one square block, or of four"""
     augment: Literal["A", "S", "W", "V", "none"] = "A"
     """random views: A (usual), S (strong colours, blur), W (weaker colours, blur), V (crops of a fifth or more)"""
     crop_min: float | None = Field(None, gt=0, le=1)
@@ -500,8 +500,9 @@ class Image(Modality):
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         across = self.size // self.patch
-        if self.settings.mask_shape == "block":
-            return token_mask(block_scores(draw, across, ratio), ratio)
+        if self.settings.mask_shape != "random":
+            blocks = 4 if self.settings.mask_shape == "blocks" else 1
+            return token_mask(block_scores(draw, across, ratio, blocks), ratio)
         return token_mask(draw.uniform("mask", across**2), ratio)
 
     def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:

@@ -64,7 +64,7 @@ class Latent(Objective):
             source="Baevski et al. 2022, data2vec, §3, table 4: 60 % of a picture in blocks, mean of the top 6 blocks, "
             "smooth L1 with β 2, teacher .9998 of an 800-epoch training",
             settings={"ratio": 0.6, "hide": "replace", "top_layers": 6, "beta": 2.0, "teacher_momentum": 0.998},
-            options={"mask_shape": "block"},
+            options={"mask_shape": "blocks"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
@@ -89,7 +89,7 @@ class Latent(Objective):
             "the space of the teacher's last layer; narrow predictor. There four blocks of 15–20 % are predicted one "
             "by one, here all that is hidden at once",
             settings={"ratio": 0.6, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.996, "decoder_depth": 4},
-            options={"mask_shape": "block"},
+            options={"mask_shape": "blocks"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
