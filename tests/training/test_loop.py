@@ -182,3 +182,13 @@ def test_a_skipped_step_moves_no_queue():
     for step in range(3):
         job.step(step, job.loader.batch(step))
     assert moves == pytest.approx([0.01, 0.03])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.05, 1.0, 1.0, 1.0]), ("linear", [0.05, 1.0, 0.5, 0.0125]), ("cosine", [0.05, 1.0, 0.5, 0.0004])],
+)
+def test_the_rate_warms_up_and_falls_as_the_schedule_says(schedule, rates):
+    settings = TrainSettings(schedule=schedule, warmup=0.2)
+    found = [optim.rate_factor(settings, step, 100) for step in (0, 20, 60, 99)]
+    assert found == pytest.approx(rates, abs=1e-4)

@@ -68,14 +68,13 @@ class Training:
 
     def __post_init__(self) -> None:
         self._rate = optim.peak_rate(self.settings, self.settings.batch_size)
-        self._warmup = optim.warmup_steps(self.settings, self.steps)
         self._on_cpu = self.loader.device.type == "cpu"
 
     def step(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One step: forward, backward, move the weights. Returns loss, features and logs, still on the device."""
         epoch = self.loader.order.epoch(step)
         torch.manual_seed(hash_int(self.seed, step, distributed.rank()) & 0x7FFFFFFF)
-        rate = self._rate * optim.cosine(step, self.steps, self._warmup)
+        rate = self._rate * optim.rate_factor(self.settings, step, self.steps)
         optim.set_rate(self.optimizer, rate)
         optim.set_decay(self.optimizer, self.settings, step, self.steps)
         buffers = _float_buffers(self.objective)
@@ -85,6 +84,8 @@ class Training:
         norm = self._gradient_norm()
         self._move(norm, buffers, before, (step + 1) / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.loader.order.epoch(step + 1) > epoch:
+            self.objective.after_epoch()
         return loss.detach(), features.detach(), {**logs, "grad_norm": norm, "learning_rate": torch.tensor(rate)}
 
     @torch.no_grad()

@@ -55,6 +55,14 @@ def cosine(step: int, steps: int, warmup: int = 0) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def rate_factor(settings: OptimSettings, step: int, steps: int) -> float:
+    """Factor of the peak rate at `step`, as `schedule` says."""
+    warmup = warmup_steps(settings, steps)
+    if settings.schedule == "cosine" or step < warmup:
+        return cosine(step, steps, warmup)
+    return 1.0 if settings.schedule == "constant" else (steps - step) / max(1, steps - warmup)
+
+
 def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Give all groups one learning rate."""
     for group in optimizer.param_groups:

@@ -29,6 +29,8 @@ class OptimSettings(Settings):
     """AdamW's decay of squared gradients"""
     warmup: float = Field(0.03, ge=0)
     """share of the training (below 1), or number of steps, in which the learning rate rises from 0"""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """how the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all"""
     clip: float = Field(0.0, ge=0)
     """largest gradient norm; 0 for no clipping"""
 
