@@ -32,6 +32,10 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "nnclr": {"views": "light", "projector": (64, 32), "predictor": (64,), "queue": 24, "learning_rate": 2e-3},
     "instance": {"views": "light", "projector": (32,), "temperature": 0.2, "learning_rate": 2e-3},
     "triplet": {"projector": (32,)},
+    "lejepa": {"views": "light", "projector": (64, 16), "directions": 64, "local_crops": 1},
+    "emp": {"views": "light", "crops": 3, "projector": (64, 32)},
+    "swav": {"views": "light", "projector": (64, 32), "prototypes": 16, "queue": 24, "queue_start": 0.2},
+    "deepcluster": {"views": "light", "projector": (64, 32), "clusterings": (8, 8)},
     "link": {"projector": (32, 32)},
     "masked": {"decoder_width": 64, "decoder_depth": 1},
     "cpc": {"horizon": 3, "negatives": 32},
@@ -58,7 +62,7 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
     "video": {"size": 8, "patch": 4, "frames": 3, "tube": 1, "span": 6},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
-STEPS: Mapping[str, int] = {"pretext": 48, "simclr": 32, "moco": 24, "instance": 32}
+STEPS: Mapping[str, int] = {"autoencoder": 10, "vae": 10, "pretext": 48, "simclr": 32, "moco": 24, "instance": 32}
 USUAL_STEPS = 16
 #: Steps after which the loss is first looked at: an empty memory makes the task an easy one.
 EMPTY: Mapping[str, int] = {"instance": 11}

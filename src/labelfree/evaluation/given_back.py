@@ -15,7 +15,7 @@ from labelfree.objectives.base import Objective
 from labelfree.run import Run, write_json
 
 #: Samples that are shown, and those that are made anew.
-SHOWN, IMAGINED = 8, 16
+SHOWN, IMAGINED = 12, 20
 
 
 def write_given_back(run: Run, dataset: Dataset) -> None:
