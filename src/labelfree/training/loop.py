@@ -133,7 +133,7 @@ def _float_buffers(module: nn.Module) -> list[Tensor]:
     """Running statistics that a bad batch could spoil: batch normalisation's, centres; on a GPU queues too, which move
     there before the host knows that the step was skipped.
     """
-    return [b for b in module.buffers() if b.is_floating_point() and (b.is_cuda or b.numel() <= 1 << 16)]
+    return [b for b in module.buffers() if b.is_floating_point() and b.numel() <= (1 << 24 if b.is_cuda else 1 << 16)]
 
 
 class StopRequest:
