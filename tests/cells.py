@@ -33,7 +33,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "instance": {"views": "light", "projector": (32,), "temperature": 0.2, "learning_rate": 2e-3},
     "triplet": {"projector": (32,)},
     "lejepa": {"views": "light", "projector": (64, 16), "directions": 64, "local_crops": 1},
-    "emp": {"views": "light", "crops": 3, "projector": (64, 32)},
+    "emp": {"views": "light", "crops": 3, "similarity": 20.0, "projector": (64, 32)},
     "swav": {"views": "light", "projector": (64, 32), "prototypes": 16, "queue": 24, "queue_start": 0.2},
     "deepcluster": {"views": "light", "projector": (64, 32), "clusterings": (8, 8)},
     "link": {"projector": (32, 32)},
@@ -62,10 +62,18 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
     "video": {"size": 8, "patch": 4, "frames": 3, "tube": 1, "span": 6},
 }
 #: Steps that a cell gets; recognising a transformation, or one view among many, dawns late.
-STEPS: Mapping[str, int] = {"autoencoder": 10, "vae": 10, "pretext": 48, "simclr": 32, "moco": 24, "instance": 32}
+STEPS: Mapping[str, int] = {
+    "autoencoder": 10,
+    "vae": 10,
+    "pretext": 48,
+    "simclr": 32,
+    "moco": 24,
+    "instance": 32,
+    "deepcluster": 32,
+}
 USUAL_STEPS = 16
-#: Steps after which the loss is first looked at: an empty memory makes the task an easy one.
-EMPTY: Mapping[str, int] = {"instance": 11}
+#: Steps after which the loss is first looked at: before, a memory is empty, or labels are not there yet.
+EMPTY: Mapping[str, int] = {"instance": 11, "deepcluster": 13}
 BATCH = 16
 
 

@@ -10,9 +10,12 @@ from processes import average_gradients, together
 from torch import Tensor, nn
 
 from labelfree.distributed import all_sum, gather, weighted_mean, world_size
+from labelfree.losses.barlow import redundancy
+from labelfree.losses.coding_rate import coding_rate
 from labelfree.losses.contrastive import across_views, nt_xent
 from labelfree.losses.pairs import clip_loss, siglip_loss
 from labelfree.losses.regression import cosine_regression
+from labelfree.losses.sigreg import sigreg
 from labelfree.losses.vicreg import vicreg_terms
 from labelfree.training.batchnorm import synchronise
 
@@ -25,6 +28,9 @@ LOSSES = {
     "nt_xent decoupled": lambda a, b, group: nt_xent(a, b, 0.2, decoupled=True),
     "across views": lambda a, b, group: across_views(a, b, 0.2),
     "across views, queue": lambda a, b, group: across_views(a, b.detach(), 0.2, QUEUE, torch.tensor([3, -1, 8]), group),
+    "redundancy": lambda a, b, group: redundancy(a, b, 0.1),
+    "sigreg": lambda a, b, group: sigreg(torch.stack([a, b]), unit(QUEUE).T),
+    "coding rate": lambda a, b, group: coding_rate(unit(a)),
     "invariance": lambda a, b, group: vicreg_terms(a, b).invariance,
     "variance": lambda a, b, group: vicreg_terms(a, b).variance,
     "covariance": lambda a, b, group: vicreg_terms(a, b).covariance,

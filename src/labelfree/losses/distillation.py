@@ -28,19 +28,21 @@ def centred(logits: Tensor, centre: Tensor, temperature: float | Tensor) -> Tens
 
 @torch.no_grad()
 @full_precision
-def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3, weight: Tensor | None = None) -> Tensor:
     """(B, K) assignments of the global batch, in which all prototypes get equal shares (Caron et al. 2020, SwAV, §3.1).
 
     Sinkhorn and Knopp's alternation on exp(scores / τ): columns to equal sums, rows to one.
 
     Args:
         scores: (B, K) of this process's samples; the columns' sums are those over all processes.
+        weight: (B,) how much each row counts in the columns' sums, 1 where it is None: 0 for one that is not there.
     """
     logits = scores / temperature
     logits = logits - gather(logits.amax().view(1)).amax()  # any constant cancels; this one keeps exp in range
     assigned = logits.exp()
+    share = scores.new_ones(len(scores)) if weight is None else weight.to(assigned.dtype)
     for _ in range(iterations):
-        assigned = assigned / all_sum(assigned.sum(dim=0)).clamp_min(1e-30)
+        assigned = assigned / all_sum(share @ assigned).clamp_min(1e-30)
         assigned = assigned / assigned.sum(dim=1, keepdim=True).clamp_min(1e-30)
     return assigned
 

@@ -305,7 +305,7 @@ class Audio(Modality):
         if self._memory is not None:
             mix = augment.mix_wave if self._waves else augment.mix_mel
             chosen = draw.integers("mixed with", len(self._memory)).to(self._memory.device)
-            x = mix(x, self._loaded(self._memory[chosen].to(x.device)), draw, own.mixup)
+            x = mix(x, self._loaded(self._memory[chosen, : x.shape[1]].to(x.device)), draw, own.mixup)
         if own.noise:
             x = (augment.noise_wave if self._waves else augment.noise_mel)(x, draw, own.noise)
         x = self._normalised(gain(x, draw, own.gain) if own.gain else x)
