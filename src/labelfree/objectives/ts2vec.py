@@ -45,8 +45,13 @@ class TS2Vec(Objective):
     settings_class = TS2VecSettings
     needs = frozenset({Need.ALIGNED_VIEWS, Need.TOKENS})
     #: As published, the rate does not fall: the averaged weights settle instead.
-    defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 8, "warmup": 0.0} | {
-        "schedule": "constant"
+    defaults = {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "batch_size": 8,
+        "warmup": 0.0,
+        "schedule": "constant",
     }
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: TS2VecSettings | None = None) -> None:
