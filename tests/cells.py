@@ -39,7 +39,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "link": {"projector": (32, 32)},
     "masked": {"decoder_width": 64, "decoder_depth": 1},
     "cpc": {"horizon": 3, "negatives": 32},
-    "wav2vec2": {"codes": 16, "code_width": 32},
+    "wav2vec2": {"codes": 16, "code_width": 32, "learning_rate": 3e-3},
     "pretext": {"learning_rate": 3e-3},
 }
 #: What can be learnt in a few steps: whether two sentences are in order, not whether one follows another; that two
@@ -67,9 +67,10 @@ STEPS: Mapping[str, int] = {
     "vae": 10,
     "pretext": 48,
     "simclr": 32,
+    "vicreg": 24,
     "moco": 24,
     "instance": 32,
-    "deepcluster": 32,
+    "deepcluster": 28,
 }
 USUAL_STEPS = 16
 #: Steps after which the loss is first looked at: before, a memory is empty, or labels are not there yet.
@@ -240,7 +241,7 @@ SOURCES: Mapping[str, Callable[[Path], Path]] = {
 OTHERS: Mapping[str, tuple[str, ...]] = {
     "events": ("tgn",),
     "table": ("mlp:tiny",),
-    "pair": ("towers:timm:test_resnet+transformer:nano",),
+    "pair": ("towers:timm:test_resnet+transformer:pico",),
     "audio": ("timm:test_resnet",),
     "graph": ("pyg:gcn-64x2",),
     "image": ("timm:test_resnet",),
@@ -261,9 +262,9 @@ CANNOT: Mapping[str, set[str]] = {
     "hf:bert-tiny": {"next", "cpc"},
     "video/timm:test_resnet": {"pretext"},
     "audio/timm:test_resnet": {"ts2vec"},
-    "text/transformer:nano": {"wav2vec2"},
+    "text/transformer:pico": {"wav2vec2"},
     "text/hf:bert-tiny": {"wav2vec2"},
-    "bytes/transformer:nano": {"wav2vec2"},
+    "bytes/transformer:pico": {"wav2vec2"},
 }
 
 
@@ -272,7 +273,7 @@ def make_sources(folder: Path) -> dict[str, Path]:
 
 
 def encoders(kind: str) -> tuple[str, ...]:
-    return ("transformer:nano", *OTHERS.get(kind, ()))
+    return ("transformer:pico", *OTHERS.get(kind, ()))
 
 
 def every_cell() -> list[tuple[str, str, str]]:
@@ -282,7 +283,7 @@ def every_cell() -> list[tuple[str, str, str]]:
         for kind in own(registry.modalities())
         for method in own(registry.objectives())
         for encoder in encoders(kind)
-        if encoder == "transformer:nano" or method in WITH_OTHERS
+        if encoder == "transformer:pico" or method in WITH_OTHERS
     ]
 
 

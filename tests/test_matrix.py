@@ -125,7 +125,7 @@ def test_cell_learns_and_resumes_or_refuses(
 
 @pytest.mark.parametrize(("kind", "name"), RECIPES)
 def test_recipe_takes_a_step(kind: str, name: str, sources: dict[str, Path]) -> None:
-    training = assemble(sources[kind], kind, name, "transformer:nano")
+    training = assemble(sources[kind], kind, name, "transformer:pico")
     advance(training, 0, 1)
     assert all(value.isfinite().all() for value in training.objective.state_dict().values())
 
