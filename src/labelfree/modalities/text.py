@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
 
+#: Texts that are enough to tell from one another; `benchmarks/README.md` has the trial of both methods.
+MANY_TEXTS = 256
+
+
 class TextSettings(Settings):
     """Settings of text."""
 
@@ -110,8 +114,12 @@ class Text(Modality):
         return Blocks(dataset, self.vocabulary, self.settings.length - 1)
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
+        many = found.count >= MANY_TEXTS
+        telling = "two stretches of a text find each other among others: learns from short trainings on"
         return [
-            Choice("method", "bert", "hidden tokens are asked of both sides of a text"),
+            Choice("method", "simclr", telling)
+            if many
+            else Choice("method", "bert", "few texts: their words are learnt"),
             Choice("encoder", "transformer:nano", "small enough to see the text many times"),
             Choice("batch_size", 64, "many small steps"),
         ]
