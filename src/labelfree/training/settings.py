@@ -41,8 +41,7 @@ class TrainSettings(OptimSettings):
     batch_size: PositiveInt = 256
     """samples of a global batch"""
     micro_batch: NonNegativeInt = 0
-    """rows that the encoder takes at a time, so that a large batch needs the memory of a small one, for a third more
-    time; 0: all"""
+    """rows that the encoder takes at a time, so that a large batch fits the memory of a small one; 0: all"""
     precision: Literal["auto", "bf16", "32"] = "auto"
     """bf16 (mixed) where the hardware has it, else 32"""
     workers: int | Auto = "auto"
