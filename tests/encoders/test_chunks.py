@@ -39,7 +39,14 @@ def first_step(source: Path, *cell: str, **settings: Any) -> tuple[float, dict[s
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("series", "simclr"), ("text", "simclr"), ("image", "masked"), ("series", "dino"), ("pair", "clip")],
+    [
+        ("series", "simclr"),
+        ("text", "simclr"),
+        ("image", "masked"),
+        ("image", "latent"),
+        ("series", "dino"),
+        ("pair", "clip"),
+    ],
 )
 def test_chunks_give_the_loss_and_gradients_of_the_whole(kind: str, method: str, sources: dict[str, Path]) -> None:
     direct, expected, much = first_step(sources[kind], kind, method, "transformer:nano")

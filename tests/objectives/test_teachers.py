@@ -13,11 +13,12 @@ from cells import assemble, make_sources
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.losses.distillation import centred, mean_over_batch
+from labelfree.losses.regression import token_distance
 from labelfree.objectives._teacher import rising_momentum
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.dino import DINO, DINOSettings
 from labelfree.objectives.ibot import IBOT, IBOTSettings
-from labelfree.objectives.latent import Latent, LatentSettings, distance
+from labelfree.objectives.latent import Latent, LatentSettings
 
 HEAD: dict[str, Any] = {"projector": (32, 16), "prototypes": 24}
 
@@ -152,8 +153,8 @@ def test_latent_predicts_the_teacher_where_the_student_saw_nothing(sources: dict
 
 def test_smooth_l1_is_squared_near_and_straight_far() -> None:
     prediction, target = torch.tensor([[[0.5, 3.0]]]), torch.zeros(1, 1, 2)
-    assert float(distance(prediction, target, 2.0)) == pytest.approx(((0.25 / 4) + (3 - 1)) / 2)
-    assert float(distance(prediction, target, 0.0)) == pytest.approx((0.25 + 9) / 2)
+    assert float(token_distance(prediction, target, 2.0)) == pytest.approx(((0.25 / 4) + (3 - 1)) / 2)
+    assert float(token_distance(prediction, target, 0.0)) == pytest.approx((0.25 + 9) / 2)
 
 
 def test_settings_are_checked() -> None:

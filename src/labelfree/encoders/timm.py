@@ -167,7 +167,7 @@ class Timm(Encoder):
             block.register_forward_hook(lambda _, __, out: found.append(F.layer_norm(out, out.shape[-1:])))
             for block in self.network.blocks[-layers:]
         ]
-        self(batch)
+        self.forward(batch)  # all rows at once: in parts, blocks would answer for each part
         for hook in watch:
             hook.remove()
         return torch.stack(found).mean(dim=0)[:, self.network.num_prefix_tokens :]

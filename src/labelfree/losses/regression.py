@@ -22,3 +22,14 @@ def cosine_regression(prediction: Tensor, target: Tensor) -> Tensor:
 def alignment(a: Tensor, b: Tensor) -> Tensor:
     """How far apart two views of a sample lie on the sphere (Wang & Isola 2020, §4.1.1), without gradient: 0 to 4."""
     return cosine_regression(a.detach(), b.detach())
+
+
+@full_precision
+def token_distance(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
+    """(B, K, D), (B, K, D) → (B, K): mean smooth L1 error with `beta`, or the mean squared error where that is 0.
+
+    Smooth L1 is squared below β and straight beyond (Baevski et al. 2022, data2vec, §3.4).
+    """
+    if beta:
+        return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).mean(dim=-1)
+    return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)

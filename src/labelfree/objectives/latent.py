@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
@@ -15,7 +14,7 @@ from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Hide
 from labelfree.errors import Refusal
 from labelfree.losses.masked import hidden_positions, take
-from labelfree.losses.precision import full_precision
+from labelfree.losses.regression import token_distance
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
@@ -129,18 +128,10 @@ class Latent(Objective):
         else:
             assert features.tokens is not None
             prediction = self.head(take(features.tokens, positions))
-        loss = weighted_mean(distance(prediction, target, own.beta), hidden)
+        loss = weighted_mean(token_distance(prediction, target, own.beta), hidden)
         spread = target.float().flatten(0, 1).std(dim=0).mean()
         return Step(loss, features.pooled.detach(), {"target_std": spread})
 
     def after_step(self, progress: float) -> None:
         own = self.settings
         follow(self.teacher, self.encoder, rising_momentum(own.teacher_momentum, progress, own.teacher_momentum_end))
-
-
-@full_precision
-def distance(prediction: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
-    """(B, K, D), (B, K, D) → (B, K): smooth L1 with `beta`, or half the squared error where that is 0."""
-    if beta:
-        return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).mean(dim=-1)
-    return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)

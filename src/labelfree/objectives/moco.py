@@ -43,6 +43,16 @@ class MoCoSettings(ViewSettings):
     """the same at the end; it rises along a cosine"""
 
 
+#: What v3 changes: a predictor, normalised heads, no queue.
+V3 = {
+    "queue": 0,
+    "projector": (4096, 256),
+    "predictor": (4096,),
+    "head_norm": True,
+    "teacher_momentum_end": 1.0,
+}
+
+
 class MoCo(Objective):
     """Momentum contrast (He et al. 2020, §3; Chen et al. 2020, v2; Chen et al. 2021, v3, §3). The keys of the batch are
     negatives of one another, beside those in the queue; a sample's own earlier keys are not. The loss is symmetrised.
@@ -64,24 +74,12 @@ class MoCo(Objective):
         ),
         "mocov3": Recipe(
             source="Chen et al. 2021, MoCo v3, §3: a predictor, normalised heads, no queue; for larger batches",
-            settings={
-                "queue": 0,
-                "projector": (4096, 256),
-                "predictor": (4096,),
-                "head_norm": True,
-                "teacher_momentum_end": 1.0,
-            },
+            settings=V3,
         ),
         "mocov3-resnet": Recipe(
             source="Chen et al. 2021, MoCo v3, §3, with the settings of solo-learn (da Costa et al. 2022) for small "
             "pictures; there 93.1 % linear on CIFAR-10 after 1000 epochs",
-            settings={
-                "queue": 0,
-                "projector": (4096, 256),
-                "predictor": (4096,),
-                "head_norm": True,
-                "teacher_momentum_end": 1.0,
-            },
+            settings=V3,
             training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.01},
             options={"augment": "A"},
             modalities=("image",),
