@@ -1,14 +1,14 @@
 """Which method learns most in a minute? Every method on every kind of data that it fits, with equal time.
 
     python shared/data/get.py cifar10 fashion-mnist ucr newsgroups prompts adult cora --to data
-    python benchmarks/leaderboard.py data --out benchmarks/results [--time 60] [--threads 2] [--tasks cifar10,adult]
+    python benchmarks/leaderboard.py data --out benchmarks/results [--time 60] [--jobs 2] [--tasks cifar10,adult]
     python benchmarks/leaderboard.py data --out benchmarks/results --table
 
 Each cell pretrains for `--time` seconds on training samples without labels, with the defaults of the method and of the
 kind of data, then asks for the labels with k-NN and a linear probe, beside the same network untrained and raw features.
-All methods get one seed; then the best three of each task, by the linear probe, get two more. A cell runs in a process
-of its own and is kept in `leaderboard.jsonl` when it is done, so that an interrupted script goes on. `--table` prints
-what is there as Markdown.
+All methods get one seed; then the best three of each task, by the linear probe, get two more. A cell is a process of
+its own with one thread, `--jobs` of them at a time, and is kept in `leaderboard.jsonl` when it is done, so that an
+interrupted script goes on. `--table` prints what is there as Markdown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ UCR = ["ArrowHead", "BME", "CBF", "Chinatown", "Coffee", "BeetleFly"]
 UCR += ["ECG200", "ECGFiveDays", "FaceFour", "Beef", "BirdChicken", "Car"]
 #: Networks that a method needs where the usual one cannot do it.
 TOKENS = "transformer:nano"
+#: How recipes of papers' own networks and schedules are named.
+LONG = ("-resnet", "-vit", "dinov2", "seer")
 SEEDS = 3
 
 
@@ -132,15 +136,19 @@ TASKS: dict[str, tuple[str, Callable[[Path, Path], Iterable[Part]]]] = {
 
 
 def methods(kind: str) -> list[str]:
-    """Objectives that fit a kind of data, and recipes that are for it alone."""
+    """Objectives that fit a kind of data, and recipes that are for it alone.
+
+    Recipes for long trainings of large networks are left out: their objectives stand there already.
+    """
     from labelfree import registry
 
     modality = registry.modalities()[kind]
     found = [name for name, cls in registry.objectives().items() if not registry.missing(cls, modality)]
-    return found + [name for name, (_, recipe) in registry.recipes().items() if recipe.modalities == (kind,)]
+    own = [name for name, (_, recipe) in registry.recipes().items() if recipe.modalities == (kind,)]
+    return found + [name for name in own if not name.endswith(LONG)]
 
 
-def one(data: Path, task: str, method: str, seed: int, seconds: float, threads: int) -> dict[str, Any]:
+def one(data: Path, task: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
     """Pretrain and judge: mean scores over the parts of a task."""
     import labelfree
     from labelfree.errors import Refusal
@@ -153,7 +161,7 @@ def one(data: Path, task: str, method: str, seed: int, seconds: float, threads: 
         limit = seconds if len(parts) == 1 else seconds / 4
         for number, part in enumerate(parts):
             asked: dict[str, Any] = {"modality": kind, "method": method, "seed": seed, "time_limit": limit}
-            asked |= {"threads": threads, "out": Path(name, f"run{number}"), **part.settings}
+            asked |= {"threads": 1, "out": Path(name, f"run{number}"), **part.settings}
             try:
                 run = labelfree.pretrain(part.source, encoder=encoder, **asked)
             except Refusal:
@@ -175,8 +183,9 @@ def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], 
         return
     began = time.time()
     words = [sys.executable, __file__, options.data, "--cell", *map(str, cell)]
-    words += ["--time", str(options.time), "--threads", str(options.threads)]
-    child = subprocess.run(words, capture_output=True, text=True, check=False)
+    words += ["--time", str(options.time)]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.run(words, capture_output=True, text=True, check=False, env=alone)
     try:
         found = json.loads(child.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
@@ -184,7 +193,7 @@ def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], 
     done[cell] = found
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    line = {"task": cell[0], "method": cell[1], "seed": cell[2], "time": options.time, "threads": options.threads}
+    line = {"task": cell[0], "method": cell[1], "seed": cell[2], "time": options.time, "jobs": options.jobs}
     with (options.out / "leaderboard.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line | {"commit": commit, "wall": round(time.time() - began)} | found) + "\n")
     print(cell, found, flush=True)
@@ -228,7 +237,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--time", type=float, default=60.0, help="seconds of each pretraining")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, of one thread each")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", help="some, by commas; all that fit if left out")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
@@ -236,20 +245,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.cell:
         task, method, seed = options.cell
-        print(json.dumps(one(Path(options.data), task, method, int(seed), options.time, options.threads)))
+        print(json.dumps(one(Path(options.data), task, method, int(seed), options.time)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     done = kept(options.out / "leaderboard.jsonl")
     if options.table:
         print(table(done))
         return
-    for task in options.tasks.split(","):
-        asked = options.methods.split(",") if options.methods else methods(TASKS[task][0])
-        for method in asked:
-            measure(options, done, (task, method, 0))
-        for method in best(done, task, 3):
-            for seed in range(1, SEEDS):
-                measure(options, done, (task, method, seed))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for task in options.tasks.split(","):
+            asked = options.methods.split(",") if options.methods else methods(TASKS[task][0])
+            list(pool.map(partial(measure, options, done), [(task, method, 0) for method in asked]))
+            more = [(task, method, seed) for method in best(done, task, 3) for seed in range(1, SEEDS)]
+            list(pool.map(partial(measure, options, done), more))
 
 
 if __name__ == "__main__":

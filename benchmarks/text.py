@@ -6,8 +6,9 @@
 DATA holds a folder for each set, with train.parquet and test.parquet (columns text and label). Pretraining reads a copy
 of the training texts that has no labels. The evaluation compares the encoder with the same network from scratch, with a
 random one, and with TF-IDF (words and pairs of words) and logistic regression. Everything else is as Labelfree chooses
-by itself, unless settings are given; `--modality bytes` reads the texts as bytes. `--rows` keeps so many texts of each
-part, drawn by seed, where time is short. The result is printed as JSON; `--out` keeps it, and a table, beside the runs.
+by itself, unless settings are given, those of the fine-tuning as `finetune.key=value`; `--modality bytes` reads the
+texts as bytes. `--rows` keeps so many texts of each part, drawn by seed, where time is short. The result is printed as
+JSON; `--out` keeps it, and a table, beside the runs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from labelfree.settings import parse_assignments
 
 def measure(data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Pretrain on the texts of one set and evaluate with its labels."""
+    tuning = [a.removeprefix("finetune.") for a in options.settings if a.startswith("finetune.")]
+    settings = [a for a in options.settings if not a.startswith("finetune.")]
     with tempfile.TemporaryDirectory() as folder:
         unlabelled = Path(folder) / "texts.parquet"
         parts = {name: some(data / f"{name}.parquet", Path(folder), options.rows) for name in ("train", "test")}
@@ -40,7 +43,7 @@ def measure(data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any
             encoder=options.encoder,
             out=out,
             time_limit=options.time_limit,
-            **parse_assignments(options.settings),
+            **parse_assignments(settings),
         )
         found = run.evaluate(
             str(parts["train"]),
@@ -50,6 +53,7 @@ def measure(data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any
             protocols=options.protocols.split(","),
             seeds=options.seeds,
             time_limit=options.evaluation_limit,
+            **parse_assignments(tuning),
         )
     run.report()
     kept = ("method", "encoder", "steps", "samples", "seconds", "samples_per_second", "health", "hardware", "versions")
