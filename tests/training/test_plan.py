@@ -1,12 +1,15 @@
 """What is chosen, and what is refused, before training."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import labelfree
 from labelfree.errors import LabelfreeError
+from labelfree.training import runtime
 from labelfree.training.plan import parse_duration
-from labelfree.training.pretrain import _place
+from labelfree.training.pretrain import _place, _say_busy
 
 SMALL = {"size": 16, "precision": "32", "threads": 1, "batch_size": 8}
 
@@ -93,3 +96,26 @@ def test_a_batch_larger_than_the_source_is_cut(pictures, tmp_path):
 def test_a_password_is_not_written_into_a_run() -> None:
     assert _place("postgresql://me:secret@host/shop") is None
     assert _place("sqlite:///shop.db") == "sqlite:///shop.db"
+
+
+def test_work_of_other_programs_is_measured_without_ours(monkeypatch):
+    clock, ours, idle = iter([0.0, 10.0]), iter([1.0, 7.0]), iter([20.0, 21.0])
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(runtime.time, "process_time", lambda: next(ours))
+
+    def times(percpu):
+        left = next(idle)
+        return [SimpleNamespace(idle=left), SimpleNamespace(idle=2 * left, iowait=0.0)]
+
+    monkeypatch.setattr(runtime.psutil, "cpu_times", times)
+    # in ten seconds of two cores: three idle, six ours, so eleven of others
+    assert runtime.Others().cores == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("busy", "threads", "said"), [(1.2, 2, True), (0.1, 2, False), (1.2, 1, False)])
+def test_threads_that_others_are_in_the_way_of_are_named(busy, threads, said, monkeypatch, capfd):
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
+    _say_busy(busy, threads)
+    assert ("threads=1" in "".join(capfd.readouterr())) is said

@@ -30,6 +30,9 @@ from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan
 
 __all__ = ["parse_duration", "pretrain"]
 
+#: Cores that others use, from which on it is worth a word.
+BUSY = 0.5
+
 
 def pretrain(
     source: Any = None,
@@ -88,12 +91,16 @@ def pretrain(
     device, world = check_device(plan.training), _world(plan)
     runtime.prepare_machine(int(plan.training.threads))
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
+    others = runtime.Others()
     step_seconds = jobs.try_steps(job, device, world, allowance)
+    busy = others.cores
     left = None if seconds is None else max(step_seconds, 0.97 * (seconds - (time.perf_counter() - began)))
     enough = plan.objective_class().enough(found)
     plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left, enough)
     job.plan = plan
     _say_plan(plan, step_seconds, runtime.peak_memory(device))
+    if device.type == "cpu" and world == 1:
+        _say_busy(busy, int(plan.training.threads))
     _start_folder(folder, job, source, found)
     return _launch(job, folder, source, network, job.modality.state(), accelerator)
 
@@ -179,6 +186,17 @@ def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
         f"Will train {plan.encoder} with {plan.method} for {plan.steps:,} steps of {plan.training.batch_size} "
         f"({epochs:.1f} passes): about {duration(plan.steps * step_seconds)}, peak memory {memory / 2**30:.1f} GiB."
     )
+
+
+def _say_busy(busy: float, threads: int) -> None:
+    """A word where other programs are in the way of several threads."""
+    free = max(1, round(runtime.cores() - busy))
+    if busy >= BUSY and threads > free:
+        say(
+            f"Other programs keep {busy:.1f} of {runtime.cores()} cores busy, and threads wait for each other: "
+            f"threads={free} may well be faster.",
+            "yellow",
+        )
 
 
 def _place(source: Any) -> str | None:

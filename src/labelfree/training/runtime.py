@@ -35,6 +35,32 @@ def prepare_machine(threads: int | None = None) -> None:
             libc.mallopt(m_top_pad, 64 << 20)
 
 
+class Others:
+    """What other programs take of the cores that this process may use, from here on.
+
+    Threads of one computation wait for each other after every operation: on a core that something else is using, two of
+    them can be many times slower than one alone.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._left = time.perf_counter(), self._unused()
+
+    @staticmethod
+    def _unused() -> float:
+        """Processor seconds of these cores that others did not use: idle ones, and our own."""
+        ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cores())
+        every = psutil.cpu_times(percpu=True)
+        return (
+            sum(every[i].idle + getattr(every[i], "iowait", 0.0) for i in ours if i < len(every)) + time.process_time()
+        )
+
+    @property
+    def cores(self) -> float:
+        """Cores that they kept busy, on average."""
+        unused = (self._unused() - self._left) / max(time.perf_counter() - self._began, 1e-3)
+        return max(0.0, cores() - unused)
+
+
 def device(accelerator: str = "auto") -> torch.device:
     """The device that `accelerator` means here."""
     if accelerator == "auto":
