@@ -605,7 +605,8 @@ def test_sources_are_recognised(tmp_path: Path) -> None:
     ("budget", "encoder", "stem"),
     [
         (Budget(600, 4e11, False), "timm:resnet10t", 2),  # ten minutes of two cores
-        (Budget(4 * 3600, 4e11, False), "timm:resnet10t", 1),
+        (Budget(3600, 4e11, False), "timm:resnet10t", 1),
+        (Budget(4 * 3600, 4e11, False), "timm:resnet18", 1),
         (Budget(600, 2e14, True), "timm:resnet18", 1),  # of a GPU
         (Budget(None, 4e11, False), "timm:resnet18", 1),  # the user said how many epochs
     ],
@@ -615,4 +616,6 @@ def test_the_network_is_as_large_as_the_time_allows(budget: Budget, encoder: str
     choices = {choice.key: choice for choice in Image().defaults(found, budget)}
     assert (choices["encoder"].value, choices["stem"].value) == (encoder, stem)
     assert all(choice.reason for choice in choices.values())
+    short = budget.seconds is not None and not budget.accelerator
+    assert ("view_size" in choices) is short
     Image(ImageSettings(size=choices["size"].value, stem=stem))

@@ -62,3 +62,22 @@ def test_small_crops_of_pictures_are_half_as_large_and_show_less_than_half() -> 
 @pytest.mark.parametrize(("size", "patch", "small"), [(32, 4, 16), (24, 8, 8), (8, 8, 4), (20, 4, 8)])
 def test_patches_divide_small_crops_where_they_can(size: int, patch: int, small: int) -> None:
     assert Image(Image.settings_class.read({"size": size, "patch": patch}, "image")).local_size == small
+
+
+@pytest.mark.parametrize("objective", ["simclr", "ibot"])
+def test_contrast_views_may_be_smaller_than_pictures(objective: str) -> None:
+    data = Image(Image.settings_class.read({"size": 32, "view_size": 18, "patch": 4}, "image"))
+    dataset = data.open(np.random.default_rng(0).integers(0, 255, (8, 40, 40, 3), dtype=np.uint8))
+    data.fit(dataset)
+    raw = next(batches(dataset, data, 8))
+    draw = Draw.start(0, 0, 0, raw.index)
+    assert data.prepare(raw).data.shape == (8, 3, 32, 32)
+    assert {p: data.view(raw, draw, p).data.shape[-1] for p in ("contrast", "light", "none", "local")} == {
+        "contrast": 16,
+        "light": 32,
+        "none": 32,
+        "local": 16,
+    }
+    learner = registry.objectives()[objective](registry.build_encoder("transformer:pico", data), data)
+    learner.expect(8)
+    assert learner(raw, draw).loss.isfinite()

@@ -13,7 +13,7 @@ class Rung:
 
     Attributes:
         encoder, stem: its name, and the step of its first convolution.
-        flops: operations of a training step for each picture of 32 px in two views, as measured on a CPU.
+        flops: operations of a training step for each picture in two views of 32 px, as measured on a CPU.
         worth: pictures that it ought to see, all passes together, to be chosen before the next smaller one. The order
             is measured at one budget (ten minutes of two cores: the smallest learns most); where it turns is not, and
             these are the authors' estimates.
@@ -34,27 +34,32 @@ LADDER = (
 
 
 def choose(found: Description, budget: Budget) -> list[Choice]:
-    """Method, encoder, size and batch, each with the reason."""
-    side = int(min(found.numbers["height"], found.numbers["width"]))
-    size = min(32, side)
-    rung = _rung(size, budget)
-    seen = _seen(rung, size, budget)
+    """Method, encoder, sizes and batch, each with the reason."""
+    size = min(32, int(min(found.numbers["height"], found.numbers["width"])))
+    short = budget.seconds is not None and not budget.accelerator
+    view, batch = (16 if size == 32 else size, 128) if short else (size, 256)
+    rung = _rung(view, budget)
+    seen = _seen(rung, view, budget)
     words = "learns in fewer passes than a transformer"
     if seen:
         words = f"sees some {seen / found.count:,.0f} times each picture in the time allowed"
-    return [
+    choices = [
         Choice("method", "simclr", "contrast of two views works from few pictures and short trainings on"),
         Choice("encoder", rung.encoder, words),
         Choice("stem", rung.stem, "the finest map that the time allows", of_encoder=True),
         Choice("size", size, "many passes at a small size beat few at a large one"),
-        Choice("batch_size", max(2, min(256, found.count // 4)), "a quarter of the pictures, at most 256"),
+        Choice("batch_size", max(2, min(batch, found.count // 4)), f"a quarter of the pictures, at most {batch}"),
     ]
+    if view < size:
+        choices.append(Choice("view_size", view, "crops need no more pixels, and steps are faster", of_encoder=True))
+        choices.append(Choice("augment", "V", "large crops suit short trainings"))
+    return choices
 
 
-def _rung(size: int, budget: Budget) -> Rung:
-    return next(rung for rung in LADDER if budget.seconds is None or _seen(rung, size, budget) >= rung.worth)
+def _rung(view: int, budget: Budget) -> Rung:
+    return next(rung for rung in LADDER if budget.seconds is None or _seen(rung, view, budget) >= rung.worth)
 
 
-def _seen(rung: Rung, size: int, budget: Budget) -> float:
+def _seen(rung: Rung, view: int, budget: Budget) -> float:
     """Pictures that training sees in the time allowed, all passes together; 0 where no time was set."""
-    return (budget.seconds or 0) * budget.flops / (rung.flops * (size / 32) ** 2)
+    return (budget.seconds or 0) * budget.flops / (rung.flops * (view / 32) ** 2)

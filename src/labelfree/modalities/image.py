@@ -93,7 +93,9 @@ class ImageSettings(Settings):
     """How pictures are read and augmented. Unset strengths are those of `augment`."""
 
     size: PositiveInt = 32
-    """height and width of the views, in pixels"""
+    """height and width of pictures as encoders see them, in pixels"""
+    view_size: PositiveInt | Literal["auto"] = "auto"
+    """the same for contrast views; auto: as `size`; less takes less time, and undoes that crops magnify"""
     patch: PositiveInt | Literal["auto"] = "auto"
     """side of a token's square for transformers, in pixels; auto: 8 or more tokens across"""
     stem: PositiveInt | Literal["auto"] = "auto"
@@ -303,10 +305,20 @@ class Image(Modality):
         return self._opened_channels or 3
 
     @property
+    def view_size(self) -> int:
+        """Side of a contrast view. Crops magnify what they show; smaller views undo it, and take less time (Touvron et
+        al. 2019, "Fixing the train-test resolution discrepancy", §3).
+        """
+        return self.size if self.settings.view_size == "auto" else self._in_patches(self.settings.view_size)
+
+    @property
     def local_size(self) -> int:
-        """Side of a small crop: half that of a view, or a little less, so that patches divide it."""
-        half = self.size // 2
-        return max(1, half // self.patch * self.patch or half)
+        """Side of a small crop: half that of a picture."""
+        return self._in_patches(max(1, self.size // 2))
+
+    def _in_patches(self, side: int) -> int:
+        """The side, or a little less, so that patches divide it."""
+        return side // self.patch * self.patch or side
 
     @property
     def patch(self) -> int:
@@ -426,9 +438,9 @@ class Image(Modality):
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         if policy == "none":
             return self.prepare(batch).with_(draw=draw)
-        chosen, size = self.settings.policy(), self.size
+        chosen, size = self.settings.policy(), self.view_size
         if policy == "light":
-            chosen = Policy(crop=(self.settings.light_crop_min, 1.0), flip=chosen.flip)
+            chosen, size = Policy(crop=(self.settings.light_crop_min, 1.0), flip=chosen.flip), self.size
         elif policy == "local":
             chosen, size = replace(chosen, crop=LOCAL_CROP), self.local_size
         x, boxes = self._random(batch, draw, chosen, size)
@@ -499,7 +511,7 @@ class Image(Modality):
         return batch.data.shape[2] // self.patch * (batch.data.shape[3] // self.patch)
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
-        across = self.size // self.patch
+        across = batch.data.shape[2] // self.patch
         if self.settings.mask_shape != "random":
             blocks = 4 if self.settings.mask_shape == "blocks" else 1
             return token_mask(block_scores(draw, across, ratio, blocks), ratio)
