@@ -604,8 +604,8 @@ def test_sources_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("budget", "encoder", "stem"),
     [
-        (Budget(600, 4e11, False), "timm:resnet10t", 2),  # ten minutes of two cores
-        (Budget(3600, 4e11, False), "timm:resnet10t", 1),
+        (Budget(120, 4e11, False), "timm:resnet10t", 2),  # two minutes of two cores
+        (Budget(600, 4e11, False), "timm:resnet10t", 1),
         (Budget(4 * 3600, 4e11, False), "timm:resnet18", 1),
         (Budget(600, 2e14, True), "timm:resnet18", 1),  # of a GPU
         (Budget(None, 4e11, False), "timm:resnet18", 1),  # the user said how many epochs
