@@ -16,7 +16,7 @@ from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.run import Run, load
-from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, parameter_groups, train_classifier
+from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
 from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
 from labelfree.tasks.labels import Subset
@@ -164,12 +164,22 @@ def test_earlier_layers_of_a_pretrained_encoder_learn_more_slowly() -> None:
             return [list(body[0].parameters()), list(body[2].parameters())]
 
     model = Classifier(Deep(runs.Net(), 16, "pooled"), 3)
-    tuned = parameter_groups(model, 1.0, FinetuneSettings(), pretrained=True)
+    tuned = parameter_groups(model, Pace(1.0, 0.75), 0.05)
     rates = {id(p): group["lr"] for group in tuned for p in group["params"]}
     body = model.encoder.network.body
     assert rates[id(body[0].weight)] < rates[id(body[2].weight)] < rates[id(model.head.weight)] == 1.0
     assert len(rates) == len(list(model.parameters()))
-    assert {group["lr"] for group in parameter_groups(model, 1.0, FinetuneSettings(), pretrained=False)} == {1.0}
+    assert {group["lr"] for group in parameter_groups(model, Pace(1.0), 0.05)} == {1.0}
+
+
+def test_the_search_tries_as_much_for_a_network_from_scratch() -> None:
+    own = FinetuneSettings()
+    assert len(own.paces(True)) == len(own.paces(False)) == 3
+    assert {pace.decay for pace in own.paces(True)} == {0.75, 1.0}
+    assert {pace.decay for pace in own.paces(False)} == {1.0}
+    fixed = FinetuneSettings(learning_rate=1e-3, layer_decay=0.9)
+    assert fixed.paces(True) == (Pace(1e-3, 0.9),)
+    assert fixed.paces(False) == (Pace(1e-3),)
 
 
 def test_balanced_examples_weigh_rare_classes_more(run: Run, train: Path) -> None:
@@ -188,6 +198,6 @@ def test_training_on_a_source_that_is_not_cached_gives_the_same(run: Run, train:
     for examples in (streamed, streamed.in_memory(run.modality)):
         torch.manual_seed(0)
         model = Classifier(Custom(runs.Net(), 16, "pooled"), 3)
-        train_classifier(model, run.modality, examples, FinetuneSettings(), rate=1e-2, steps=4)
+        train_classifier(model, run.modality, examples, FinetuneSettings(), pace=Pace(1e-2), steps=4)
         states.append(model.state_dict())
     assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])

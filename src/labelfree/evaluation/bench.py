@@ -18,7 +18,7 @@ from labelfree.tasks.classifier import (
     Examples,
     FinetuneSettings,
     class_probabilities,
-    search_rate,
+    search_pace,
     seconds_a_step,
     train_classifier,
     with_probe,
@@ -280,7 +280,8 @@ class Bench:
         training = testing = 0.0
         for budget in budgets:
             labels = self.labels(budget.name)
-            rounds = 2 * (self.seeds + len(self.tuning.rates) / 2)
+            trials = sum(len(self.tuning.paces(pretrained)) for pretrained in (True, False))
+            rounds = 2 * self.seeds + trials / 2
             training += rounds * self._steps(budget) * step_seconds[self.tuning.batch(labels)]
             each = self.embedding_seconds / (len(self.train) + len(self.test))
             testing += 2 * self.seeds * each * (len(self.test) + 2 * labels)
@@ -291,7 +292,7 @@ class Bench:
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:
-        """One training a seed; the learning rate is searched once, with the labels of the first seed."""
+        """One training a seed; the learning rates are searched once, with the labels of the first seed."""
         modality, pretrained = self.run.modality, method == "pretrained"
 
         def make(examples: Examples, number: int) -> Classifier:
@@ -300,7 +301,7 @@ class Bench:
             return Classifier(fresh_encoder(self.run, self.seed + number), examples.classes)
 
         first = self._examples(budget, 0)
-        search = search_rate(lambda few: make(few, 0), modality, first, self.tuning, steps, self.seed, pretrained)
+        search = search_pace(lambda few: make(few, 0), modality, first, self.tuning, steps, self.seed, pretrained)
         probed = []
         for number in range(self.seeds):
             examples = first if number == 0 else self._examples(budget, number)
@@ -309,12 +310,11 @@ class Bench:
                 modality,
                 examples,
                 self.tuning,
-                rate=search.rate,
+                pace=search.pace,
                 steps=steps,
                 seed=self.seed + number,
-                pretrained=pretrained,
             )
             precision = runtime.best_precision(runtime.device())
             odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision=precision)
-            probed.append(Probed.of(np.nan_to_num(odds), search.score, search.rate))
+            probed.append(Probed.of(np.nan_to_num(odds), search.score, search.pace.rate))
         return probed

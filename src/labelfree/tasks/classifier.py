@@ -30,6 +30,14 @@ from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto, Fraction
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast layers learn: the last one at `rate`, every other at `decay` times the rate of the layer after it."""
+
+    rate: float
+    decay: float = 1.0
+
+
 class FinetuneSettings(Settings):
     """How all layers of an encoder and a new last layer are trained on labels."""
 
@@ -40,11 +48,11 @@ class FinetuneSettings(Settings):
     batch_size: PositiveInt | Auto = "auto"
     """samples a step; auto: 32, and 128 from 4,000 labels on"""
     learning_rate: PositiveFloat | Auto = "auto"
-    """AdamW's peak learning rate of the last layer; auto: chosen of two on a validation part"""
+    """AdamW's peak learning rate of the last layer; auto: chosen on a validation part"""
     weight_decay: float = Field(0.05, ge=0)
     """weight decay"""
-    layer_decay: PositiveFloat = 0.75
-    """each layer of a pretrained encoder learns at this multiple of the rate of the layer after it"""
+    layer_decay: PositiveFloat | Auto = "auto"
+    """each layer of a pretrained encoder learns at this multiple of the rate of the layer after it; auto: chosen too"""
     augment: str = "light"
     """views that are learnt from: light, contrast or none"""
     warmup: Fraction = 0.1
@@ -59,10 +67,19 @@ class FinetuneSettings(Settings):
         """Steps for so many labels."""
         return min(max(120, math.ceil(self.epochs * labels / self.batch(labels))), self.most_steps)
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The search: learning rates that are tried. The same for pretrained networks and for those from scratch."""
-        return (2e-3, 4e-4) if self.learning_rate == "auto" else (float(self.learning_rate),)
+    def paces(self, pretrained: bool) -> tuple[Pace, ...]:
+        """What the search tries: as much for pretrained networks as for those from scratch.
+
+        Layers that know little need to move as far as new ones, layers that know much must not (Howard & Ruder 2018).
+        """
+        if self.learning_rate == "auto":
+            tried = [Pace(2e-3, 0.75), Pace(4e-4, 0.75), Pace(2e-3)] if pretrained else [*map(Pace, (2e-3, 4e-4, 9e-4))]
+        else:
+            rate = float(self.learning_rate)
+            tried = [Pace(rate, 0.75), Pace(rate)] if pretrained else [Pace(rate)]
+        if pretrained and self.layer_decay != "auto":
+            tried = [replace(pace, decay=float(self.layer_decay)) for pace in tried]
+        return tuple(dict.fromkeys(tried))
 
 
 class Classifier(nn.Module):
@@ -132,26 +149,20 @@ class Examples:
         return raw, torch.as_tensor(self.y[chosen[kept]])
 
 
-def parameter_groups(
-    model: Classifier, rate: float, settings: FinetuneSettings, pretrained: bool
-) -> list[dict[str, Any]]:
-    """Groups for AdamW: later layers of a pretrained encoder learn faster (Howard & Ruder 2018).
-
-    Vectors (biases, normalisation) do not decay.
-    """
+def parameter_groups(model: Classifier, pace: Pace, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW, a rate for each layer; vectors (biases, normalisation) do not decay."""
     layers = [*model.encoder.layers(), list(model.head.parameters())]
     seen = {id(p) for layer in layers for p in layer}
     layers[0] = [*layers[0], *(p for p in model.encoder.parameters() if id(p) not in seen)]
-    decay = settings.layer_decay if pretrained else 1.0
     groups = []
     for depth, layer in enumerate(layers):
-        scaled = rate * decay ** (len(layers) - 1 - depth)
-        for params, weight_decay in (
-            ([p for p in layer if p.ndim > 1], settings.weight_decay),
+        scaled = pace.rate * pace.decay ** (len(layers) - 1 - depth)
+        for params, decay in (
+            ([p for p in layer if p.ndim > 1], weight_decay),
             ([p for p in layer if p.ndim <= 1], 0.0),
         ):
             if params:
-                groups.append({"params": params, "lr": scaled, "peak": scaled, "weight_decay": weight_decay})
+                groups.append({"params": params, "lr": scaled, "peak": scaled, "weight_decay": decay})
     return groups
 
 
@@ -172,10 +183,9 @@ def train_classifier(
     examples: Examples,
     settings: FinetuneSettings,
     *,
-    rate: float,
+    pace: Pace,
     steps: int,
     seed: int = 0,
-    pretrained: bool = True,
 ) -> Classifier:
     """Train all layers of `model`, in place, for `steps` steps with a cosine schedule; returns it in evaluation mode.
 
@@ -183,16 +193,15 @@ def train_classifier(
         model: on the CPU or the device.
         modality: makes the random views.
         examples: what to learn from; best held in memory.
-        settings: all but the rate and the steps.
-        rate: peak learning rate of the last layer.
+        settings: all but the pace and the steps.
+        pace: peak learning rates.
         steps: optimiser steps.
         seed: of order and augmentation.
-        pretrained: whether earlier layers learn more slowly.
     """
     where = runtime.device()
     precision = runtime.best_precision(where)
     model.to(where).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, rate, settings, pretrained), fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, pace, settings.weight_decay), fused=True)
     weights = examples.class_weights().to(where)
     size = settings.batch(len(examples.y))
     warmup = round(settings.warmup * steps)
@@ -242,14 +251,14 @@ def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty
 
 @dataclass(frozen=True)
 class Search:
-    """What a search for the learning rate found: the rate, and its score on the validation part (None without one)."""
+    """What a search found: the pace, and its score on the validation part (None without one)."""
 
-    rate: float
+    pace: Pace
     score: float | None
     metric: str
 
 
-def search_rate(
+def search_pace(
     make: Callable[[Examples], Classifier],
     modality: Modality,
     examples: Examples,
@@ -258,27 +267,26 @@ def search_rate(
     seed: int = 0,
     pretrained: bool = True,
 ) -> Search:
-    """Try each learning rate on four fifths of the examples, for half of `steps`, and keep the best on the last fifth.
+    """Try each pace on four fifths of the examples, for half of `steps`, and keep the best on the last fifth.
 
     Args:
         make: the network to start from, for these examples.
-        modality, examples, settings, steps, seed, pretrained: as `train_classifier`.
+        modality, examples, settings, steps, seed: as `train_classifier`.
+        pretrained: whether the network is; see `FinetuneSettings.paces`.
     """
     fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups)
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
-        return Search(settings.rates[0], None, examples.metric)
+        return Search(settings.paces(pretrained)[0], None, examples.metric)
     found = []
-    for rate in settings.rates:
-        model = train_classifier(
-            make(fit), modality, fit, settings, rate=rate, steps=math.ceil(steps / 2), seed=seed, pretrained=pretrained
-        )
+    for pace in settings.paces(pretrained):
+        model = train_classifier(make(fit), modality, fit, settings, pace=pace, steps=math.ceil(steps / 2), seed=seed)
         odds = class_probabilities(model, modality, held.dataset, indices=held.rows)
         y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
         # the score of few samples is coarse: the likelihood settles ties
         likelihood = float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0
-        found.append((judge(examples.metric, y, odds, examples.wanted) if len(y) else 0.0, likelihood, rate))
-    best = max(found)
+        found.append((judge(examples.metric, y, odds, examples.wanted) if len(y) else 0.0, likelihood, pace))
+    best = max(found, key=lambda one: one[:2])
     return Search(best[2], best[0], examples.metric)
 
 
@@ -291,18 +299,16 @@ def train_searched(
     seed: int = 0,
     pretrained: bool = True,
 ) -> tuple[Classifier, Search]:
-    """Search the learning rate on a validation part, then train on all examples; arguments as `search_rate`."""
-    found = search_rate(make, modality, examples, settings, steps, seed, pretrained)
-    model = train_classifier(
-        make(examples), modality, examples, settings, rate=found.rate, steps=steps, seed=seed, pretrained=pretrained
-    )
+    """Search the pace on a validation part, then train on all examples; arguments as `search_pace`."""
+    found = search_pace(make, modality, examples, settings, steps, seed, pretrained)
+    model = train_classifier(make(examples), modality, examples, settings, pace=found.pace, steps=steps, seed=seed)
     return model, found
 
 
 def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, settings: FinetuneSettings) -> float:
     """Measured time of one training step, on a copy."""
     trial = copy.deepcopy(model)
-    train_classifier(trial, modality, examples, settings, rate=1e-5, steps=1)
+    train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=1)
     began = time.perf_counter()
-    train_classifier(trial, modality, examples, settings, rate=1e-5, steps=3)
+    train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=3)
     return (time.perf_counter() - began) / 3

@@ -112,7 +112,7 @@ def finetune(
 ) -> Model:
     """Train a classifier, all layers of it, that starts from a run's encoder.
 
-    The learning rate is chosen on a fifth of the training samples (whole groups, if there are any); the model is then
+    Learning rates are chosen on a fifth of the training samples (whole groups, if there are any); the model is then
     trained on all of them.
 
     Args:
@@ -146,10 +146,10 @@ def finetune(
     examples, labels = _examples(run, train, label, group, budget, seed)
     steps = chosen.steps(len(examples.y))
     if limit is not None:
-        # two searches of half the steps, and the training itself
+        # trials of half the steps, and the training itself
         cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
         left = limit - (time.perf_counter() - began)
-        steps = max(1, min(steps, int(0.9 * left / cost / (1 + len(chosen.rates) / 2))))
+        steps = max(1, min(steps, int(0.9 * left / cost / (1 + len(chosen.paces(True)) / 2))))
     network, found = train_searched(
         lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed
     )
@@ -159,7 +159,8 @@ def finetune(
         "run": str(run.path),
         "fingerprint": examples.dataset.fingerprint(),
         "settings": chosen.model_dump(mode="json"),
-        "learning_rate": found.rate,
+        "learning_rate": found.pace.rate,
+        "layer_decay": found.pace.decay,
         "steps": steps,
         "seed": seed,
         "validation": {"metric": found.metric, "score": found.score},
