@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from labelfree.cli import main
+from labelfree.training.plan import recognise
 
 Capture = pytest.CaptureFixture[str]
 ENCODERS = {"image": "timm:test_resnet", "series": "dilated:tiny", "text": "nano"}
@@ -170,11 +171,32 @@ def test_a_source_of_another_kind(kind: str, other: str, sources: dict[str, Path
     assert not out.exists()
 
 
+def test_an_empty_folder_where_the_kind_is_to_be_guessed(tmp_path: Path, out: Path, capsys: Capture) -> None:
+    (tmp_path / "none" / "inner").mkdir(parents=True)
+    line = refused(capsys, "pretrain", tmp_path / "none", "--out", out)
+    assert "without files" in line
+
+
+def test_mixed_kinds_have_to_be_named(tmp_path: Path, out: Path, capsys: Capture) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((16, 16), 40 * number, np.uint8)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("one note among many pictures is no matter")
+    assert recognise(folder)[0] == "image"
+    for number in range(3):
+        (folder / f"words-{number}.txt").write_text(f"words of no picture {number}")
+    line = refused(capsys, "pretrain", folder, "--out", out)
+    assert "6 of image and 4 of text" in line
+    assert "--modality image" in line
+    assert not out.exists()
+
+
 def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -> None:
     (tmp_path / "tool.exe").write_bytes(bytes(range(256)) * 8)
-    (tmp_path / "nothing").mkdir()
-    line = refused(capsys, "pretrain", tmp_path / "nothing", "--out", out, "--steps", 1)
-    assert "nothing" in line
+    (tmp_path / "table.json").write_text("{not a table")
+    line = refused(capsys, "pretrain", tmp_path / "table.json", "--out", out, "--steps", 1)
+    assert "table.json" in line
     assert "--modality" in line
     quick_ones = ("--steps", 1, "--encoder", "nano", "threads=1")
     assert main([str(word) for word in ("pretrain", tmp_path / "tool.exe", "--out", out, *quick_ones)]) == 0

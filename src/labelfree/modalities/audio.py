@@ -106,6 +106,7 @@ class Audio(Modality):
 
     name = "audio"
     settings_class = AudioSettings
+    suffixes = sound.SUFFIXES
     signal = True
     offers: ClassVar[frozenset[Need]] = frozenset(
         {

@@ -214,6 +214,8 @@ class Modality(ABC):
     shuffled: ClassVar[bool] = True
     #: Classical models on `raw_features` that evaluation sets beside the encoder ("linear", "boosting").
     classical: ClassVar[tuple[str, ...]] = ("linear",)
+    #: Endings of files that are a sample each.
+    suffixes: ClassVar[tuple[str, ...]] = ()
     #: Whether samples are values in time or space, of which those that are constant hold nothing.
     signal: ClassVar[bool] = False
     #: Whether the tokens of this kind of data are the square patches of its one picture, so that vision transformers

@@ -132,6 +132,7 @@ class Bytes(Text):
     """Bytes of any file. A token is a byte; the first of every view is the class token."""
 
     name = "bytes"
+    suffixes = ()  # any file may be read as bytes
     settings_class = BytesSettings
 
     # ---- reading

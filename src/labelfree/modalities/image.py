@@ -23,6 +23,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
 from labelfree.data.pictures import (
+    SUFFIXES,
     Form,
     Header,
     as_array,
@@ -276,6 +277,7 @@ class Image(Modality):
 
     name = "image"
     settings_class = ImageSettings
+    suffixes = SUFFIXES
     signal = True
     offers: ClassVar[frozenset[Need]] = frozenset(
         {Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS, Need.PICTURES}

@@ -69,6 +69,7 @@ class Text(Modality):
 
     name = "text"
     settings_class: ClassVar[type[Settings]] = TextSettings
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     offers = frozenset(
         {Need.VIEWS, Need.ALIGNED_VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS, Need.IDS}
     )

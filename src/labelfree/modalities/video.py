@@ -106,6 +106,7 @@ class Video(Modality):
 
     name = "video"
     settings_class = VideoSettings
+    suffixes = films.SUFFIXES
     signal = True
     offers: ClassVar[frozenset[Need]] = frozenset(
         {Need.VIEWS, Need.TARGETS, Need.MASK, Need.ORDER, Need.TRANSFORMATIONS, Need.PICTURES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from labelfree.training import runtime
 from labelfree.training.settings import TrainSettings
 
 DEFAULT_LIMIT = "10m"
+#: Share of a folder's samples that are of another kind, beyond which the kind must be named.
+MIXED = 0.2
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -70,12 +73,16 @@ def recognise(source: Any) -> tuple[str, str]:
     """The modality that `source` looks most like, and the words for why.
 
     Raises:
-        LabelfreeError: it is not there, or looks like none.
+        LabelfreeError: it is not there, is empty, looks like none, or holds files of several kinds.
     """
+    folder = None
     if isinstance(source, str | Path) and not is_address(source):
-        existing(source)
+        path = existing(source)
+        folder = path if path.is_dir() else None
     guesses = {name: cls.recognise(source) for name, cls in registry.modalities().items()}
     name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
+    if folder is not None:
+        _check_files(folder, name)
     if sure <= 0:
         what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__
         raise LabelfreeError(
@@ -83,6 +90,21 @@ def recognise(source: Any) -> tuple[str, str]:
             "Name it with --modality.",
         )
     return name, words
+
+
+def _check_files(folder: Path, chosen: str) -> None:
+    """Raises LabelfreeError where a folder holds no files, or many samples of other kinds than `chosen`."""
+    endings = Counter(path.suffix.lower() for path in folder.rglob("*") if path.is_file())
+    if not endings:
+        raise LabelfreeError(f"'{folder}' is a folder without files.", "Name one with data in it.")
+    counts = {name: sum(endings[suffix] for suffix in cls.suffixes) for name, cls in registry.modalities().items()}
+    counts = {name: count for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
+    if chosen in counts and sum(counts.values()) - counts[chosen] > MIXED * sum(counts.values()):
+        held = " and ".join(f"{count:,} of {name}" for name, count in counts.items())
+        raise LabelfreeError(
+            f"'{folder}' holds files of several kinds of data: {held}.",
+            f"Name the kind that is meant, --modality {chosen}, or tie them by row as pairs with a metadata.csv.",
+        )
 
 
 def make_plan(
