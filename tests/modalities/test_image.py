@@ -519,7 +519,7 @@ def test_targets_are_patches_in_reading_order() -> None:
 
 def test_masks_hide_the_same_share_of_every_picture() -> None:
     modality = Image(ImageSettings(size=16, patch=4))
-    batch = batch_of(modality)
+    batch = modality.prepare(batch_of(modality))
     mask = modality.sample_mask(batch, Draw.start(0, 0, 0, batch.index), 0.75)
     assert mask.shape == (8, 16)
     assert (mask.sum(dim=1) == 12).all()

@@ -68,7 +68,7 @@ class FinetuneSettings(Settings):
         return min(max(120, math.ceil(self.epochs * labels / self.batch(labels))), self.most_steps)
 
     def paces(self, pretrained: bool) -> tuple[Pace, ...]:
-        """What the search tries: as much for pretrained networks as for those from scratch.
+        """What the search tries: where no rate is given, as much for networks from scratch as for pretrained ones.
 
         Layers that know little need to move as far as new ones, layers that know much must not (Howard & Ruder 2018).
         """
