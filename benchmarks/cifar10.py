@@ -4,7 +4,8 @@
 
 DATA is a folder with train.parquet and test.parquet (columns image and label, as Hugging Face lays them down). The
 first 10,000 pictures of the training part are used, for pretraining and, with few of their labels, for the probe; the
-whole test part is scored on. Everything else is what Labelfree chooses by itself, unless settings are given.
+whole test part is scored on. Everything else is what Labelfree chooses by itself, unless settings are given. Trials by
+which settings are chosen leave the test part alone: `--held-out 2000` scores on as many further training pictures.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--time-limit", default="10m")
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--held-out", type=int, default=0, help="score on so many further training pictures")
     parser.add_argument("--method", default="auto")
     parser.add_argument("--encoder", default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
@@ -34,8 +36,12 @@ def main() -> None:
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
-        train = Path(folder) / "train.parquet"
-        table = pq.read_table(options.data / "train.parquet").slice(0, options.count)
+        train, test = Path(folder) / "train.parquet", options.data / "test.parquet"
+        whole = pq.read_table(options.data / "train.parquet")
+        table = whole.slice(0, options.count)
+        if options.held_out:
+            test = Path(folder) / "held-out.parquet"
+            pq.write_table(whole.slice(40_000, options.held_out), test, row_group_size=1000)
         pq.write_table(table, train, row_group_size=1000)
         # labels stay behind: pretraining reads a file that has none
         unlabelled = Path(folder) / "unlabelled.parquet"
@@ -50,7 +56,7 @@ def main() -> None:
         )
         found = run.evaluate(
             str(train),
-            str(options.data / "test.parquet"),
+            str(test),
             "label",
             budgets=options.budgets.split(","),
             protocols=options.protocols.split(","),

@@ -192,6 +192,12 @@ def test_mixed_kinds_have_to_be_named(tmp_path: Path, out: Path, capsys: Capture
     assert not out.exists()
 
 
+def test_texts_in_a_folder_are_not_taken_for_names_of_files(tmp_path: Path) -> None:
+    rows = "".join(f'{{"text": "{number} {"a word and another " * 20}"}}\n' for number in range(8))
+    (tmp_path / "texts.jsonl").write_text(rows)
+    assert recognise(tmp_path)[0] == "text"
+
+
 def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -> None:
     (tmp_path / "tool.exe").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "table.json").write_text("{not a table")

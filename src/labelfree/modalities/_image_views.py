@@ -48,6 +48,20 @@ class Policy:
     solarise: float = 0.0
 
 
+#: Augmentations that published recipes use (solo-learn, da Costa et al. 2022); where the two views of a recipe differ
+#: in solarising, each view here has the mean.
+AUGMENT = {
+    "A": Policy(jitter=0.8, grey=0.2, solarise=0.1),
+    "S": Policy(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5),
+    "W": Policy(jitter=0.8, saturation=0.4, grey=0.2, blur=0.5),
+    "V": Policy(crop=(0.2, 1.0), jitter=0.8, grey=0.2, solarise=0.1),
+    "none": Policy(crop=(1.0, 1.0), flip=0.0),
+}
+BLUR_SIGMA = (0.1, 2.0)
+#: Shares of a picture's area that small crops show (Caron et al. 2021, DINO, §3.1, "less than 50 %").
+LOCAL_CROP = (0.05, 0.4)
+
+
 def patch_side(size: int, wanted: int | str) -> int:
     """Side of a token's square: the one `wanted`, or for "auto" the largest usual one of which 8 or more go across.
 
@@ -132,6 +146,14 @@ def resampling(start: Tensor, stop: Tensor, size_in: int, size_out: int) -> Tens
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
     weights = torch.where(d < 1, near, far)
     return weights / weights.sum(dim=2, keepdim=True)
+
+
+def random_sigma(draw: Draw, policy: Policy) -> Tensor | None:
+    """(B,) standard deviations of the blur in pixels, next to none where one is not blurred; None without blur."""
+    if not policy.blur:
+        return None
+    drawn = draw.uniform("blur/sigma", low=BLUR_SIGMA[0], high=BLUR_SIGMA[1])
+    return torch.where(draw.bernoulli("blur", policy.blur), drawn, 0.01)
 
 
 def blurring(sigma: Tensor, size: int) -> Tensor:

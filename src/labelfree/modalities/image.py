@@ -45,6 +45,8 @@ from labelfree.modalities._image_sources import (
 )
 from labelfree.modalities._image_tokens import block_scores, grey, joined, squares
 from labelfree.modalities._image_views import (
+    AUGMENT,
+    LOCAL_CROP,
     Policy,
     central_boxes,
     constant,
@@ -52,6 +54,7 @@ from labelfree.modalities._image_views import (
     neighbouring_boxes,
     patch_side,
     random_boxes,
+    random_sigma,
     recolour,
 )
 from labelfree.modalities.base import (
@@ -70,18 +73,6 @@ from labelfree.settings import Settings
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
-#: Augmentations that published recipes use (solo-learn, da Costa et al. 2022); where the two views of a recipe differ
-#: in solarising, each view here has the mean.
-AUGMENT = {
-    "A": Policy(jitter=0.8, grey=0.2, solarise=0.1),
-    "S": Policy(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5),
-    "W": Policy(jitter=0.8, saturation=0.4, grey=0.2, blur=0.5),
-    "V": Policy(crop=(0.2, 1.0), jitter=0.8, grey=0.2, solarise=0.1),
-    "none": Policy(crop=(1.0, 1.0), flip=0.0),
-}
-BLUR_SIGMA = (0.1, 2.0)
-#: Shares of a picture's area that small crops show (Caron et al. 2021, DINO, §3.1, "less than 50 %").
-LOCAL_CROP = (0.05, 0.4)
 #: Orders of tiles in the jigsaw task (Carlucci et al. 2019 use 30).
 ORDERS = 30
 #: Pictures whose headers are read before training, and whose pixels are, for statistics.
@@ -96,7 +87,7 @@ class ImageSettings(Settings):
     size: PositiveInt = 32
     """height and width of pictures as encoders see them, in pixels"""
     view_size: PositiveInt | Literal["auto"] = "auto"
-    """the same for contrast views; auto: as `size`; less takes less time, and undoes that crops magnify"""
+    """the same for contrast views, which take less time the smaller they are; auto: as `size`"""
     patch: PositiveInt | Literal["auto"] = "auto"
     """side of a token's square for transformers, in pixels; auto: 8 or more tokens across"""
     stem: PositiveInt | Literal["auto"] = "auto"
@@ -308,9 +299,7 @@ class Image(Modality):
 
     @property
     def view_size(self) -> int:
-        """Side of a contrast view. Crops magnify what they show; smaller views undo it, and take less time (Touvron et
-        al. 2019, "Fixing the train-test resolution discrepancy", §3).
-        """
+        """Side of a contrast view; pictures may be looked at in more detail later (Touvron et al. 2019, FixRes, §3)."""
         return self.size if self.settings.view_size == "auto" else self._in_patches(self.settings.view_size)
 
     @property
@@ -319,7 +308,7 @@ class Image(Modality):
         return self._in_patches(max(1, self.size // 2))
 
     def _in_patches(self, side: int) -> int:
-        """The side, or a little less, so that patches divide it."""
+        """The side, or a little less so that patches divide it."""
         return side // self.patch * self.patch or side
 
     @property
@@ -450,10 +439,7 @@ class Image(Modality):
 
     def _random(self, batch: Batch, draw: Draw, policy: Policy, size: int) -> tuple[Tensor, Tensor]:
         boxes = random_boxes(batch.extra["aspect"], draw, policy)
-        sigma = None
-        if policy.blur:
-            drawn = draw.uniform("blur/sigma", low=BLUR_SIGMA[0], high=BLUR_SIGMA[1])
-            sigma = torch.where(draw.bernoulli("blur", policy.blur), drawn, 0.01)
+        sigma = random_sigma(draw, policy)
         return recolour(self._unit(batch.data, boxes, size, sigma), draw, policy), boxes
 
     def transformations(self) -> Mapping[str, Transformation]:

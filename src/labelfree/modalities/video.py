@@ -22,7 +22,17 @@ from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._image_views import Policy, central_boxes, constant, crop, patch_side, random_boxes, recolour
+from labelfree.modalities._image_views import (
+    AUGMENT,
+    LOCAL_CROP,
+    Policy,
+    central_boxes,
+    constant,
+    crop,
+    patch_side,
+    random_boxes,
+    recolour,
+)
 from labelfree.modalities._video_sources import (
     FILMS,
     Clips,
@@ -44,7 +54,6 @@ from labelfree.modalities.base import (
     Transformation,
     token_mask,
 )
-from labelfree.modalities.image import AUGMENT, LOCAL_CROP
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

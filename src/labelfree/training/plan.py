@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from labelfree import registry
-from labelfree.data.sources import existing, is_address
+from labelfree.data.sources import existing, is_address, list_files
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.objectives.base import Objective, Recipe
@@ -81,26 +81,25 @@ def recognise(source: Any) -> tuple[str, str]:
         folder = path if path.is_dir() else None
     guesses = {name: cls.recognise(source) for name, cls in registry.modalities().items()}
     name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
-    if folder is not None:
-        _check_files(folder, name)
     if sure <= 0:
+        if folder is not None and not any(path.is_file() for path in folder.rglob("*")):
+            raise LabelfreeError(f"'{folder}' is a folder without files.", "Name one with data in it.")
         what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__
         raise LabelfreeError(
             f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
             "Name it with --modality.",
         )
+    if folder is not None:
+        _check_kinds(folder, name)
     return name, words
 
 
-def _check_files(folder: Path, chosen: str) -> None:
-    """Raises LabelfreeError where a folder holds no files, or many samples of other kinds than `chosen`."""
-    endings = Counter(path.suffix.lower() for path in folder.rglob("*") if path.is_file())
-    if not endings:
-        raise LabelfreeError(f"'{folder}' is a folder without files.", "Name one with data in it.")
-    counts = {name: sum(endings[suffix] for suffix in cls.suffixes) for name, cls in registry.modalities().items()}
-    counts = {name: count for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
-    if chosen in counts and sum(counts.values()) - counts[chosen] > MIXED * sum(counts.values()):
-        held = " and ".join(f"{count:,} of {name}" for name, count in counts.items())
+def _check_kinds(folder: Path, chosen: str) -> None:
+    """Raises LabelfreeError where many samples in a folder are of other kinds than `chosen`."""
+    kind_of = {suffix: name for name, cls in registry.modalities().items() for suffix in cls.suffixes}
+    counts = Counter(kind_of[path.suffix.lower()] for path in list_files(folder, kind_of))
+    if counts[chosen] and counts.total() - counts[chosen] > MIXED * counts.total():
+        held = " and ".join(f"{count:,} of {name}" for name, count in counts.most_common())
         raise LabelfreeError(
             f"'{folder}' holds files of several kinds of data: {held}.",
             f"Name the kind that is meant, --modality {chosen}, or tie them by row as pairs with a metadata.csv.",

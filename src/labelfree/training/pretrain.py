@@ -99,7 +99,7 @@ def pretrain(
     plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left, enough)
     job.plan = plan
     _say_plan(plan, step_seconds, runtime.peak_memory(device))
-    if device.type == "cpu" and world == 1:
+    if device.type == "cpu" and world == 1 and not plan.training.workers:  # processes of ours would count as others
         _say_busy(busy, int(plan.training.threads))
     _start_folder(folder, job, source, found)
     return _launch(job, folder, source, network, job.modality.state(), accelerator)

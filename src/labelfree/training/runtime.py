@@ -17,9 +17,14 @@ import psutil
 import torch
 
 
+def own_cores() -> set[int]:
+    """Numbers of the processor cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(own_cores())
 
 
 def prepare_machine(threads: int | None = None) -> None:
@@ -48,11 +53,9 @@ class Others:
     @staticmethod
     def _unused() -> float:
         """Processor seconds of these cores that others did not use: idle ones, and our own."""
-        ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cores())
         every = psutil.cpu_times(percpu=True)
-        return (
-            sum(every[i].idle + getattr(every[i], "iowait", 0.0) for i in ours if i < len(every)) + time.process_time()
-        )
+        idle = (every[i].idle + getattr(every[i], "iowait", 0.0) for i in own_cores() if i < len(every))
+        return sum(idle) + time.process_time()
 
     @property
     def cores(self) -> float:
