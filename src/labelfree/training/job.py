@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,10 @@ from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Dataset, Modality
 from labelfree.objectives.base import Objective
 from labelfree.training import optim, runtime
-from labelfree.training.logs import duration, say
+from labelfree.training.logs import say
 from labelfree.training.loop import Stepper, Training
 from labelfree.training.plan import Plan
 from labelfree.training.settings import TrainSettings
-
-#: With a time limit, passes over the data beyond which more training is not planned (the length of FACTS' recipes).
-MOST_EPOCHS = 1000
 
 
 @dataclass
@@ -227,32 +224,3 @@ def try_steps(job: Job, device: torch.device, world: int, allowance: float) -> f
             break
     job.objective.load_state_dict(before)
     return sorted(times[1:] or times)[len(times[1:] or times) // 2]
-
-
-def resolve_length(
-    plan: Plan,
-    epoch_steps: int,
-    length: Mapping[str, Any],
-    step_seconds: float,
-    left: float | None,
-    enough: int | None = None,
-) -> Plan:
-    """Turn epochs or time into steps (at most `enough` of them), and choose the intervals of logs and checkpoints."""
-    settings, choices = plan.training, list(plan.choices)
-    if left is None:
-        steps = length["steps"] or length["epochs"] * epoch_steps
-    else:
-        most, why = MOST_EPOCHS * epoch_steps, f"{MOST_EPOCHS} epochs; more rarely helps"
-        if enough is not None and enough < most:
-            most, why = enough, f"what {plan.method} needs on a source of this size"
-        steps = max(1, min(int(left / step_seconds), most))
-        reason = f"{duration(left)} at {step_seconds:.3g} s a step" if steps < most else why
-        choices.append(Choice("steps", steps, reason).record())
-    log_every = max(1, min(50, steps // 100)) if settings.log_every == "auto" else settings.log_every
-    save_every = (
-        max(1, min(steps, round(60 / step_seconds)))
-        if settings.checkpoint_every == "auto"
-        else settings.checkpoint_every
-    )
-    training = settings.model_copy(update={"log_every": log_every, "checkpoint_every": save_every})
-    return plan.model_copy(update={"steps": steps, "training": training, "choices": choices})

@@ -82,10 +82,14 @@ def extra_loggers(folder: Path, tensorboard: bool, csv: bool) -> list[Any]:
 
 
 class Meter:
-    """Progress: a bar with loss, health, speed and time left on a terminal; plain lines elsewhere."""
+    """Progress: a bar with loss, health, speed and time left on a terminal; plain lines elsewhere.
+
+    Attributes:
+        steps: of the whole training.
+    """
 
     def __init__(self, steps: int, start: int, batch_size: int) -> None:
-        self._steps, self._start, self._batch_size = steps, start, batch_size
+        self.steps, self._start, self._batch_size = steps, start, batch_size
         self._began = self._spoke = time.perf_counter()
         self._loss = self._rank = ""
         self._bar: Progress | None = None
@@ -111,15 +115,15 @@ class Meter:
     def step(self, done: int) -> None:
         """`done` steps are done."""
         now = time.perf_counter()
-        if self._bar is None and now - self._spoke < 10 and done != self._steps:
+        if self._bar is None and now - self._spoke < 10 and done != self.steps:
             return
-        left = (self._steps - done) * self._batch_size / max(1e-9, self.speed(done))
+        left = (self.steps - done) * self._batch_size / max(1e-9, self.speed(done))
         words = f"{self._loss} · {self._rank} · {self.speed(done):,.0f} samples/s · {duration(left)} left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=words)
+            self._bar.update(self._task, completed=done, total=self.steps, description=words)
         else:
             self._spoke = now
-            say(f"step {done}/{self._steps} · {words}")
+            say(f"step {done}/{self.steps} · {words}")
 
     def close(self) -> None:
         if self._bar is not None:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,16 +185,40 @@ def _round(value: float) -> float:
 
 @dataclass
 class Callbacks:
-    """What the loop tells the world; each is called on every process."""
+    """What the loop tells the world; each is called on every process.
+
+    Attributes:
+        steps: asked at a mark: how many steps does the whole training have?
+    """
 
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[int], None]
     tick: Callable[[int], None]
     warn: Callable[[str], None]
+    steps: Callable[[int], int] | None = None
 
 
-def train(training: Training, start: int, request: StopRequest, tell: Callbacks) -> tuple[int, dict[str, float]]:
+def _batches(training: Training, start: int, tell: Callbacks, marks: Sequence[int]) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches; at a mark, when the step before it is over, there may be more or fewer of them.
+
+    What was decided is saved at once, so that a resumed training goes on with it.
+    """
+    for mark in [*marks, None]:
+        stop = training.steps if mark is None else min(mark, training.steps)
+        yield from zip(range(start, stop), training.loader.steps(start, stop), strict=True)
+        start = max(start, stop)
+        if tell.steps is not None and start < training.steps:
+            training.steps = tell.steps(start)
+            tell.save(start)
+
+
+def train(
+    training: Training, start: int, request: StopRequest, tell: Callbacks, marks: Sequence[int] = ()
+) -> tuple[int, dict[str, float]]:
     """Train from step `start` to the end, or until asked to stop.
+
+    Args:
+        marks: steps at which `tell.steps` is asked how many there are in all.
 
     Returns:
         Steps done, and the last logged line.
@@ -204,7 +228,7 @@ def train(training: Training, start: int, request: StopRequest, tell: Callbacks)
     world = distributed.world_size()
     done = start
     began = time.perf_counter()
-    for step, batch in zip(range(start, training.steps), training.loader.steps(start, training.steps), strict=True):
+    for step, batch in _batches(training, start, tell, marks):
         loss, features, logs = training.step(step, batch)
         done = step + 1
         if done % log_every == 0 or done in (1, training.steps):

@@ -44,7 +44,11 @@ def parse_duration(value: str | float) -> float:
 
 
 class Plan(Settings):
-    """A resolved training: with the source and the seed it says everything, and a run can be repeated from it."""
+    """A resolved training: with the source and the seed it says everything, and a run can be repeated from it.
+
+    Attributes:
+        seconds, most_steps: what bounds the steps where a time limit was given.
+    """
 
     modality: str
     method: str
@@ -54,6 +58,8 @@ class Plan(Settings):
     seed: int
     epochs: int | None = None
     steps: int = 0
+    seconds: float | None = None
+    most_steps: int | None = None
     count: int = 0
     training: TrainSettings
     objective_settings: dict[str, Any]

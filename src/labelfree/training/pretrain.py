@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
+from labelfree import distributed
 from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.sources import is_address
@@ -24,6 +25,7 @@ from labelfree.training import job as jobs
 from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.job import Job
+from labelfree.training.length import Length, resolve_length
 from labelfree.training.logs import Meter, MetricsFile, duration, extra_loggers, say
 from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
 from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, parse_duration, resolve_machine
@@ -96,7 +98,7 @@ def pretrain(
     busy = others.cores
     left = None if seconds is None else max(step_seconds, 0.97 * (seconds - (time.perf_counter() - began)))
     enough = plan.objective_class().enough(found)
-    plan = jobs.resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left, enough)
+    plan = resolve_length(plan, len(job.dataset) // plan.training.batch_size, length, step_seconds, left, enough)
     job.plan = plan
     _say_plan(plan, step_seconds, runtime.peak_memory(device))
     if device.type == "cpu" and world == 1 and not plan.training.workers:  # processes of ours would count as others
@@ -331,22 +333,23 @@ class Recorder:
         self.first = fabric.global_rank == 0
         self.info = read_json(folder / "run.json") if self.first else {}
         self.earlier = float(self.info.get("seconds", 0.0))
+        self.length = Length(job.plan, start)
         self.began = time.perf_counter()
 
     def run(self) -> None:
-        settings, plan = self.training.settings, self.job.plan
+        settings = self.training.settings
         if self.first:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.start)
-            self.meter = Meter(plan.steps, self.start, settings.batch_size)
+            self.meter = Meter(self.job.plan.steps, self.start, settings.batch_size)
             self.loggers = extra_loggers(self.folder, settings.tensorboard, settings.csv)
-        tell = Callbacks(self._log, self._save, self._tick, self._warn)
+        tell = Callbacks(self._log, self._save, self._tick, self._warn, self._reckon)
         state = "failed"
         line: dict[str, float] = {}
         done = self.start
         try:
             with stop_on_signals() as request:
-                done, line = train(self.training, self.start, request, tell)
-            state = "finished" if done == plan.steps else "stopped"
+                done, line = train(self.training, self.start, request, tell, self.length.marks)
+            state = "finished" if done == self.training.steps else "stopped"
         finally:
             if self.first:
                 self.meter.close()
@@ -372,6 +375,16 @@ class Recorder:
         if self.first:
             say(words, "bold red")
             self.info["warnings"].append(words)
+
+    def _reckon(self, step: int) -> int:
+        """How many steps the training has: the first process's clock decides for all."""
+        plan = self.length.reckon(step)
+        mine = torch.tensor(plan.steps if self.first else 0, dtype=torch.float64, device=self.fabric.device)
+        if self.first:
+            self.job.plan = plan
+            self.meter.steps = plan.steps
+            self.info |= {"steps": plan.steps, "choices": plan.choices, "plan": plan.model_dump(mode="json")}
+        return int(distributed.all_sum(mine))
 
     def _save(self, step: int) -> None:
         save_state(self.folder / "checkpoints", step, self.training.objective, self.training.optimizer)
@@ -401,7 +414,7 @@ class Recorder:
             say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
         elif state == "stopped":
             say(
-                f"Stopped at step {done:,} of {plan.steps:,}, all saved. "
+                f"Stopped at step {done:,} of {self.training.steps:,}, all saved. "
                 f"Continue: labelfree pretrain --resume {self.folder}"
             )
 

@@ -1,0 +1,79 @@
+"""How long a training is: so many steps, or as many as fit a time limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from labelfree.modalities.base import Choice
+from labelfree.training.logs import duration
+from labelfree.training.plan import Plan
+
+#: With a time limit, passes over the data beyond which more training is not planned (the length of FACTS' recipes).
+MOST_EPOCHS = 1000
+#: Shares of a timed training at which its steps are reckoned anew, and steps that say something of its pace.
+MARKS, TELLING = (0.05, 0.25, 0.6), 10
+
+
+def resolve_length(
+    plan: Plan,
+    epoch_steps: int,
+    length: Mapping[str, Any],
+    step_seconds: float,
+    left: float | None,
+    enough: int | None = None,
+) -> Plan:
+    """Turn epochs or time into steps (at most `enough` of them), and choose the intervals of logs and checkpoints."""
+    settings, choices = plan.training, list(plan.choices)
+    most = None
+    if left is None:
+        steps = length["steps"] or length["epochs"] * epoch_steps
+    else:
+        most, why = MOST_EPOCHS * epoch_steps, f"{MOST_EPOCHS} epochs; more rarely helps"
+        if enough is not None and enough < most:
+            most, why = enough, f"what {plan.method} needs on a source of this size"
+        steps = max(1, min(int(left / step_seconds), most))
+        reason = f"{duration(left)} at {step_seconds:.3g} s a step" if steps < most else why
+        choices.append(Choice("steps", steps, reason).record())
+    log_every = max(1, min(50, steps // 100)) if settings.log_every == "auto" else settings.log_every
+    save_every = (
+        max(1, min(steps, round(60 / step_seconds)))
+        if settings.checkpoint_every == "auto"
+        else settings.checkpoint_every
+    )
+    training = settings.model_copy(update={"log_every": log_every, "checkpoint_every": save_every})
+    update = {"steps": steps, "seconds": left, "most_steps": most, "training": training, "choices": choices}
+    return plan.model_copy(update=update)
+
+
+class Length:
+    """The steps of a training. Where a time limit sets them, they are reckoned anew at a few marks on the way.
+
+    Trial steps say little where other programs come and go: without this a training would take half of its time, or
+    twice of it. A training that is resumed keeps the steps it has, so that it ends as if it had never stopped.
+
+    Attributes:
+        marks: steps at which to ask `reckon`.
+    """
+
+    def __init__(self, plan: Plan, start: int) -> None:
+        self.plan = plan
+        timed = plan.seconds is not None and start == 0
+        marks = {max(TELLING, round(share * plan.steps)) for share in MARKS} if timed else set()
+        self.marks = sorted(mark for mark in marks if mark < plan.steps)
+        self._began = time.perf_counter()
+
+    def reckon(self, done: int) -> Plan:
+        """The plan with as many steps as fit the time that is left, at the pace of the `done` steps."""
+        assert self.plan.seconds is not None
+        assert self.plan.most_steps is not None
+        spent = time.perf_counter() - self._began
+        steps = max(done + 1, min(int(done * self.plan.seconds / spent), self.plan.most_steps))
+        if steps == self.plan.steps:
+            return self.plan
+        reason = f"{duration(self.plan.seconds)} and {spent / done:.3g} s a step, as measured on the way"
+        record = Choice("steps", steps, reason).record()
+        choices = [record if choice["key"] == "steps" else choice for choice in self.plan.choices]
+        self.plan = self.plan.model_copy(update={"steps": steps, "choices": choices})
+        return self.plan

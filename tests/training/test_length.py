@@ -1,0 +1,109 @@
+"""A time limit becomes steps before training, and is reckoned anew on the way, since trial steps may have lied."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import labelfree
+from labelfree.training import job, length
+from labelfree.training.length import Length
+from labelfree.training.pretrain import Recorder
+
+TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16)}
+TINY |= {"batch_size": 16, "precision": "32", "warmup": 0.0}
+#: Seconds that a step takes by the clock below, and that it seemed to take before training.
+TAKES, SEEMED = 0.5, 2.0
+
+
+class Clock:
+    """Every step of a training takes `TAKES` seconds."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    tick = Recorder._tick
+
+    def step(self, done):
+        clock.now += TAKES
+        tick(self, done)
+
+    monkeypatch.setattr(Recorder, "_tick", step)
+    monkeypatch.setattr(length, "time", clock)
+    monkeypatch.setattr(job, "try_steps", lambda *_: SEEMED)
+    return clock
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    path = tmp_path / "pictures.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, (64, 8, 8, 3), dtype=np.uint8))
+    return path
+
+
+def reckoner(steps=100, seconds=100.0, most=10_000, start=0):
+    choices = [{"key": "steps", "value": steps, "reason": "trial steps"}]
+    plan = SimpleNamespace(steps=steps, seconds=seconds, most_steps=most, choices=choices)
+    plan.model_copy = lambda update: SimpleNamespace(**vars(plan) | update)
+    return Length(plan, start)
+
+
+def test_marks_are_few_and_before_the_end():
+    assert reckoner(1000).marks == [50, 250, 600]
+    assert reckoner(100).marks == [10, 25, 60]
+    assert reckoner(8).marks == []
+    assert reckoner(1000, start=3).marks == []
+    assert reckoner(1000, seconds=None).marks == []
+
+
+@pytest.mark.parametrize(("spent", "steps"), [(10.0, 100), (5.0, 200), (40.0, 25), (2000.0, 11)])
+def test_steps_fit_the_time_at_the_pace_that_was_measured(clock, spent, steps):
+    found = reckoner()
+    clock.now = spent
+    assert found.reckon(10).steps == steps
+
+
+def test_no_more_steps_than_are_worth_it(clock):
+    found = reckoner(most=120)
+    clock.now = 1.0
+    assert found.reckon(10).steps == 120
+
+
+def test_a_training_takes_the_time_it_was_given(clock, pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", time_limit=40, **TINY)
+    assert clock.now == pytest.approx(run.info["plan"]["seconds"], abs=2 * TAKES)
+    assert run.info["steps"] == run.info["step"] == round(clock.now / TAKES)
+    assert run.state == "finished"
+    assert run.info["plan"]["steps"] == run.info["steps"]
+    assert [choice["value"] for choice in run.info["choices"] if choice["key"] == "steps"] == [run.info["steps"]]
+    last = run.metrics()[-1]
+    assert last["step"] == run.info["steps"]
+    assert last["learning_rate"] < 0.01 * run.metrics()[0]["learning_rate"]
+
+
+def test_what_was_decided_outlasts_the_process(clock, pictures, tmp_path, monkeypatch):
+    whole = labelfree.pretrain(str(pictures), out=tmp_path / "whole", time_limit=40, **TINY)
+
+    class Killed(BaseException):
+        pass
+
+    def reckon(self, done, own=Length.reckon):
+        if done > 10:
+            raise Killed
+        return own(self, done)
+
+    clock.now = 0.0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Length, "reckon", reckon)
+        labelfree.pretrain(str(pictures), out=tmp_path / "cut", time_limit=40, checkpoint_every=1000, **TINY)
+    decided = json.loads((tmp_path / "cut" / "run.json").read_text())["steps"]
+    again = labelfree.pretrain(resume=tmp_path / "cut")
+    assert again.info["steps"] == decided == whole.info["steps"]
+    assert again.info["health"] == whole.info["health"]
