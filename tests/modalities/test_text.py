@@ -382,6 +382,17 @@ def test_the_loss_of_a_token_is_its_surprise(fitted):
     torch.testing.assert_close(fitted.token_loss(prediction, target), wanted)
 
 
+def test_the_best_guess_of_one_that_sees_nothing(fitted):
+    ids = np.concatenate(fitted.vocabulary.encode(corpus()))
+    share = fitted.target_bias().exp()
+    assert share.sum() == pytest.approx(1, abs=1e-5)
+    assert share.argmax() == np.bincount(ids).argmax()
+    assert share.min() > 0
+    again = Text(fitted.settings)
+    again.load_state(json.loads(json.dumps(fitted.state())))
+    assert torch.equal(again.target_bias(), fitted.target_bias())
+
+
 # ---- for people, and for baselines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,18 @@ def test_next_predicts_from_the_past_alone(sources: dict[str, Path]) -> None:
     assert b is not None
     torch.testing.assert_close(a[:, :6], b[:, :6])
     assert not torch.allclose(a[:, 6:], b[:, 6:])
+
+
+@pytest.mark.parametrize("method", ["masked", "next"])
+def test_words_are_predicted_from_their_frequencies_at_first(method: str, sources: dict[str, Path]) -> None:
+    """The first loss is about the entropy of single words, far below that of a guess among all of them."""
+    training = assemble(sources["text"], "text", method, "transformer:nano")
+    batch, draw = first_batch(training)
+    share = training.objective.modality.target_bias().exp()
+    entropy = float(-(share * share.log()).sum())
+    with torch.no_grad():
+        loss = float(training.objective(batch, draw).loss)
+    assert loss < entropy + 0.25 * (math.log(len(share)) - entropy)
 
 
 def test_next_gives_padding_no_weight(sources: dict[str, Path]) -> None:

@@ -154,6 +154,12 @@ def some_texts(documents: Documents, characters: int = LEARN_FROM) -> Iterator[s
                 left -= len(text)
 
 
+def count_ids(vocabulary: Any, texts: Iterable[str]) -> np.ndarray:
+    """(V,) int64: how often each id of a vocabulary stands in texts, the ends of which count."""
+    ids = vocabulary.encode(list(texts))
+    return np.bincount(np.concatenate(ids), minlength=vocabulary.size) if ids else np.zeros(vocabulary.size, np.int64)
+
+
 class Blocks(Dataset):
     """All documents end to end, each closed by a separator, cut into samples of `length` ids; no token is left out.
 

@@ -343,6 +343,10 @@ class Modality(ABC):
         """Width of the prediction for one token."""
         raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
 
+    def target_bias(self) -> Tensor | None:
+        """(target_dim,) the prediction of one that sees nothing, which heads start from; None for zeros."""
+        return None
+
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing."""
         raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")

@@ -24,7 +24,7 @@ from labelfree.data.encoded import encoded_columns
 from labelfree.data.sources import ARRAYS, TABLES, existing, hash_of, list_files, read_table
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._text_sources import Documents, Encode, Files, Rows, text_column
-from labelfree.modalities._text_tokens import Blocks
+from labelfree.modalities._text_tokens import Blocks, count_ids
 from labelfree.modalities.base import Budget, Choice, Dataset, Description
 from labelfree.modalities.text import Text
 from labelfree.needs import Need
@@ -212,14 +212,17 @@ class Bytes(Text):
     # ---- statistics
 
     def fit(self, dataset: Dataset) -> None:
-        """Nothing is learnt from bytes, but there must be something to learn from."""
+        """How often each byte comes; there must be something to learn from."""
         if isinstance(dataset, Documents):
-            self._check_enough(list(_heads(dataset)))
+            some = list(_heads(dataset))
+            self._check_enough(some)
+            self._counts = count_ids(self.vocabulary, some)
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return self._frequencies()
 
-    def load_state(self, state: Mapping[str, Any]) -> None: ...
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._load_frequencies(state)
 
     @property
     def vocabulary(self) -> ByteVocabulary:  # type: ignore[override]

@@ -20,7 +20,7 @@ from labelfree.data.sources import TABLES, list_files, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
 from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, open_documents, text_column
-from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, some_texts, valid_tokens
+from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, count_ids, some_texts, valid_tokens
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 #: Texts that are enough to tell from one another; `benchmarks/README.md` has the trial of both methods.
 MANY_TEXTS = 256
+#: Characters in which ids are counted.
+COUNTED = 2_000_000
 
 
 class TextSettings(Settings):
@@ -77,6 +79,7 @@ class Text(Modality):
     def __init__(self, settings: TextSettings | None = None) -> None:
         super().__init__(settings)
         self._vocabulary: Vocabulary | None = None
+        self._counts: np.ndarray | None = None
         self._ordinary: Tensor | None = None
 
     # ---- reading
@@ -128,14 +131,15 @@ class Text(Modality):
     # ---- statistics
 
     def fit(self, dataset: Dataset) -> None:
-        if isinstance(dataset, Documents):
-            self._check_enough(list(some_texts(dataset, characters=100_000)))
+        some = list(some_texts(dataset, characters=COUNTED)) if isinstance(dataset, Documents) else []
+        self._check_enough(some)
         if self.settings.tokenizer is not None:
             self._vocabulary = Vocabulary.read(self.settings.tokenizer)
         elif isinstance(dataset, Documents):
             self._vocabulary = Vocabulary.learn(some_texts(dataset), self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
+        self._counts = count_ids(self._vocabulary, some) if some else None
 
     def _check_enough(self, texts: list[str]) -> None:
         """Raises LabelfreeError where there is nothing to learn from: one short text, or one that is repeated."""
@@ -149,10 +153,17 @@ class Text(Modality):
             )
 
     def state(self) -> dict[str, Any]:
-        return {"tokenizer": self.vocabulary.state()}
+        return {"tokenizer": self.vocabulary.state(), **self._frequencies()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._vocabulary = Vocabulary.from_state(state["tokenizer"])
+        self._load_frequencies(state)
+
+    def _frequencies(self) -> dict[str, Any]:
+        return {} if self._counts is None else {"counts": self._counts.tolist()}
+
+    def _load_frequencies(self, state: Mapping[str, Any]) -> None:
+        self._counts = np.asarray(state["counts"]) if "counts" in state else None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -283,6 +294,12 @@ class Text(Modality):
     @property
     def target_dim(self) -> int:
         return self.vocabulary.size
+
+    def target_bias(self) -> Tensor | None:
+        """Log frequencies of the ids in the training texts, each seen once more than it was."""
+        if self._counts is None:
+            return None
+        return torch.from_numpy(np.log((self._counts + 1) / (self._counts.sum() + len(self._counts)))).float()
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         losses = F.cross_entropy(prediction.flatten(0, -2), target.flatten(), reduction="none")

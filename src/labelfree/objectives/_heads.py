@@ -28,17 +28,23 @@ def mlp(*sizes: int, norm: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-def token_head(dim: int, layers: int, out: int, table: nn.Parameter | None = None) -> nn.Sequential:
+def token_head(
+    dim: int, layers: int, out: int, table: nn.Parameter | None = None, bias: Tensor | None = None
+) -> nn.Sequential:
     """Prediction for one token: `layers` × (linear, GELU, layer norm), as BERT's, then linear to `out`.
 
     Args:
         table: (out, dim) vectors of the ids that are predicted, shared with the encoder (Press & Wolf 2017): each step
             then moves the vectors of all ids, not only of those it has seen. Ignored where it has another shape.
+        bias: (out,) of the last layer at the start. Log frequencies of ids spare the network learning them first
+            (Meister et al. 2023, "A Natural Bias for Language Generation Models").
     """
     hidden = [part for _ in range(layers) for part in (nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))]
     last = nn.Linear(dim, out)
     if table is not None and table.shape == last.weight.shape:
         last.weight = table
+    if bias is not None:
+        last.bias.data.copy_(bias)
     return nn.Sequential(*hidden, last)
 
 

@@ -59,7 +59,8 @@ class Electra(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: ElectraSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.generator = modality.transformer(self.settings.generator, causal=False)
-        self.fill = token_head(self.generator.dim, 1, modality.target_dim, self.generator.token_table())
+        bias, table = modality.target_bias(), self.generator.token_table()
+        self.fill = token_head(self.generator.dim, 1, modality.target_dim, table, bias)
         self.detect = token_head(encoder.dim, 1, 1)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:

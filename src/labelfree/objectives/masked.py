@@ -155,7 +155,8 @@ class Masked(Objective):
             self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, modality.target_dim)
         else:
             self.spread = encoder.spread()
-            self.head = token_head(encoder.dim, own.head_layers, modality.target_dim, encoder.token_table())
+            bias, table = modality.target_bias(), encoder.token_table()
+            self.head = token_head(encoder.dim, own.head_layers, modality.target_dim, table, bias)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings

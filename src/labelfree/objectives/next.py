@@ -67,7 +67,8 @@ class Next(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: NextSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, encoder.token_table())
+        bias, table = modality.target_bias(), encoder.token_table()
+        self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, table, bias)
 
     def foretell(self, view: Batch, last: bool = True) -> Tensor:
         if self.settings.ahead != 1:
