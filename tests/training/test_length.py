@@ -100,8 +100,8 @@ def test_what_was_decided_outlasts_the_process(clock, pictures, tmp_path, monkey
         return own(self, done)
 
     clock.now = 0.0
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Length, "reckon", reckon)
+    monkeypatch.setattr(Length, "reckon", reckon)
+    with pytest.raises(Killed):
         labelfree.pretrain(str(pictures), out=tmp_path / "cut", time_limit=40, checkpoint_every=1000, **TINY)
     decided = json.loads((tmp_path / "cut" / "run.json").read_text())["steps"]
     again = labelfree.pretrain(resume=tmp_path / "cut")
