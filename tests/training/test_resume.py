@@ -123,7 +123,18 @@ def test_an_altered_encoder_is_not_loaded(pictures, tmp_path):
 def test_starting_from_another_run_keeps_its_weights_and_statistics(pictures, unbroken, tmp_path):
     first = unbroken["memory"]
     options = {**TINY, "steps": 1, "learning_rate": 1e-9, "optimizer": "sgd"}
+    del options["encoder"], options["size"]
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", init=first.path, **options)
     assert run.modality.state() == first.modality.state()
     learnt = {name: value for name, value in weights(first).items() if name.endswith("weight")}
     assert all(torch.allclose(weights(run)[name], value, atol=1e-5) for name, value in learnt.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"modality": "text"}, "learnt from image data"), ({"encoder": "timm:resnet18"}, "and [0-9]+ more.*--encoder")],
+)
+def test_a_run_of_something_else_is_no_start(pictures, unbroken, tmp_path, options, words):
+    options = {**TINY, "steps": 1, **options}
+    with pytest.raises(LabelfreeError, match=words):
+        labelfree.pretrain(str(pictures), out=tmp_path / "run", init=unbroken["memory"].path, **options)

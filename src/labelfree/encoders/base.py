@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.encoders._chunks import in_chunks
+from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 
@@ -33,6 +34,30 @@ class Features:
     tokens: Tensor | None = None
     valid: Tensor | None = None
     local: Tensor | None = None
+
+
+def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sizes: str) -> None:
+    """Raises LabelfreeError where weights differ from a network's `own` in names or shapes, naming the first of them.
+
+    Args:
+        sizes: what sets the shapes, for the remedy ("the size and channels").
+    """
+    unnamed = [f"{name} is missing" for name in sorted(own.keys() - given.keys())]
+    unnamed += [f"{name} is unknown" for name in sorted(given.keys() - own.keys())]
+    unlike = [
+        f"{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in given and value.shape != given[name].shape
+    ]
+    faults = unnamed + unlike
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise LabelfreeError(
+            f"The weights do not fit the network: {'; '.join(faults[:3])}{more}.",
+            "Name the encoder they come from with --encoder."
+            if unnamed
+            else f"Set {sizes} that they were trained with.",
+        )
 
 
 class Encoder(nn.Module, ABC):
@@ -138,4 +163,5 @@ class Encoder(nn.Module, ABC):
 
     def load_library_state(self, state: dict[str, Any]) -> None:
         """Take weights in the library's own names. Raises LabelfreeError naming what does not fit."""
+        check_weights(self.state_dict(), state, "the sizes")
         self.load_state_dict(state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.base import Encoder, Features, Hide, check_weights
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
@@ -89,4 +89,5 @@ class Custom(Encoder):
         return dict(self.network.state_dict())
 
     def load_library_state(self, state: dict[str, Tensor]) -> None:
+        check_weights(self.network.state_dict(), state, "the sizes")
         self.network.load_state_dict(state)

@@ -12,7 +12,7 @@ from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.base import Encoder, Features, Hide, check_weights
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.modalities.base import Modality, PictureForm
@@ -211,23 +211,12 @@ class Timm(Encoder):
         return {name: value.contiguous() for name, value in self.network.state_dict().items()}
 
     def load_library_state(self, state: dict[str, Any]) -> None:
-        own = self.network.state_dict()
         classifier = getattr(self.network, "pretrained_cfg", {}).get("classifier") or "fc"
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         given = {k: v for k, v in state.items() if not k.startswith(tuple(f"{head}." for head in heads))}
-        missing, surplus = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-        unlike = [
-            f"{name} is {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in own
-            if name in given and own[name].shape != given[name].shape
-        ]
-        faults = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in surplus] + unlike
-        if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-            raise LabelfreeError(
-                f"The weights do not fit the network: {'; '.join(faults[:3])}{more}.",
-                "Set the size, patch and channels that they were trained with (above 64 px ResNets have timm's stem).",
-            )
+        check_weights(
+            self.network.state_dict(), given, "the size, patch and channels (above 64 px ResNets have timm's stem)"
+        )
         self.network.load_state_dict(given)
 
 

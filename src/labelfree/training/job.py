@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.loader import Loader
 from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
-from labelfree.encoders.base import Encoder
+from labelfree.encoders.base import Encoder, check_weights
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Dataset, Modality
@@ -166,32 +164,24 @@ def load_weights(encoder: Encoder, path: Path) -> None:
     Raises:
         LabelfreeError: nothing there, or weights that do not fit; nothing in the file is ever executed.
     """
-    load: Callable[[dict[str, Any]], Any]
     if path.is_dir():
         from labelfree.run import read_json
         from labelfree.training.checkpoint import read_tensors
 
         config = read_json(path / "encoder" / "config.json")
         state = read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
-        load = encoder.load_state_dict
+        check_weights(encoder.state_dict(), state, "the sizes")
+        encoder.load_state_dict(state)
     elif path.suffix == ".safetensors" and path.exists():
         from safetensors.torch import load_file
 
-        state, load = load_file(path), encoder.load_library_state
+        encoder.load_library_state(load_file(path))
     elif path.suffix in (".pt", ".pth", ".bin") and path.exists():
-        state, load = torch.load(path, map_location="cpu", weights_only=True), encoder.load_library_state
+        encoder.load_library_state(torch.load(path, map_location="cpu", weights_only=True))
     else:
         raise LabelfreeError(
             f"--init '{path}' is neither a run nor a file of weights.", "Give a run's folder, .safetensors or .pth."
         )
-    try:
-        load(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise LabelfreeError(
-            f"The weights in '{path}' do not fit the encoder: {first}",
-            "Name the encoder they come from with --encoder.",
-        ) from None
 
 
 def new_training(job: Job, device: torch.device, part: int = 0, parts: int = 1) -> Training:

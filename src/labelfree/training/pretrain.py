@@ -83,7 +83,8 @@ def pretrain(
     if not processes.is_first():
         return _launch(None, folder, source, network, {}, accelerator)
     spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
-    settings = _with_init(settings, init)
+    if init is not None and Path(init).is_dir():
+        modality, spec, settings = _as_in(Path(init), modality, spec, settings)
     seconds = length["seconds"]
     plan, data, dataset, found = make_plan(
         source, modality=modality, method=method, encoder=spec, seed=seed, seconds=seconds, settings=settings
@@ -137,12 +138,19 @@ def _new_folder(out: str | Path | None, source: Any) -> Path:
     return folder
 
 
-def _with_init(settings: dict[str, Any], init: str | Path | None) -> dict[str, Any]:
-    """A run that is continued from keeps its modality's settings, unless they are given anew."""
-    if init is None or not Path(init).is_dir():
-        return settings
-    config = read_json(Path(init) / "encoder" / "config.json")
-    return {**config["modality"]["settings"], **settings}
+def _as_in(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """The kind of data and its settings, and the encoder, of the run that is started from, unless they are given anew.
+
+    Raises:
+        LabelfreeError: it is no run, or of another kind of data.
+    """
+    config = read_json(run / "encoder" / "config.json")
+    kind = config["modality"]
+    if modality not in (None, "auto", kind["name"]):
+        raise LabelfreeError(
+            f"'{run}' learnt from {kind['name']} data, and cannot go on with {modality}.", "Start a new run."
+        )
+    return kind["name"], config["encoder"]["spec"] if spec == "auto" else spec, {**kind["settings"], **settings}
 
 
 def _prepare(
