@@ -44,6 +44,11 @@ class SimCLR(Objective):
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
         ),
+        "micle": Recipe(
+            source="Azizi et al. 2021, Big Self-Supervised Models Advance Medical Image Classification, §3.2: two "
+            "samples of one case, each augmented, are positives; `case` names the column that says whose one is",
+            settings={"case": "case"},
+        ),
         "dcl": Recipe(
             source="Yeh et al. 2022, Decoupled Contrastive Learning, §3.2, eq. 6: SimCLR without the positive in the "
             "denominator, which makes small batches do; temperature as lightly has it",

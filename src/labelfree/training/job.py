@@ -55,11 +55,23 @@ class Job:
             sizes=self.dataset.sizes(),
         )
         workers = 0 if settings.workers == "auto" else settings.workers
-        case = self.objective.case
-        partners = Partners(self.dataset.column(case), self.plan.seed) if case else None
         return Loader(
-            self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend, partners
+            self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend, self._partners()
         )
+
+    def _partners(self) -> Partners | None:
+        """Whose samples belong together, where the objective asks for it. Raises Refusal where the source is silent."""
+        case = self.objective.case
+        if not case:
+            return None
+        if case not in self.dataset.columns():
+            known = ", ".join(self.dataset.columns()) or "none"
+            raise Refusal(
+                f"Samples of one case belong together here, but the source has no column '{case}' (its columns: "
+                f"{known}).",
+                "Name the column that says whose a sample is: case=COLUMN.",
+            )
+        return Partners(self.dataset.column(case), self.plan.seed)
 
 
 def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Plan]:
