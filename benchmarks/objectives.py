@@ -1,6 +1,6 @@
-"""What the objectives on views do beside the encoder, as a share of a step with ResNet-18.
+"""What the objectives on views do beside the encoder, as a share of a step (with ResNet-18).
 
-    python benchmarks/objectives.py [--methods moco-resnet,swav-resnet] [--batch-size 256] [--threads 1]
+    python benchmarks/objectives.py [--methods moco-resnet,swav-resnet] [--encoder SPEC] [--batch-size 256]
 
 The encoder's part is forward and backward of both views, 32 px, and the optimiser's step. An objective's own work is
 all the rest: heads, loss, queue, memory, Sinkhorn's iterations, forward and backward, the moving of a teacher; it is
@@ -68,9 +68,9 @@ def median(run: Callable[[], object], times: int) -> float:
     return statistics.median(taken)
 
 
-def encoder_seconds(batch_size: int, times: int) -> tuple[float, float, float]:
-    """Seconds of a training step of ResNet-18 on two views, of a forward without gradient, and of moving a teacher."""
-    encoder = registry.build_encoder("timm:resnet18", Image(ImageSettings(size=SIZE))).train()
+def encoder_seconds(spec: str, batch_size: int, times: int) -> tuple[float, float, float]:
+    """Seconds of a training step of a network on two views, of a forward without gradient, and of moving a teacher."""
+    encoder = registry.build_encoder(spec, Image(ImageSettings(size=SIZE))).train()
     optimizer = torch.optim.AdamW(encoder.parameters(), fused=True)
     views = Batch(torch.randn(2 * batch_size, 3, SIZE, SIZE), torch.arange(2 * batch_size))
 
@@ -124,12 +124,13 @@ def methods() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default="")
+    parser.add_argument("--encoder", default="timm:resnet18")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--times", type=int, default=2)
     options = parser.parse_args()
     runtime.prepare_machine(options.threads)
-    step, forward, moving = encoder_seconds(options.batch_size, options.times)
+    step, forward, moving = encoder_seconds(options.encoder, options.batch_size, options.times)
     rows = {}
     for method in options.methods.split(",") if options.methods else methods():
         own, teacher = own_seconds(method, options.batch_size, options.times + 1)
