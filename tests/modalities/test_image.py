@@ -606,6 +606,7 @@ def test_sources_are_recognised(tmp_path: Path) -> None:
     [
         (Budget(120, 4e11, False), "timm:resnet10t", 2),  # two minutes of two cores
         (Budget(600, 4e11, False), "timm:resnet10t", 1),
+        (Budget(300, 4e11, False, views=False), "timm:resnet10t", 2),  # whole pictures
         (Budget(4 * 3600, 4e11, False), "timm:resnet18", 1),
         (Budget(600, 2e14, True), "timm:resnet18", 1),  # of a GPU
         (Budget(None, 4e11, False), "timm:resnet18", 1),  # the user said how many epochs
@@ -617,5 +618,5 @@ def test_the_network_is_as_large_as_the_time_allows(budget: Budget, encoder: str
     assert (choices["encoder"].value, choices["stem"].value) == (encoder, stem)
     assert all(choice.reason for choice in choices.values())
     short = budget.seconds is not None and not budget.accelerator
-    assert ("view_size" in choices) is short
+    assert ("view_size" in choices) is (short and budget.views)
     Image(ImageSettings(size=choices["size"].value, stem=stem))

@@ -13,7 +13,7 @@ class Rung:
 
     Attributes:
         encoder, stem: its name, and the step of its first convolution.
-        flops: operations of a training step for each picture in two views of 32 px, as measured on a CPU.
+        flops: operations of a training step for each view of 32 px, as measured on a CPU.
         worth: pictures that it ought to see, all passes together, to be chosen before the next smaller one. The last
             two learn alike in a time in which the finer one sees 30,000; beyond that these are the authors' estimates.
     """
@@ -26,9 +26,9 @@ class Rung:
 
 #: From large to small; `benchmarks/README.md`, CIFAR-10, has the trials.
 LADDER = (
-    Rung("timm:resnet18", 1, 6.7e9, 1_000_000),
-    Rung("timm:resnet10t", 1, 3.7e9, 100_000),
-    Rung("timm:resnet10t", 2, 1.2e9, 0),
+    Rung("timm:resnet18", 1, 3.35e9, 1_000_000),
+    Rung("timm:resnet10t", 1, 1.85e9, 100_000),
+    Rung("timm:resnet10t", 2, 0.6e9, 0),
 )
 
 
@@ -36,7 +36,8 @@ def choose(found: Description, budget: Budget) -> list[Choice]:
     """Method, encoder, sizes and batch, each with the reason."""
     size = min(32, int(min(found.numbers["height"], found.numbers["width"])))
     short = budget.seconds is not None and not budget.accelerator
-    view, batch = (16 if size == 32 else size, 128) if short else (size, 256)
+    batch = 128 if short else 256
+    view = 16 if short and budget.views and size == 32 else size
     rung = _rung(view, budget)
     seen = _seen(rung, view, budget)
     words = "learns in fewer passes than a transformer"
@@ -63,4 +64,5 @@ def _rung(view: int, budget: Budget) -> Rung:
 
 def _seen(rung: Rung, view: int, budget: Budget) -> float:
     """Pictures that training sees in the time allowed, all passes together; 0 where no time was set."""
-    return (budget.seconds or 0) * budget.flops / (rung.flops * (view / 32) ** 2)
+    looks = 2 if budget.views else 1
+    return (budget.seconds or 0) * budget.flops / (looks * rung.flops * (view / 32) ** 2)

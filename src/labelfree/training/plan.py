@@ -15,6 +15,7 @@ from labelfree import registry
 from labelfree.data.sources import existing, is_address, list_files
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
+from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
 from labelfree.settings import Settings, share_out
 from labelfree.training import runtime
@@ -140,7 +141,7 @@ def make_plan(
     data = kind(kind.settings_class.read(own, kind.name))
     dataset = data.open(source)
     found = dataset.describe()
-    offered = {choice.key: choice for choice in data.defaults(found, _budget(settings, seconds))}
+    offered = {choice.key: choice for choice in data.defaults(found, _budget(settings, seconds, method))}
 
     def choose(key: str, given: str) -> str:
         if given != "auto":
@@ -247,11 +248,12 @@ def _owned(settings: Mapping[str, Any], kind: type[Modality]) -> dict[str, Any]:
     return own
 
 
-def _budget(settings: Mapping[str, Any], seconds: float | None) -> Budget:
+def _budget(settings: Mapping[str, Any], seconds: float | None, method: str) -> Budget:
     device = runtime.device(str(settings.get("accelerator", "auto")))
     precision = str(settings.get("precision", "auto"))
     precision = runtime.best_precision(device) if precision == "auto" else precision
-    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu")
+    views = method == "auto" or Need.VIEWS in registry.method(method)[0].needs
+    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views)
 
 
 def resolve_machine(plan: Plan, streamed: bool) -> Plan:
