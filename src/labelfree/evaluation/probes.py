@@ -24,8 +24,9 @@ PENALTIES = np.logspace(-6, -1, 6)
 SEARCH, FOLDED = 4000, 10_000
 #: Trees that are tried: learning rate, leaves of a tree, trees.
 TREES = ((0.1, 31, 100), (0.1, 4, 150), (0.03, 15, 300))
-#: Above so many labels the problem is not rotated into their span.
-SPAN = 1500
+#: Above so many labels the problem is not rotated into their span, or above so many where features are `WIDE` times as
+#: many (words and pairs of them).
+SPAN, WIDE_SPAN, WIDE = 1500, 4000, 20
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,15 @@ def linear_probe(part: Labelled, test: Any, scaler: Scaler, rng: np.random.Gener
     """
     weights = part.class_weights()[part.y][:, None]
     x, others = scaler(part.x), [scaler(test)]
-    if len(part.y) < min(x.shape[1], SPAN):
+    if _rotates(len(part.y), x.shape[1]):
         x, others = span(x, others)
     penalty, validation = _search(replace(part, x=x), rng)
     found = fit_logistic(x, part.y, part.classes, np.array([penalty]), weights)[:, 0]
     return Probed.of(_logits(others[0], found), validation, penalty)
+
+
+def _rotates(count: int, width: int) -> bool:
+    return count < min(width, SPAN) or (count < WIDE_SPAN and count * WIDE < width)
 
 
 def _logits(x: Any, w: np.ndarray) -> np.ndarray:
