@@ -7,7 +7,7 @@ categories: once with `micle`, where the two drawings of an emoji are positives 
 two views of one drawing are. Then a probe learns categories from one house's drawings of these emoji and is asked for
 those of the held-out emoji in the other house's drawing; and each held-out emoji looks for its other drawing among all
 held-out ones, by the cosine of frozen features. Seeds are of the pretraining and of the untrained network; the
-emoji that are held out stay. A finished cell is kept in DIR and not measured again.
+emoji that are held out stay. A finished cell is kept in DIR and not measured again with the same settings.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,16 @@ def main() -> None:
     path = options.out / "micle.json"
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    known = {"hardware": runtime.hardware(), "versions": runtime.versions(), "commit": commit, "steps": options.steps}
-    state = json.loads(path.read_text()) if path.exists() else known | {"cells": {}}
+    known = {"hardware": runtime.hardware(), "versions": runtime.versions(), "commit": commit}
+    known |= {"steps": options.steps, "encoder": options.encoder, "settings": options.settings}
+    state = json.loads(path.read_text()) if path.exists() else {}
+    if {key: state.get(key) for key in known} != known:
+        state = known | {"cells": {}}
     for seed in range(options.seeds):
         for method in METHODS:
             key = f"{method}-{seed}"
             if key not in state["cells"]:
+                shutil.rmtree(options.out / f"run-{key}", ignore_errors=True)  # of a script that was stopped
                 state["cells"][key] = measure(sources, method, seed, options.out / f"run-{key}", options)
                 path.write_text(json.dumps(state, indent=1, default=str) + "\n")
     print(table(state["cells"]))

@@ -106,7 +106,7 @@ def test_library_weights_can_be_given_later(bert, text):
     batch = view(text, TEXTS[:2])
     wanted = build_encoder(f"hf:{bert}", text).eval()(batch).pooled
     torch.testing.assert_close(encoder.eval()(batch).pooled, wanted)
-    with pytest.raises(LabelfreeError, match="The weights lack"):
+    with pytest.raises(LabelfreeError, match=r"is missing.*and [0-9]+ more"):
         encoder.load_library_state({})
     state = {**encoder.library_state(), "embeddings.word_embeddings.weight": torch.zeros(3, 32)}
     with pytest.raises(LabelfreeError, match="expected"):

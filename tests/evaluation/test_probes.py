@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from labelfree.evaluation import probes
 from labelfree.evaluation.probes import Labelled, boosting_probe, knn_probe, linear_probe
 from labelfree.tasks.logistic import Scaler
 
@@ -63,6 +64,18 @@ def test_sparse_features_are_served() -> None:
     part = Labelled(thin, y, 4)
     probed = linear_probe(part, sparse.csr_matrix(np.maximum(test, 0)), Scaler.fit(thin), np.random.default_rng(0))
     assert (probed.guesses == truth).mean() > 0.8
+
+
+def test_wide_features_are_probed_the_same_in_their_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs(300, 6.0, d=400)
+    test, _ = blobs(200, 6.0, seed=1, d=400)
+    monkeypatch.setattr(probes, "SPAN", 0)
+    guesses = []
+    for most in (0, 4000):
+        monkeypatch.setattr(probes, "WIDE_SPAN", most)
+        monkeypatch.setattr(probes, "WIDE", 1)
+        guesses.append(linear(x, y, test))
+    assert (guesses[0] == guesses[1]).mean() > 0.98
 
 
 def test_the_test_part_chooses_nothing() -> None:

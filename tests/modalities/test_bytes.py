@@ -55,6 +55,15 @@ def test_long_files_are_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyP
     assert packed == together[: len(packed)]
 
 
+def test_bytes_are_counted_all_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 16) + np.random.default_rng(0).bytes(15 << 16))
+    modality = Bytes()
+    modality.fit(modality.open(tmp_path / "disk.img"))
+    share = modality.target_bias().exp()
+    assert share[0] == pytest.approx(1 / 16 + 15 / 16 / 256, rel=0.2)
+    assert share[1:256].min() > 0.5 / 256
+
+
 def test_lists_and_columns(folder: Path) -> None:
     modality = Bytes()
     assert recognise([EVERY, b"two"])[0] == "bytes"

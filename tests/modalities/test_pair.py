@@ -195,6 +195,15 @@ def test_a_frozen_tower_of_a_run_stays_as_it_was(captions: Path, tmp_path: Path)
     assert run.modality.sides["image"].state() == lone.modality.state()  # type: ignore[attr-defined]
 
 
+def test_a_run_starts_from_another(captions: Path, tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"steps": 1, "batch_size": 8, "threads": 1}
+    asked = {"encoder": "towers:timm:test_resnet+nano", "text.length": 12, "image.size": 16}
+    first = labelfree.pretrain(captions, out=tmp_path / "first", **quick, **asked)
+    again = labelfree.pretrain(captions, out=tmp_path / "again", init=first.path, **quick)
+    assert again.modality.state() == first.modality.state()
+    assert again.info["encoder"] == first.info["encoder"]
+
+
 def test_towers_refuse_what_does_not_fit(captions: Path) -> None:
     modality, _ = opened(captions)
     with pytest.raises(LabelfreeError, match="names 1 networks for 2 sides"):

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import labelfree
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
@@ -391,6 +392,14 @@ def test_the_best_guess_of_one_that_sees_nothing(fitted):
     again = Text(fitted.settings)
     again.load_state(json.loads(json.dumps(fitted.state())))
     assert torch.equal(again.target_bias(), fitted.target_bias())
+
+
+def test_a_run_starts_from_another_and_keeps_its_words(tmp_path):
+    quick = {"steps": 1, "batch_size": 8, "threads": 1, "method": "bert", "encoder": "transformer:pico"}
+    first = labelfree.pretrain(corpus(), out=tmp_path / "first", length=16, vocabulary=400, **quick)
+    del quick["encoder"]
+    again = labelfree.pretrain([text[::-1] for text in corpus()], out=tmp_path / "again", init=first.path, **quick)
+    assert again.modality.state() == first.modality.state()
 
 
 # ---- for people, and for baselines

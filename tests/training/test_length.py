@@ -14,7 +14,7 @@ from labelfree.training.pretrain import Recorder
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16)}
 TINY |= {"batch_size": 16, "precision": "32", "warmup": 0.0}
 #: Seconds that a step takes by the clock below, and that it seemed to take before training.
-TAKES, SEEMED = 0.5, 1.0
+TAKES, SEEMED = 0.5, 0.7
 
 
 class Clock:
@@ -49,32 +49,40 @@ def pictures(tmp_path):
     return path
 
 
-def reckoner(steps=100, seconds=100.0, most=10_000, start=0):
+def reckoner(steps=100, time_left=100.0, most=10_000, start=0):
     choices = [{"key": "steps", "value": steps, "reason": "trial steps"}]
-    plan = SimpleNamespace(steps=steps, seconds=seconds, most_steps=most, choices=choices)
+    plan = SimpleNamespace(steps=steps, time_left=time_left, most_steps=most, choices=choices)
     plan.model_copy = lambda update: SimpleNamespace(**vars(plan) | update)
     return Length(plan, start)
 
 
-def test_marks_are_few_and_before_the_end():
-    assert reckoner(1000).marks == [50, 250, 600]
-    assert reckoner(100).marks == [10, 25, 60]
-    assert reckoner(8).marks == []
-    assert reckoner(1000, start=3).marks == []
-    assert reckoner(1000, seconds=None).marks == []
+def test_only_a_timed_training_from_its_start_is_reckoned():
+    assert reckoner().shares
+    assert not reckoner(start=3).shares
+    assert not reckoner(time_left=None).shares
 
 
-@pytest.mark.parametrize(("spent", "steps"), [(10.0, 100), (5.0, 200), (40.0, 25), (2000.0, 11)])
+@pytest.mark.parametrize(("spent", "steps"), [(10.0, 110), (5.0, 210), (40.0, 35), (2000.0, 21)])
 def test_steps_fit_the_time_at_the_pace_that_was_measured(clock, spent, steps):
     found = reckoner()
+    found.reckon(10)
     clock.now = spent
-    assert found.reckon(10).steps == steps
+    assert found.reckon(20).steps == steps
+
+
+def test_what_the_first_steps_do_once_is_not_reckoned_for_all(clock):
+    found = reckoner()
+    clock.now = 60.0
+    assert found.reckon(10).steps == 100
+    clock.now = 61.0
+    assert found.reckon(20).steps == 20 + 390
 
 
 def test_no_more_steps_than_are_worth_it(clock):
     found = reckoner(most=120)
+    found.reckon(10)
     clock.now = 1.0
-    assert found.reckon(10).steps == 120
+    assert found.reckon(20).steps == 120
 
 
 def test_a_training_takes_the_time_it_was_given(clock, pictures, tmp_path):
@@ -95,8 +103,11 @@ def test_what_was_decided_outlasts_the_process(clock, pictures, tmp_path, monkey
     class Killed(BaseException):
         pass
 
+    written = {}
+
     def reckon(self, done, own=Length.reckon):
-        if done > 10:
+        if done > 20:
+            written.update(json.loads((tmp_path / "cut" / "run.json").read_text()))
             raise Killed
         return own(self, done)
 
@@ -104,7 +115,6 @@ def test_what_was_decided_outlasts_the_process(clock, pictures, tmp_path, monkey
     monkeypatch.setattr(Length, "reckon", reckon)
     with pytest.raises(Killed):
         labelfree.pretrain(str(pictures), out=tmp_path / "cut", time_limit=20, checkpoint_every=1000, **TINY)
-    decided = json.loads((tmp_path / "cut" / "run.json").read_text())["steps"]
     again = labelfree.pretrain(resume=tmp_path / "cut")
-    assert again.info["steps"] == decided == whole.info["steps"]
+    assert again.info["steps"] == written["steps"] == whole.info["steps"]
     assert again.info["health"] == whole.info["health"]

@@ -67,6 +67,17 @@ def test_devices_two(pictures, alone, tmp_path, strategy):
     check_equal(alone.path, out)
 
 
+def test_a_time_limit_means_the_same_steps_to_all(pictures, tmp_path):
+    out = tmp_path / "run"
+    words = [word for word in command(pictures, out) if not word.startswith("--steps")]
+    words += ["--time-limit", "6s", "devices=2"]
+    done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = labelfree.load(out)
+    assert run.state == "finished"
+    assert run.info["step"] == run.info["steps"] == run.metrics()[-1]["step"]
+
+
 def test_torchrun(pictures, alone, tmp_path):
     out = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "labelfree"]

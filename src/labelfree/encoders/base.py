@@ -36,11 +36,12 @@ class Features:
     local: Tensor | None = None
 
 
-def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sizes: str) -> None:
-    """Raises LabelfreeError where weights differ from a network's `own` in names or shapes, naming the first of them.
+def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str, remedy: str) -> None:
+    """Raises LabelfreeError where weights differ from a network's `own` in names or shapes, naming a few of them.
 
     Args:
-        sizes: what sets the shapes, for the remedy ("the size and channels").
+        where: where they come from.
+        remedy: what to do where only shapes differ.
     """
     unnamed = [f"{name} is missing" for name in sorted(own.keys() - given.keys())]
     unnamed += [f"{name} is unknown" for name in sorted(given.keys() - own.keys())]
@@ -53,10 +54,8 @@ def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sizes:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise LabelfreeError(
-            f"The weights do not fit the network: {'; '.join(faults[:3])}{more}.",
-            "Name the encoder they come from with --encoder."
-            if unnamed
-            else f"Set {sizes} that they were trained with.",
+            f"The weights in {where} do not fit the network: {'; '.join(faults[:3])}{more}.",
+            "Name the encoder they come from with --encoder." if unnamed else remedy,
         )
 
 
@@ -161,7 +160,7 @@ class Encoder(nn.Module, ABC):
         """The weights as the library that the network came from names them; its own `state_dict` elsewhere."""
         return self.state_dict()
 
-    def load_library_state(self, state: dict[str, Any]) -> None:
-        """Take weights in the library's own names. Raises LabelfreeError naming what does not fit."""
-        check_weights(self.state_dict(), state, "the sizes")
+    def load_library_state(self, state: dict[str, Any], where: str = "the file") -> None:
+        """Take weights in the library's own names. Raises LabelfreeError naming `where` and what does not fit."""
+        check_weights(self.state_dict(), state, where, "Set the sizes that they were trained with.")
         self.load_state_dict(state)

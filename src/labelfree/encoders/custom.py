@@ -88,6 +88,6 @@ class Custom(Encoder):
     def library_state(self) -> dict[str, Tensor]:
         return dict(self.network.state_dict())
 
-    def load_library_state(self, state: dict[str, Tensor]) -> None:
-        check_weights(self.network.state_dict(), state, "the sizes")
+    def load_library_state(self, state: dict[str, Tensor], where: str = "the file") -> None:
+        check_weights(self.network.state_dict(), state, where, "Give the network that they come from.")
         self.network.load_state_dict(state)

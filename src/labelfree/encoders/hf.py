@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.base import Encoder, Features, Hide, check_weights
 from labelfree.encoders.trunk import Dropout, by_windows, mean_of
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.modalities._text_tokens import SPECIAL, Vocabulary
@@ -181,24 +181,13 @@ class HF(Encoder):
     def library_state(self) -> dict[str, Any]:
         return dict(self.model.state_dict())
 
-    def load_library_state(self, state: dict[str, Any]) -> None:
-        own = self.model.state_dict()
-        prefix = self.model.base_model_prefix + "."
-        found = {name.removeprefix(prefix): value for name, value in state.items()}
-        missing = [name for name in own if name not in found and not name.startswith("pooler.")]
-        if missing:
-            raise LabelfreeError(
-                f"The weights lack '{missing[0]}' and {len(missing) - 1} more of {self.model.config.model_type}.",
-                "Name the encoder they come from.",
-            )
-        wrong = [name for name in own if name in found and found[name].shape != own[name].shape]
-        if wrong:
-            name = wrong[0]
-            raise LabelfreeError(
-                f"The weights '{name}' are {tuple(found[name].shape)}, expected {tuple(own[name].shape)}.",
-                "Use the tokenizer and the size that they were made with.",
-            )
-        self.model.load_state_dict({**own, **{name: found[name] for name in own if name in found}})
+    def load_library_state(self, state: dict[str, Any], where: str = "the file") -> None:
+        own, prefix = self.model.state_dict(), self.model.base_model_prefix + "."
+        given = {name.removeprefix(prefix): value for name, value in state.items()}
+        found = {name: given[name] for name in own if name in given}
+        wanted = {name: value for name, value in own.items() if name in found or not name.startswith("pooler.")}
+        check_weights(wanted, found, where, "Use the tokenizer and the size that they were made with.")
+        self.model.load_state_dict({**own, **found})
 
 
 def _is_folder(variant: str) -> bool:

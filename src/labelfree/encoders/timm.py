@@ -210,13 +210,12 @@ class Timm(Encoder):
         """timm's own names and shapes, for `timm.create_model(..., num_classes=0)`; see `small_stem` up to 64 px."""
         return {name: value.contiguous() for name, value in self.network.state_dict().items()}
 
-    def load_library_state(self, state: dict[str, Any]) -> None:
+    def load_library_state(self, state: dict[str, Any], where: str = "the file") -> None:
         classifier = getattr(self.network, "pretrained_cfg", {}).get("classifier") or "fc"
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         given = {k: v for k, v in state.items() if not k.startswith(tuple(f"{head}." for head in heads))}
-        check_weights(
-            self.network.state_dict(), given, "the size, patch and channels (above 64 px ResNets have timm's stem)"
-        )
+        remedy = "Set the size, patch and channels that they were trained with (above 64 px ResNets have timm's stem)."
+        check_weights(self.network.state_dict(), given, where, remedy)
         self.network.load_state_dict(given)
 
 

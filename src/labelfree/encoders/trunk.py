@@ -165,7 +165,7 @@ def _initialise(module: nn.Module) -> None:
     The usual deviation of .02 is for widths of about a thousand; at 128 it leaves attention blind for long.
     """
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=module.in_features**-0.5, a=-1.0, b=1.0)
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -24,8 +24,8 @@ PENALTIES = np.logspace(-6, -1, 6)
 SEARCH, FOLDED = 4000, 10_000
 #: Trees that are tried: learning rate, leaves of a tree, trees.
 TREES = ((0.1, 31, 100), (0.1, 4, 150), (0.03, 15, 300))
-#: Above so many labels the problem is not rotated into their span, or above so many where features are `WIDE` times as
-#: many (words and pairs of them).
+#: Fewer labels than features are rotated into their span: up to SPAN of them, or up to WIDE_SPAN where features are
+#: WIDE times as many (words and pairs of them).
 SPAN, WIDE_SPAN, WIDE = 1500, 4000, 20
 
 

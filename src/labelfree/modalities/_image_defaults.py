@@ -37,7 +37,7 @@ def choose(found: Description, budget: Budget) -> list[Choice]:
     size = min(32, int(min(found.numbers["height"], found.numbers["width"])))
     short = budget.seconds is not None and not budget.accelerator
     batch = 128 if short else 256
-    view = 16 if short and budget.views and size == 32 else size
+    view = 16 if short and budget.views is not False and size == 32 else size
     rung = _rung(view, budget)
     seen = _seen(rung, view, budget)
     words = "learns in fewer passes than a transformer"
@@ -64,5 +64,5 @@ def _rung(view: int, budget: Budget) -> Rung:
 
 def _seen(rung: Rung, view: int, budget: Budget) -> float:
     """Pictures that training sees in the time allowed, all passes together; 0 where no time was set."""
-    looks = 2 if budget.views else 1
+    looks = 1 if budget.views is False else 2
     return (budget.seconds or 0) * budget.flops / (looks * rung.flops * (view / 32) ** 2)

@@ -155,7 +155,7 @@ def some_texts(documents: Documents, characters: int = LEARN_FROM) -> Iterator[s
 
 
 def count_ids(vocabulary: Any, texts: Iterable[str]) -> np.ndarray:
-    """(V,) int64: how often each id of a vocabulary stands in texts, the ends of which count."""
+    """(V,) int64: how often each id of a vocabulary stands in texts; the separator after each text is counted too."""
     ids = vocabulary.encode(list(texts))
     return np.bincount(np.concatenate(ids), minlength=vocabulary.size) if ids else np.zeros(vocabulary.size, np.int64)
 

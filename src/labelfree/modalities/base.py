@@ -191,14 +191,14 @@ class Budget:
     Attributes:
         seconds: time for training, or None where the user fixed epochs or steps.
         flops: rough floating-point operations a second that training reaches on this machine.
-        views: whether the method learns from two views of a sample, as those do that are chosen.
+        views: whether the method learns from two views of a sample; None where it is still to be chosen.
         accelerator: whether there is a GPU.
     """
 
     seconds: float | None
     flops: float
     accelerator: bool
-    views: bool = True
+    views: bool | None = None
 
 
 class Modality(ABC):

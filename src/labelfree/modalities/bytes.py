@@ -214,9 +214,9 @@ class Bytes(Text):
     def fit(self, dataset: Dataset) -> None:
         """How often each byte comes; there must be something to learn from."""
         if isinstance(dataset, Documents):
-            some = list(_heads(dataset))
-            self._check_enough(some)
-            self._counts = count_ids(self.vocabulary, some)
+            self._check_enough(list(_heads(dataset)))
+            pieces = dataset.pieces() if isinstance(dataset, ByteFiles) else dataset
+            self._counts = count_ids(self.vocabulary, list(_heads(pieces)))
 
     def state(self) -> dict[str, Any]:
         return self._frequencies()

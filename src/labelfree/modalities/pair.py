@@ -302,6 +302,7 @@ class Pair(Modality):
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         """CLIP on towers; each side and its tower as its own modality would choose them."""
+        budget = replace(budget, views=bool(budget.views))  # CLIP, which is chosen, sees each side once, as a whole
         specs: list[str] = []
         sides: dict[str, Any] = {}
         for name, modality in self.sides.items():

@@ -160,10 +160,10 @@ class Text(Modality):
         self._load_frequencies(state)
 
     def _frequencies(self) -> dict[str, Any]:
-        return {} if self._counts is None else {"counts": self._counts.tolist()}
+        return {} if self._counts is None else {"counts": " ".join(map(str, self._counts.tolist()))}
 
     def _load_frequencies(self, state: Mapping[str, Any]) -> None:
-        self._counts = np.asarray(state["counts"]) if "counts" in state else None
+        self._counts = np.array(state["counts"].split(), dtype=np.int64) if "counts" in state else None
 
     @property
     def vocabulary(self) -> Vocabulary:

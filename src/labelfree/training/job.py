@@ -64,14 +64,11 @@ class Job:
         case = self.objective.case
         if not case:
             return None
-        if case not in self.dataset.columns():
-            known = ", ".join(self.dataset.columns()) or "none"
-            raise Refusal(
-                f"Samples of one case belong together here, but the source has no column '{case}' (its columns: "
-                f"{known}).",
-                "Name the column that says whose a sample is: case=COLUMN.",
-            )
-        return Partners(self.dataset.column(case), self.plan.seed)
+        try:
+            return Partners(self.dataset.column(case), self.plan.seed)
+        except Refusal as error:
+            remedy = error.remedy or "Name the column that says whose a sample is: case=COLUMN."
+            raise Refusal(error.problem, remedy) from None
 
 
 def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Plan]:
@@ -182,14 +179,15 @@ def load_weights(encoder: Encoder, path: Path) -> None:
 
         config = read_json(path / "encoder" / "config.json")
         state = read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
-        check_weights(encoder.state_dict(), state, "the sizes")
+        own = encoder.state_dict()
+        check_weights(own, state, f"'{path}'", "Leave out the settings that differ from the run's.")
         encoder.load_state_dict(state)
     elif path.suffix == ".safetensors" and path.exists():
         from safetensors.torch import load_file
 
-        encoder.load_library_state(load_file(path))
+        encoder.load_library_state(load_file(path), f"'{path}'")
     elif path.suffix in (".pt", ".pth", ".bin") and path.exists():
-        encoder.load_library_state(torch.load(path, map_location="cpu", weights_only=True))
+        encoder.load_library_state(torch.load(path, map_location="cpu", weights_only=True), f"'{path}'")
     else:
         raise LabelfreeError(
             f"--init '{path}' is neither a run nor a file of weights.", "Give a run's folder, .safetensors or .pth."

@@ -12,8 +12,8 @@ from labelfree.training.plan import Plan
 
 #: With a time limit, passes over the data beyond which more training is not planned (the length of FACTS' recipes).
 MOST_EPOCHS = 1000
-#: Shares of a timed training at which its steps are reckoned anew, and steps that say something of its pace.
-MARKS, TELLING = (0.05, 0.25, 0.6), 10
+#: Shares of a timed training at which its steps are reckoned anew.
+SHARES = (0.0, 0.05, 0.25, 0.6)
 
 
 def resolve_length(
@@ -43,37 +43,43 @@ def resolve_length(
         else settings.checkpoint_every
     )
     training = settings.model_copy(update={"log_every": log_every, "checkpoint_every": save_every})
-    update = {"steps": steps, "seconds": left, "most_steps": most, "training": training, "choices": choices}
+    update = {"steps": steps, "time_left": left, "most_steps": most, "training": training, "choices": choices}
     return plan.model_copy(update=update)
 
 
 class Length:
-    """The steps of a training. Where a time limit sets them, they are reckoned anew at a few marks on the way.
+    """The steps of a training. Where a time limit sets them, they are reckoned anew a few times on the way.
 
     Trial steps say little where other programs come and go: without this a training would take half of its time, or
-    twice of it. A training that is resumed keeps the steps it has, so that it ends as if it had never stopped.
+    twice of it. A training that is resumed keeps the steps it has.
 
     Attributes:
-        marks: steps at which to ask `reckon`.
+        shares: of the steps, at which to ask `reckon`; the first time only the pace begins to be measured, since the
+            first steps do what later ones need not (compiling, starting workers).
+        reason: for the number of steps, where it has changed.
     """
 
     def __init__(self, plan: Plan, start: int) -> None:
         self.plan = plan
-        timed = plan.seconds is not None and start == 0
-        marks = {max(TELLING, round(share * plan.steps)) for share in MARKS} if timed else set()
-        self.marks = sorted(mark for mark in marks if mark < plan.steps)
+        self.shares = SHARES if plan.time_left is not None and start == 0 else ()
         self._began = time.perf_counter()
+        self._last: tuple[int, float] | None = None
+        self.reason = ""
 
     def reckon(self, done: int) -> Plan:
-        """The plan with as many steps as fit the time that is left, at the pace of the `done` steps."""
-        assert self.plan.seconds is not None
+        """The plan with as many steps as fit the time that is left, at the pace since the last time."""
+        assert self.plan.time_left is not None
         assert self.plan.most_steps is not None
-        spent = time.perf_counter() - self._began
-        steps = max(done + 1, min(int(done * self.plan.seconds / spent), self.plan.most_steps))
-        if steps == self.plan.steps:
+        last, spent = self._last, time.perf_counter() - self._began
+        self._last = done, spent
+        if last is None:
             return self.plan
-        reason = f"{duration(self.plan.seconds)} and {spent / done:.3g} s a step, as measured on the way"
-        record = Choice("steps", steps, reason).record()
-        choices = [record if choice["key"] == "steps" else choice for choice in self.plan.choices]
-        self.plan = self.plan.model_copy(update={"steps": steps, "choices": choices})
+        pace = (spent - last[1]) / (done - last[0])
+        left = self.plan.time_left - spent
+        steps = max(done + 1, min(done + int(left / pace), self.plan.most_steps))
+        if steps != self.plan.steps:
+            self.reason = f"{duration(self.plan.time_left)}, and {pace:.3g} s a step after {done:,} of them"
+            record = Choice("steps", steps, self.reason).record()
+            choices = [record if choice["key"] == "steps" else choice for choice in self.plan.choices]
+            self.plan = self.plan.model_copy(update={"steps": steps, "choices": choices})
         return self.plan

@@ -28,6 +28,8 @@ from labelfree.training.settings import TrainSettings
 
 #: Steps in a row without a finite gradient after which a training is given up.
 GIVE_UP = 20
+#: Steps in a row that say something of the pace.
+FEWEST = 10
 
 
 class Stepper(nn.Module):
@@ -188,37 +190,39 @@ class Callbacks:
     """What the loop tells the world; each is called on every process.
 
     Attributes:
-        steps: asked at a mark: how many steps does the whole training have?
+        reckon: asked on the way: how many steps does the whole training have?
     """
 
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[int], None]
     tick: Callable[[int], None]
     warn: Callable[[str], None]
-    steps: Callable[[int], int] | None = None
+    reckon: Callable[[int], int] | None = None
 
 
-def _batches(training: Training, start: int, tell: Callbacks, marks: Sequence[int]) -> Iterator[tuple[int, Batch]]:
-    """Steps and their batches; at a mark, when the step before it is over, there may be more or fewer of them.
+def _batches(training: Training, start: int, tell: Callbacks, shares: Sequence[float]) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches; after each share of them there may turn out to be more or fewer.
 
     What was decided is saved at once, so that a resumed training goes on with it.
     """
-    for mark in [*marks, None]:
-        stop = training.steps if mark is None else min(mark, training.steps)
+    for share in (*shares, 1.0):
+        stop = min(training.steps, max(start + FEWEST, round(share * training.steps)))
         yield from zip(range(start, stop), training.loader.steps(start, stop), strict=True)
-        start = max(start, stop)
-        if tell.steps is not None and start < training.steps:
-            training.steps = tell.steps(start)
+        start = stop
+        if start == training.steps:
+            return
+        if tell.reckon is not None and (steps := tell.reckon(start)) != training.steps:
+            training.steps = steps
             tell.save(start)
 
 
 def train(
-    training: Training, start: int, request: StopRequest, tell: Callbacks, marks: Sequence[int] = ()
+    training: Training, start: int, request: StopRequest, tell: Callbacks, shares: Sequence[float] = ()
 ) -> tuple[int, dict[str, float]]:
     """Train from step `start` to the end, or until asked to stop.
 
     Args:
-        marks: steps at which `tell.steps` is asked how many there are in all.
+        shares: of the steps, ascending, after which `tell.reckon` is asked how many there are in all.
 
     Returns:
         Steps done, and the last logged line.
@@ -228,7 +232,7 @@ def train(
     world = distributed.world_size()
     done = start
     began = time.perf_counter()
-    for step, batch in _batches(training, start, tell, marks):
+    for step, batch in _batches(training, start, tell, shares):
         loss, features, logs = training.step(step, batch)
         done = step + 1
         if done % log_every == 0 or done in (1, training.steps):

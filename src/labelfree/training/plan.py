@@ -48,7 +48,7 @@ class Plan(Settings):
     """A resolved training: with the source and the seed it says everything, and a run can be repeated from it.
 
     Attributes:
-        seconds, most_steps: what bounds the steps where a time limit was given.
+        time_left, most_steps: what bounds the steps where a time limit was given; seconds, when all is prepared.
     """
 
     modality: str
@@ -59,7 +59,7 @@ class Plan(Settings):
     seed: int
     epochs: int | None = None
     steps: int = 0
-    seconds: float | None = None
+    time_left: float | None = None
     most_steps: int | None = None
     count: int = 0
     training: TrainSettings
@@ -252,7 +252,7 @@ def _budget(settings: Mapping[str, Any], seconds: float | None, method: str) -> 
     device = runtime.device(str(settings.get("accelerator", "auto")))
     precision = str(settings.get("precision", "auto"))
     precision = runtime.best_precision(device) if precision == "auto" else precision
-    views = method == "auto" or Need.VIEWS in registry.method(method)[0].needs
+    views = None if method == "auto" else Need.VIEWS in registry.method(method)[0].needs
     return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views)
 
 

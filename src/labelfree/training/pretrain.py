@@ -61,8 +61,9 @@ def pretrain(
         out: folder of the run; must not exist. By default `runs/NAME`.
         epochs, steps, time_limit: how long, one of them; by default ten minutes. Time in seconds or as "10m".
         seed: of every random number.
-        init: a run, or a file of the library's weights, to start from.
-        resume: a run to continue; it ends as if it had never stopped.
+        init: a run to start from, whose kind of data, its settings, and encoder are taken; or a file of the library's
+            weights.
+        resume: a run to continue; it ends as if it had never stopped (see `docs/resume.md` for time limits).
         **settings: of the engine, the objective and the modality, by name.
 
     Returns:
@@ -84,13 +85,13 @@ def pretrain(
         return _launch(None, folder, source, network, {}, accelerator)
     spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
     if init is not None and Path(init).is_dir():
-        modality, spec, settings = _as_in(Path(init), modality, spec, settings)
+        modality, spec, settings = _like(Path(init), modality, spec, settings)
     seconds = length["seconds"]
     plan, data, dataset, found = make_plan(
         source, modality=modality, method=method, encoder=spec, seed=seed, seconds=seconds, settings=settings
     )
     say_found(found)
-    job, plan = _prepare(plan, data, dataset, network, init)
+    job, plan = _prepare(plan, data, source, dataset, network, init)
     device, world = check_device(plan.training), _world(plan)
     runtime.prepare_machine(int(plan.training.threads))
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
@@ -138,7 +139,7 @@ def _new_folder(out: str | Path | None, source: Any) -> Path:
     return folder
 
 
-def _as_in(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """The kind of data and its settings, and the encoder, of the run that is started from, unless they are given anew.
 
     Raises:
@@ -150,15 +151,20 @@ def _as_in(run: Path, modality: str | None, spec: str, settings: dict[str, Any])
         raise LabelfreeError(
             f"'{run}' learnt from {kind['name']} data, and cannot go on with {modality}.", "Start a new run."
         )
-    return kind["name"], config["encoder"]["spec"] if spec == "auto" else spec, {**kind["settings"], **settings}
+    if spec == "auto":
+        spec = config["encoder"]["spec"]
+        if spec.startswith("custom:"):
+            raise LabelfreeError(f"'{run}' was trained with a network of yours.", "Give it: encoder=network.")
+    return kind["name"], spec, {**kind["settings"], **settings}
 
 
 def _prepare(
-    plan: Plan, data: Modality, dataset: Dataset, network: nn.Module | None, init: str | Path | None
+    plan: Plan, data: Modality, source: Any, dataset: Dataset, network: nn.Module | None, init: str | Path | None
 ) -> tuple[Job, Plan]:
     """Fit the modality, bring the data near, build the network."""
     if init is not None and Path(init).is_dir():
         data.load_state(read_json(Path(init) / "encoder" / "config.json")["modality"]["state"])
+        dataset = data.open(source)
     else:
         data.fit(dataset)
     nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
@@ -356,7 +362,7 @@ class Recorder:
         done = self.start
         try:
             with stop_on_signals() as request:
-                done, line = train(self.training, self.start, request, tell, self.length.marks)
+                done, line = train(self.training, self.start, request, tell, self.length.shares)
             state = "finished" if done == self.training.steps else "stopped"
         finally:
             if self.first:
@@ -386,9 +392,10 @@ class Recorder:
 
     def _reckon(self, step: int) -> int:
         """How many steps the training has: the first process's clock decides for all."""
-        plan = self.length.reckon(step)
-        mine = torch.tensor(plan.steps if self.first else 0, dtype=torch.float64, device=self.fabric.device)
-        if self.first:
+        before, plan = self.length.plan.steps, self.length.reckon(step)
+        mine = torch.tensor(plan.steps if self.first else 0, device=self.fabric.device)
+        if self.first and plan.steps != before:
+            say(f"  steps = {plan.steps:,}  ({self.length.reason})", "dim")
             self.job.plan = plan
             self.meter.steps = plan.steps
             self.info |= {"steps": plan.steps, "choices": plan.choices, "plan": plan.model_dump(mode="json")}
