@@ -7,8 +7,9 @@ from torch import nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
-from labelfree.encoders.trunk import Trunk
+from labelfree.encoders.trunk import EMBEDDED, Trunk
 from labelfree.errors import LabelfreeError
+from labelfree.modalities._text_tokens import TextStem
 from labelfree.needs import Need
 from labelfree.registry import encoders
 
@@ -123,3 +124,15 @@ def test_gradients_reach_every_parameter():
 def test_the_trunk_is_no_encoder_of_its_own_name():
     assert all(cls is not Trunk for cls in encoders().values())
     assert issubclass(Trunk, Encoder)
+
+
+def test_vectors_of_words_come_back_to_the_scale_of_a_new_network():
+    torch.manual_seed(0)
+    trunk = Trunk(TextStem(50, 32), dim=32, depth=2, heads=4).eval()
+    words = Batch(torch.randint(0, 50, (4, 10)), torch.arange(4))
+    with torch.no_grad():
+        trunk.stem.embedding.weight *= torch.linspace(1, 20, 50)[:, None]
+        before = trunk(words).tokens
+        trunk.rescale()
+        torch.testing.assert_close(trunk(words).tokens, before, atol=0.05, rtol=0)
+    torch.testing.assert_close(trunk.stem.embedding.weight.std(dim=1), torch.full((50,), EMBEDDED))

@@ -152,6 +152,13 @@ class Encoder(nn.Module, ABC):
         """
         return None
 
+    def rescale(self) -> None:
+        """Bring weights whose scale changes nothing, since a norm follows, back to that of a new network.
+
+        They grow in training, and a step of the optimiser then turns them less; before all layers learn anew from
+        labels they ought to turn as easily as those of the network from scratch.
+        """
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Parameters from input to output, for layer-wise learning-rate decay; one group by default."""
         return [list(self.parameters())]

@@ -21,6 +21,8 @@ from labelfree.encoders.transformer import Transformer
 from labelfree.errors import LabelfreeError
 from labelfree.needs import Need
 
+#: Standard deviation of the vectors of ids in a new network.
+EMBEDDED = 0.02
 #: tokens (M, n, ...), their validity (M, n) or None, and which sample of the batch each row is of → tokens (M, n, D)
 Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -153,6 +155,12 @@ class Trunk(Transformer):
     def token_table(self) -> nn.Parameter | None:
         embedding = getattr(self.stem, "embedding", None)
         return cast(nn.Parameter, embedding.weight) if isinstance(embedding, nn.Embedding) else None
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        table = self.token_table()
+        if table is not None:
+            table.mul_(EMBEDDED / table.std(dim=1, keepdim=True).clamp_min(1e-12))
 
     def layers(self) -> list[list[nn.Parameter]]:
         first = [*self.stem.parameters(), self.mask_token, *self.norm_in.parameters()]

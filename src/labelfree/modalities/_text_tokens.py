@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.sources import hash_of
+from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._text_sources import Documents
 from labelfree.modalities.base import Dataset, Description
@@ -232,7 +233,7 @@ class TextStem(nn.Module):
     def __init__(self, vocabulary: int, dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, dim)
-        trunc_normal_(self.embedding.weight, std=0.02)
+        trunc_normal_(self.embedding.weight, std=EMBEDDED)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return self.embedding(batch.data), valid_tokens(batch)

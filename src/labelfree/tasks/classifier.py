@@ -236,6 +236,7 @@ def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty
     Starting there keeps fine-tuning from distorting what was learnt (Kumar et al. 2022, "LP-FT").
     """
     model = Classifier(copy.deepcopy(encoder), examples.classes)
+    model.encoder.rescale()
     features = embed(encoder, modality, examples.dataset, indices=examples.rows)
     readable = ~np.isnan(features[:, 0])
     x, y = features[readable], examples.y[readable]
