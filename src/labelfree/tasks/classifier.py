@@ -29,6 +29,9 @@ from labelfree.training import runtime
 from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto, Fraction
 
+#: Examples that the last layer is fitted to at most before all layers learn.
+PROBED = 4000
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -233,10 +236,13 @@ def class_probabilities(model: Classifier, modality: Modality, dataset: Dataset,
 def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty: float = 1e-3) -> Classifier:
     """A copy of the encoder with a last layer that logistic regression has fitted to its frozen features.
 
-    Starting there keeps fine-tuning from distorting what was learnt (Kumar et al. 2022, "LP-FT").
+    Starting there keeps fine-tuning from distorting what was learnt (Kumar et al. 2022, "LP-FT"). Of many examples the
+    regression sees some, drawn at random.
     """
     model = Classifier(copy.deepcopy(encoder), examples.classes)
     model.encoder.rescale()
+    if len(examples.y) > PROBED:
+        examples = examples.only(np.sort(np.random.default_rng(0).permutation(len(examples.y))[:PROBED]))
     features = embed(encoder, modality, examples.dataset, indices=examples.rows)
     readable = ~np.isnan(features[:, 0])
     x, y = features[readable], examples.y[readable]
@@ -279,9 +285,9 @@ def search_pace(
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
         return Search(settings.paces(pretrained)[0], None, examples.metric)
-    found = []
+    found, start, half = [], make(fit), math.ceil(steps / 2)
     for pace in settings.paces(pretrained):
-        model = train_classifier(make(fit), modality, fit, settings, pace=pace, steps=math.ceil(steps / 2), seed=seed)
+        model = train_classifier(copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed)
         odds = class_probabilities(model, modality, held.dataset, indices=held.rows)
         y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
         # the score of few samples is coarse: the likelihood settles ties
