@@ -67,7 +67,7 @@ STEPS: Mapping[str, int] = {
     "vae": 10,
     "pretext": 48,
     "simclr": 32,
-    "vicreg": 24,
+    "vicreg": 48,
     "moco": 24,
     "instance": 32,
     "deepcluster": 28,
