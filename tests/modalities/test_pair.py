@@ -18,6 +18,7 @@ from labelfree import registry
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.encoders.towers import Towers
+from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.pair import Pair, PairSettings
 from labelfree.objectives.clip import CLIP, CLIPSettings
@@ -202,6 +203,9 @@ def test_a_run_starts_from_another(captions: Path, tmp_path: Path) -> None:
     again = labelfree.pretrain(captions, out=tmp_path / "again", init=first.path, **quick)
     assert again.modality.state() == first.modality.state()
     assert again.info["encoder"] == first.info["encoder"]
+    words = again.encoder.towers.text.stem.embedding.weight
+    again.encoder.rescale()
+    torch.testing.assert_close(words.std(dim=1), torch.full((len(words),), EMBEDDED))
 
 
 def test_towers_refuse_what_does_not_fit(captions: Path) -> None:

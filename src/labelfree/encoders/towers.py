@@ -86,6 +86,10 @@ class Towers(Encoder):
                 found.append(torch.zeros(len(batch), self.dim // len(self.towers), device=there.device))
         return Features(torch.cat(found, dim=1))
 
+    def rescale(self) -> None:
+        for tower in self.towers.values():
+            tower.rescale()  # type: ignore[operator]
+
     def layers(self) -> list[list[nn.Parameter]]:
         """Those of the towers counted from their ends; the projections last."""
         reversed_layers = zip_longest(*(tower.layers()[::-1] for tower in self.towers.values()), fillvalue=[])  # type: ignore[operator]
