@@ -305,10 +305,10 @@ def _map_arrow(path: Path) -> pa.Table:
     """An Arrow file, or an Arrow stream (as Hugging Face writes), mapped into memory."""
     mapped = pa.memory_map(str(path))
     try:
-        return pa.ipc.open_file(mapped).read_all()
+        return sources.plain(pa.ipc.open_file(mapped).read_all())
     except pa.ArrowInvalid:
         mapped.seek(0)
-        return pa.ipc.open_stream(mapped).read_all()
+        return sources.plain(pa.ipc.open_stream(mapped).read_all())
 
 
 class _Spool:

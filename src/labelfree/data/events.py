@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from labelfree.data import columns as col
 from labelfree.data.batch import Unreadable
 from labelfree.data.columns import ReadOptions
-from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, hash_of, load_arrays, read_table
+from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, frame, hash_of, load_arrays, read_table
 from labelfree.errors import LabelfreeError
 
 #: Names of the two columns of nodes, plainly spelt, and whether the two sides are nodes of different kinds.
@@ -99,7 +99,7 @@ class Log:
 
 
 def as_table(source: Any) -> tuple[pa.Table, str]:
-    """A source as a table, and what to call it: a path, Arrow, pandas, arrays by name, `TemporalData` of PyG.
+    """A source as a table, and what to call it: a path, Arrow, a data frame, arrays by name, `TemporalData` of PyG.
 
     Raises:
         LabelfreeError: nothing there, or no table of events.
@@ -111,10 +111,8 @@ def as_table(source: Any) -> tuple[pa.Table, str]:
         if path.suffix.lower() in ARRAYS:
             return _from_arrays(load_arrays(path), f"'{path}'"), f"'{path}'"
         raise LabelfreeError(f"'{path}' is no table of events.", f"Expected {', '.join((*TABLES, '.npz'))}.")
-    if isinstance(source, pa.Table):
-        return source, "the table"
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
-        return pa.Table.from_pandas(source, preserve_index=False), "the frame"
+    if (table := frame(source)) is not None:
+        return table, "the table" if table is source else "the frame"
     if is_temporal(source):
         return _from_temporal(source), "the temporal data"
     if isinstance(source, Mapping):

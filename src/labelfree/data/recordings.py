@@ -17,7 +17,9 @@ from labelfree.data.columns import ReadOptions
 from labelfree.data.sources import (
     ARRAYS,
     TABLES,
+    column_values,
     existing,
+    frame,
     hash_files,
     hash_of,
     list_files,
@@ -69,7 +71,7 @@ def read_recordings(source: Any, options: ReadOptions) -> Recordings:
 
     Args:
         source: a path (array file, table, folder of them), an array (N, T[, C]) or (T,), a list of arrays (T[, C]) of
-            different lengths, a dictionary of arrays (as an .npz file), an Arrow table or a pandas frame.
+            different lengths, a dictionary of arrays (as an .npz file), an Arrow table or a data frame.
         options: which columns are what.
 
     Raises:
@@ -82,10 +84,8 @@ def read_recordings(source: Any, options: ReadOptions) -> Recordings:
         return _from_arrays({name: np.asarray(array) for name, array in source.items()}, options, "the dictionary")
     if isinstance(source, list | tuple):
         return _from_list(source, options)
-    if isinstance(source, pa.Table):
-        return _from_table(source, options, "the table")
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
-        return _from_table(pa.Table.from_pandas(source, preserve_index=False), options, "the frame")
+    if (table := frame(source)) is not None:
+        return _from_table(table, options, "the table" if table is source else "the frame")
     return _from_arrays({"": np.asarray(source)}, options, "the array")
 
 
@@ -231,7 +231,7 @@ def _wide(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
         col.require(table, [options.group], "group")
     names, left = col.choose_channels(table, [options.group], _without_channels(options), suspects=_beside_steps(table))
     matrix = np.stack([col.numbers(table, name) for name in names], axis=1)
-    others = {name: _plain_values(table, name) for name in table.column_names if name not in names}
+    others = {name: column_values(table, name) for name in table.column_names if name not in names}
     found = _from_arrays({"": matrix, **others}, options, what)
     facts = {"left out": _words(left)} if left else {}
     return Recordings(**{**vars(found), "facts": facts})
@@ -256,7 +256,7 @@ def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
     time = col.seconds(table.column(clock)) if clock else None
     identity = np.zeros(len(table), dtype=np.int64)
     for name in identities:
-        values = col.codes(_plain_values(table, name))
+        values = col.codes(column_values(table, name))
         identity = col.codes(identity * (int(values.max()) + 1) + values)
     order, bounds, gaps = col.cut(identity, time, options.gap)
     taken = [*identities, *([clock] if clock else [])]
@@ -273,7 +273,7 @@ def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
         spans=_trim(values, bounds),
         channels=channels,
         time=None if time is None else time[order],
-        rows={name: _plain_values(table, name)[order] for name in table.column_names if name not in (*names, clock)},
+        rows={name: column_values(table, name)[order] for name in table.column_names if name not in (*names, clock)},
         group=identities[0] if identities else "",
         whole=False,
         facts=facts,
@@ -291,12 +291,6 @@ def _constant_inside(table: pa.Table, taken: Sequence[str], order: np.ndarray, b
         change[bounds[1:-1] - 1] = False
         found[name] = not change.any() and len(np.unique(values)) > 1
     return found
-
-
-def _plain_values(table: pa.Table, name: str) -> np.ndarray:
-    from labelfree.data.sources import column_values
-
-    return column_values(table, name)
 
 
 def _words(left: Mapping[str, str]) -> str:
@@ -375,7 +369,7 @@ def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
     beside = sidecar(folder, names)
     columns = {"folder": np.array([Path(name).parent.name for name in names], dtype=object)}
     if beside is not None:
-        columns |= {name: _plain_values(beside, name) for name in beside.column_names}
+        columns |= {name: column_values(beside, name) for name in beside.column_names}
     joined = _join(parts, names, columns, options)
     fingerprint = hash_of(hash_files(paths, folder), joined.fingerprint)
     return Recordings(**{**vars(joined), "unreadable": unreadable, "fingerprint": fingerprint})

@@ -54,7 +54,7 @@ def read_table(path: Path) -> pa.Table:
         if suffix == ".parquet":
             return parquet.read_table(path)
         if suffix in (".arrow", ".feather"):
-            return feather.read_table(path)
+            return plain(feather.read_table(path))
         if suffix in (".jsonl", ".json"):
             return json.read_json(path)
     except (pa.ArrowException, OSError) as error:
@@ -87,6 +87,60 @@ def read_head(path: Path, rows: int = 1000) -> pa.Table:
     except (pa.ArrowException, OSError):
         pass  # a cell or a record may be longer than the head: the whole says what is wrong, if anything
     return read_table(path).slice(0, rows)
+
+
+def frame(source: Any, rows: int | None = None) -> pa.Table | None:
+    """A data frame (pandas, polars, whatever else speaks Arrow) or an Arrow table as a table; None for anything else.
+
+    Args:
+        rows: the first ones alone.
+
+    Raises:
+        LabelfreeError: it holds what no column can.
+    """
+    if not hasattr(source, "columns") or not (hasattr(source, "iloc") or hasattr(source, "__arrow_c_stream__")):
+        return None
+    if rows is not None:
+        source = source.head(rows) if hasattr(source, "head") else source.slice(0, rows)
+    try:
+        if not hasattr(source, "iloc"):
+            return plain(source if isinstance(source, pa.Table) else pa.table(source))
+        renamed = source.set_axis([str(name) for name in source.columns], axis=1)
+        places = range(len(renamed.columns))
+        return pa.Table.from_arrays([array_of(renamed.iloc[:, i]) for i in places], list(renamed.columns))
+    except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+        raise LabelfreeError(
+            f"The {type(source).__name__} is no table: {str(error).splitlines()[0]}.", "Give columns of equal length."
+        ) from None
+
+
+def array_of(values: Any) -> pa.Array:
+    """A column; values of several types become text."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Views of texts and bytes, which polars makes and few of Arrow's functions take, become texts and bytes."""
+    schema = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
+    return table if schema == table.schema else table.cast(schema)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_dictionary(kind) and pa.types.is_string_view(kind.value_type):
+        return pa.dictionary(kind.index_type, pa.string(), kind.ordered)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    return kind
 
 
 def _form(suffix: str) -> Any:

@@ -12,7 +12,18 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from labelfree.data.sources import TABLES, existing, hash_files, hash_of, is_address, list_files, read_head, read_table
+from labelfree.data.sources import (
+    TABLES,
+    array_of,
+    existing,
+    frame,
+    hash_files,
+    hash_of,
+    is_address,
+    list_files,
+    read_head,
+    read_table,
+)
 from labelfree.errors import LabelfreeError
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -100,15 +111,10 @@ def as_table(source: Any) -> pa.Table:
         LabelfreeError: it is no table, or holds what no column can.
     """
     try:
-        if isinstance(source, pa.Table):
-            return source
-        if hasattr(source, "iloc") and hasattr(source, "columns"):
-            frame = source.set_axis([str(name) for name in source.columns], axis=1)
-            return pa.table({name: _array(frame[name]) for name in dict.fromkeys(frame.columns)})
-        if hasattr(source, "__arrow_c_stream__"):
-            return pa.table(source)
+        if (table := frame(source)) is not None:
+            return table
         if isinstance(source, Mapping):
-            return pa.table({str(name): _array(column) for name, column in source.items()})
+            return pa.table({str(name): array_of(column) for name, column in source.items()})
         if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
             return pa.Table.from_pylist([dict(row) for row in source])
         array = np.asarray(source)
@@ -119,14 +125,6 @@ def as_table(source: Any) -> pa.Table:
             f"The {type(source).__name__} is no table: {str(error).splitlines()[0]}.", "Give columns of equal length."
         ) from None
     raise LabelfreeError(f"A {type(source).__name__} is no table.", "Give a file, a data frame or an Arrow table.")
-
-
-def _array(values: Any) -> pa.Array:
-    """A column; values of several types become text."""
-    try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
 
 
 def _in_memory(table: pa.Table, what: str, fingerprint: str = "") -> Rows:
@@ -270,7 +268,7 @@ def _fetch(names: list[str], answer: Any) -> pa.Table:
     pieces: list[list[pa.Array]] = [[] for _ in names]
     while rows := answer.fetchmany(FETCH):
         for piece, values in zip(pieces, zip(*rows, strict=True), strict=True):
-            piece.append(_array(list(values)))
+            piece.append(array_of(list(values)))
     return pa.table([_joined(piece) for piece in pieces], names=names)
 
 

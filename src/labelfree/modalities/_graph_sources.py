@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_number, plain, require
 from labelfree.data.graphs import Graphs
-from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, load_arrays, read_head, read_table
+from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, frame, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
 
 #: Names under which the two ends of an edge are known.
@@ -135,14 +135,12 @@ def _find(source: Any, options: GraphOptions) -> Found:
         if (graphs := _json_graphs(path)) is not None:
             return _many(graphs)
         return _tables(read_table(path), None, None, options)
-    if isinstance(source, pa.Table):
-        return _tables(source, None, None, options)
+    if (table := frame(source)) is not None:
+        return _tables(table, None, None, options)
     if isinstance(source, Mapping):
         return _arrays({name: np.asarray(value) for name, value in source.items()})
     if hasattr(source, "edge_index"):
         return _many([_of_geometric(source)])
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
-        return _tables(pa.Table.from_pandas(source, preserve_index=False), None, None, options)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source):
         items = [source[number] for number in range(len(source))]
         return _many([_of_geometric(item) if hasattr(item, "edge_index") else item for item in items])
@@ -506,10 +504,8 @@ def looks_like_graph(source: Any) -> tuple[float, str]:
         return 0.95, "a PyTorch Geometric graph"
     if isinstance(source, Mapping):
         return (0.95, "an array of edges") if {"edge_index", "edge_list"} & set(source) else (0.0, "")
-    if isinstance(source, pa.Table):
-        return _table_looks(source)
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
-        return _table_looks(pa.Table.from_pandas(source.head(100), preserve_index=False))
+    if (table := frame(source, 100)) is not None:
+        return _table_looks(table)
     if not isinstance(source, bytes) and hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source):
         first = source[0] if not hasattr(source, "shape") else None
         if hasattr(first, "edge_index"):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from labelfree import registry
 from labelfree.data.encoded import encoded_columns, is_hugging_face
 from labelfree.data.pictures import looks_like_picture
-from labelfree.data.sources import TABLES, existing, list_files, read_head, read_table, sidecar
+from labelfree.data.sources import TABLES, existing, frame, list_files, read_head, read_table, sidecar
 from labelfree.errors import LabelfreeError, nearest
 
 #: Kinds that are no side: a pair itself, and bytes, which everything is.
@@ -124,11 +124,9 @@ def _find(source: Any, wanted: Mapping[str, str], known: Sequence[str]) -> Found
         light = source.select_columns([name for name, f in encoded if f == "value"]).with_format("arrow")[:]
         binary = [Side(kind, source, None, name) for name, kind in encoded if kind in kinds()]
         return _from_columns(light, binary, Path(), wanted, "a Hugging Face dataset")
-    if hasattr(source, "iloc") and hasattr(source, "columns"):
-        source = pa.Table.from_pandas(source, preserve_index=False)
-    if isinstance(source, pa.Table):
-        light = source.drop_columns(encoded_columns(source.schema))
-        binary = [side for name in encoded_columns(source.schema) if (side := _in_memory(source, name))]
+    if (table := frame(source)) is not None:
+        light = table.drop_columns(encoded_columns(table.schema))
+        binary = [side for name in encoded_columns(table.schema) if (side := _in_memory(table, name))]
         return _from_columns(light, binary, Path(), wanted, "a table")
     return Found({}, type(source).__name__)
 

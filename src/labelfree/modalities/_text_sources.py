@@ -14,7 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelfree.data.batch import Sample, Unreadable
-from labelfree.data.sources import TABLES, column_values, existing, hash_files, hash_of, list_files, read_table, sidecar
+from labelfree.data.sources import (
+    TABLES,
+    column_values,
+    existing,
+    frame,
+    hash_files,
+    hash_of,
+    list_files,
+    read_table,
+    sidecar,
+)
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.modalities.base import Dataset, Description
 
@@ -346,13 +356,15 @@ def _cut_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> D
     return Rows(table, "text", encode, words, hash_of(files.fingerprint(), cut))
 
 
+def named(source: Any) -> Any:
+    """A column of a data frame (pandas, polars) as a frame; anything else as it is."""
+    return source.to_frame("text") if hasattr(source, "to_frame") else source
+
+
 def _in_memory(source: Any) -> tuple[pa.Table, str]:
     """A table of what is no path, and the words for it."""
-    if isinstance(source, pa.Table):
-        return source, "a table"
-    if hasattr(source, "iloc"):
-        frame = source.to_frame("text") if not hasattr(source, "columns") else source
-        return pa.Table.from_pandas(frame, preserve_index=False), "a data frame"
+    if (table := frame(named(source))) is not None:
+        return table, "a table" if table is source else "a data frame"
     if hasattr(source, "with_format") and hasattr(source, "features"):
         if not hasattr(source, "__len__"):
             raise LabelfreeError("A streamed Hugging Face dataset cannot be read anywhere.", "Load it whole.")

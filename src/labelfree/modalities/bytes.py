@@ -21,7 +21,7 @@ from torch import Tensor
 from labelfree.data.batch import Batch, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns
-from labelfree.data.sources import ARRAYS, TABLES, existing, hash_of, list_files, read_table
+from labelfree.data.sources import ARRAYS, TABLES, existing, frame, hash_of, list_files, read_table
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._text_sources import Documents, Encode, Files, Rows, text_column
 from labelfree.modalities._text_tokens import Blocks, count_ids
@@ -174,10 +174,8 @@ class Bytes(Text):
                 raise LabelfreeError(f"A list of bytes was expected, but it holds {type(odd).__name__}.")
             contents = [item if isinstance(item, bytes) else item.encode() for item in source]
             return self._rows(pa.table({"bytes": pa.array(contents, pa.large_binary())}), "a list")
-        if hasattr(source, "iloc"):
-            source = pa.Table.from_pandas(source, preserve_index=False)
-        if isinstance(source, pa.Table):
-            return self._rows(source, "a table")
+        if (table := frame(source)) is not None:
+            return self._rows(table, "a table")
         raise LabelfreeError(f"A {type(source).__name__} is no source of bytes.", "Give a path or a list of bytes.")
 
     def _rows(self, table: pa.Table, what: str) -> Documents:

@@ -23,7 +23,6 @@ from labelfree.data.events import (
     around,
     as_table,
     find_columns,
-    is_temporal,
     read_log,
 )
 from labelfree.data.sources import ARRAYS, TABLES, read_head
@@ -146,8 +145,6 @@ class Events(Modality):
                 return 0.0, ""
             if path.suffix.lower() in TABLES:
                 return cls._recognise_table(lambda: read_head(path))
-        elif not (isinstance(source, pa.Table | Mapping) or hasattr(source, "iloc") or is_temporal(source)):
-            return 0.0, ""
         return cls._recognise_table(lambda: as_table(source)[0])
 
     @staticmethod

@@ -18,7 +18,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.columns import ReadOptions, looks_wide, numeric_names
 from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_measurements, read_recordings
-from labelfree.data.sources import ARRAYS, TABLES, list_files, load_arrays, read_head
+from labelfree.data.sources import ARRAYS, TABLES, frame, list_files, load_arrays, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
 from labelfree.modalities import _series_views as augment
@@ -267,10 +267,8 @@ class Series(Modality):
             except ValueError:  # things of several shapes
                 return 0.0, ""
             return (0.7, "a list of arrays") if first.ndim in (1, 2) and first.dtype.kind in "fiu" else (0.0, "")
-        if isinstance(source, pa.Table):
-            return _recognise_table(source)
-        if hasattr(source, "columns") and hasattr(source, "iloc"):
-            return _recognise_table(pa.Table.from_pandas(source, preserve_index=False))
+        if (table := frame(source)) is not None:
+            return _recognise_table(table)
         if hasattr(source, "shape"):
             return _recognise_arrays({"": np.asarray(source)})
         return 0.0, ""

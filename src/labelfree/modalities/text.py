@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
-from labelfree.data.sources import TABLES, list_files, read_head
+from labelfree.data.sources import TABLES, frame, list_files, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
-from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, open_documents, text_column
+from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
 from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, count_ids, some_texts, valid_tokens
 from labelfree.modalities.base import (
     Budget,
@@ -90,16 +91,14 @@ class Text(Modality):
             return 1.0, source.words
         if isinstance(source, str | Path):
             return _recognise_path(Path(source).expanduser())
-        if isinstance(source, pa.Table):
-            return _recognise_table(source)
-        if hasattr(source, "columns") and hasattr(source, "iloc"):
-            return _recognise_table(pa.Table.from_pandas(source.head(1000), preserve_index=False))
+        if (table := frame(named(source), 1000)) is not None:
+            return _recognise_table(table)
         if hasattr(source, "with_format") and hasattr(source, "features") and hasattr(source, "__len__"):
             return _recognise_table(source.select(range(min(len(source), 1000))).with_format("arrow")[:])
-        if isinstance(source, list | tuple) and source and all(isinstance(item, str) for item in source[:100]):
-            return 1.0, f"a list of {len(source):,} strings"
-        if isinstance(source, np.ndarray) and source.ndim == 1 and source.size and isinstance(source[0], str):
-            return 1.0, f"an array of {len(source):,} strings"
+        if isinstance(source, list | tuple | np.ndarray):
+            some = list(islice(source, 100))
+            if some and all(isinstance(item, str) for item in some):
+                return 1.0, f"{len(source):,} strings"
         return 0.0, ""
 
     def open(self, source: Any) -> Documents:
