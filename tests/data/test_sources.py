@@ -72,7 +72,8 @@ def test_frames_of_pandas_and_polars_are_the_same_table() -> None:
     assert [table.to_pydict() for table in tables] == [COLUMNS, COLUMNS]
     assert all(table.take([0, 5]).num_rows == 2 for table in tables)  # Arrow's functions take no views of texts
     assert [sources.frame(frame, 2).num_rows for frame in frames] == [2, 2]
-    assert sources.frame(COLUMNS) is None and sources.frame("text") is None
+    assert sources.frame(COLUMNS) is None
+    assert sources.frame("text") is None
 
 
 def test_files_of_polars_can_be_read(tmp_path: Path) -> None:
