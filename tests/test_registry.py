@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import types
 from typing import ClassVar
 
 import pytest
 
 from labelfree import LabelfreeError, Objective, Refusal, Settings, catalogue, registry
 from labelfree.needs import Need
+from labelfree.objectives.simclr import SimCLR
+from labelfree.objectives.vicreg import VICReg
 from labelfree.training.pretrain import pretrain
 from labelfree.training.settings import TrainSettings
 
@@ -67,6 +71,39 @@ def test_a_class_defined_anywhere_is_found_by_its_name() -> None:
         needs: ClassVar[frozenset[Need]] = frozenset()
 
     assert registry.method("nothing-but-found") == (Nothing, None)
+
+
+def test_a_class_that_is_defined_again_replaces_the_first() -> None:
+    def define() -> type[Objective]:
+        exec(
+            "class Anew(SimCLR):\n    name = 'anew'\n    recipes = {}",
+            module.__dict__,
+        )
+        return module.Anew  # type: ignore[no-any-return]
+
+    module = types.ModuleType("notebook")
+    module.__dict__["SimCLR"] = SimCLR
+    sys.modules["notebook"] = module
+    try:
+        first = define()
+        assert registry.method("anew")[0] is first
+        assert registry.method("anew+vicreg")[0].parts[0].objective is first  # type: ignore[attr-defined]
+        second = define()
+        assert registry.method("anew")[0] is second
+        assert registry.method("anew+vicreg")[0].parts[0].objective is second  # type: ignore[attr-defined]
+    finally:
+        del sys.modules["notebook"]
+
+
+def test_a_name_of_ours_is_not_given_away() -> None:
+    class Mine(SimCLR):
+        name = "vicreg"
+        recipes = {}
+
+    with pytest.raises(LabelfreeError, match=r"Mine, is taken"):
+        registry.method("vicreg")
+    Mine.name = "mine"
+    assert registry.method("vicreg")[0] is VICReg
 
 
 @pytest.mark.parametrize("name", ["simcrl", "mea", "rotatoin"])

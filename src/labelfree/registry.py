@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,15 +33,39 @@ def _import_all(package: str) -> None:
 
 
 def _subclasses(base: type[T]) -> Mapping[str, type[T]]:
+    """Classes by name; of those that people define anew (a notebook's cell, run again) the last.
+
+    Raises:
+        LabelfreeError: a user's class has the name of one of ours.
+    """
     found: dict[str, type[T]] = {}
     pending = [base]
     while pending:
-        cls = pending.pop()
+        cls = pending.pop(0)
         pending += cls.__subclasses__()
         # a contract's own base, and helpers between, only declare a name; sums of objectives are put together by one
-        if "+" not in (name := vars(cls).get("name", "+")):
-            found[name] = cls
+        if "+" in (name := vars(cls).get("name", "+")) or _replaced(cls):
+            continue
+        if name in found and _ours(cls) != _ours(found[name]):
+            theirs = found[name] if _ours(cls) else cls
+            raise LabelfreeError(
+                f"'{name}', the name of the class {theirs.__module__}.{theirs.__qualname__}, is taken by Labelfree.",
+                "Give it another name.",
+            )
+        found[name] = cls
     return dict(sorted(found.items()))
+
+
+def _ours(cls: type) -> bool:
+    return cls.__module__.startswith("labelfree.")
+
+
+def _replaced(cls: type) -> bool:
+    """Whether its module holds another class in its place by now."""
+    holder: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        holder = getattr(holder, part, None)
+    return holder is not None and holder is not cls
 
 
 def modalities() -> Mapping[str, type[Modality]]:
@@ -77,25 +102,34 @@ def find(kind: str, known: Mapping[str, Any], name: str) -> Any:
     return known[name]
 
 
-@lru_cache
 def method(name: str) -> tuple[type[Objective], Recipe | None]:
     """The objective, and recipe if it is one, that a user's `--method` names; "simclr+0.5*masked" is a weighted sum."""
     if "+" in name or "*" in name:
-        from labelfree.objectives.several import Part, compose, weighted_names
+        from labelfree.objectives.several import weighted_names
 
-        return compose(tuple(Part(part, weight, *method(part)) for weight, part in weighted_names(name)))
+        return _sum(name, tuple(method(part)[0] for _, part in weighted_names(name)))
     known: dict[str, Any] = {key: (cls, None) for key, cls in objectives().items()}
     return find("method", known | recipes(), name)
 
 
+@lru_cache
+def _sum(name: str, parts: tuple[type[Objective], ...]) -> tuple[type[Objective], Recipe]:
+    """The same class for the same sum of the same `parts`."""
+    from labelfree.objectives.several import Part, compose, weighted_names
+
+    return compose(tuple(Part(part, weight, *method(part)) for weight, part in weighted_names(name)))
+
+
 def build_encoder(spec: str | nn.Module, modality: Modality, causal: bool = False) -> Encoder:
     """The encoder that "timm:resnet18", "dilated" or "transformer:tiny" names; a bare size means the transformer."""
+    from labelfree.encoders.transformer import SIZES
+
     if not isinstance(spec, str):
         from labelfree.encoders.custom import Custom
 
         return Custom.wrap(spec, modality)
     name, _, variant = spec.partition(":")
-    if name in ("pico", "nano", "tiny", "small", "base"):
+    if name in SIZES:
         name, variant = "transformer", name
     cls = find("encoder", encoders(), name)
     if not cls.serves(modality):

@@ -18,6 +18,8 @@ def _names(value: Any) -> Any:
 
 #: Names that a user separates by commas; none in an empty word.
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)]
+#: A share of something.
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class Settings(pydantic.BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from labelfree.losses.distillation import centred, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
 from labelfree.objectives._prototypes import PrototypeHead
@@ -73,6 +74,20 @@ def test_two_equal_samples_do_not_blow_up() -> None:
 def test_the_mean_over_one_process_is_the_batch_s() -> None:
     x = torch.randn(5, 3)
     torch.testing.assert_close(mean_over_batch(x), x.mean(dim=0))
+    weight = torch.tensor([1.0, 0, 0, 1, 2])
+    torch.testing.assert_close(mean_over_batch(x, weight), (x[0] + x[3] + 2 * x[4]) / 4)
+    assert not mean_over_batch(x, torch.zeros(5)).any()
+
+
+def test_cosines_with_prototypes_keep_their_digits_under_autocast() -> None:
+    torch.manual_seed(0)
+    head = PrototypeHead(6, (8, 4), 50)
+    x = torch.randn(7, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        place = F.normalize(head.layers(x).float(), dim=1)
+        mixed = head(x)
+    exact = place @ F.normalize(head.prototypes, dim=1).T
+    torch.testing.assert_close(mixed, exact, rtol=0, atol=1e-6)
 
 
 def test_prototypes_learn_only_when_they_are_let() -> None:

@@ -54,6 +54,16 @@ def test_a_batch_larger_than_the_queue_leaves_its_last() -> None:
     assert sorted(queue.owner.tolist()) == [2, 3, 4]
 
 
+def test_what_is_not_finite_is_not_remembered() -> None:
+    queue, bank = Queue(3, 2), Bank(3, 2)
+    for x in (torch.ones(3, 2), torch.tensor([[torch.nan, 2], [2, 2], [torch.inf, 2]])):
+        queue.push(x, torch.tensor([0, 1, 2]) + 10 * int(x[1, 1]))
+        bank.write(x, torch.arange(3))
+    for rows in (queue.rows, bank.rows):
+        assert rows.tolist() == [[1, 1], [2, 2], [1, 1]]
+    assert queue.owner.tolist() == [10, 21, 12]
+
+
 def test_moco_remembers_the_teachers_keys_and_moves_by_its_schedules(source: Path) -> None:
     training = assemble(source, "image", "moco", "transformer:nano")
     settings = MoCoSettings(projector=(16,), queue=40, temperature=0.5, temperature_end=0.1, teacher_momentum=0.5)

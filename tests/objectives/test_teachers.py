@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.losses.distillation import centred, mean_over_batch
 from labelfree.losses.regression import token_distance
-from labelfree.objectives._teacher import rising_momentum
+from labelfree.objectives._teacher import cosine_between
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.dino import DINO, DINOSettings
 from labelfree.objectives.ibot import IBOT, IBOTSettings
@@ -65,16 +66,17 @@ def test_the_teacher_s_temperature_rises_and_its_centre_follows_the_batch(source
     assert float(dino.temperature) == pytest.approx(0.055)
     torch.testing.assert_close(dino.centre, mean_over_batch(told))  # the first batch's mean is the first centre
     before = dino.centre.clone()
+    with torch.no_grad():  # the teacher has moved
+        told = dino.teacher_head(dino.teacher_encoder(two_views(dino.modality, batch, draw, "contrast")).pooled)
     dino.loss(batch, draw)
-    seen = mean_over_batch(dino._seen)
     dino.after_step(0.2)
-    torch.testing.assert_close(dino.centre, 0.9 * before + 0.1 * seen)
+    torch.testing.assert_close(dino.centre, 0.9 * before + 0.1 * mean_over_batch(told))
     assert float(dino.temperature) == pytest.approx(0.07)
 
 
 def test_momentum_can_end_below_one() -> None:
-    assert rising_momentum(0.99, 1.0, 0.999) == pytest.approx(0.999)
-    assert rising_momentum(0.99, 0.5, 0.999) == pytest.approx(0.9945)
+    assert cosine_between(0.99, 1.0, 0.999) == pytest.approx(0.999)
+    assert cosine_between(0.99, 0.5, 0.999) == pytest.approx(0.9945)
 
 
 @pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
@@ -102,6 +104,33 @@ def test_ibot_hides_from_the_student_alone_and_only_in_some_views(sources: dict[
     assert masks["teacher"] == ()
     assert 0 < int(hidden.sum()) < len(hidden)
     assert float(step.logs["hidden"]) > 0
+
+
+@pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
+def test_tokens_that_are_not_hidden_have_no_part_in_the_labels_of_those_that_are(
+    sources: dict[str, Path], centring: str
+) -> None:
+    ibot, batch, draw = objective(sources, "series", "ibot", **HEAD, centring=centring)
+    ibot.eval()
+    step = ibot.loss(batch, draw)
+    ibot.after_step(0.5)
+    centre = ibot.token_centre.clone()
+    ibot.token_centre.zero_()
+    ibot.progress.zero_()
+    seen: dict[str, Any] = {}
+    ibot.encoder.register_forward_pre_hook(lambda _, args: seen.update(mask=args[1]))
+
+    def spoil(_: Any, __: Any, features: Any) -> Any:
+        """What the teacher says of tokens that the student sees too."""
+        tokens = features.tokens + 100 * torch.randn_like(features.tokens) * ~seen["mask"][..., None]
+        return dataclasses.replace(features, tokens=tokens)
+
+    ibot.teacher_encoder.register_forward_hook(spoil)
+    again = ibot.loss(batch, draw)
+    ibot.after_step(0.5)
+    torch.testing.assert_close(again.logs["hidden"], step.logs["hidden"])
+    torch.testing.assert_close(ibot.token_centre, centre)
+    assert bool(centre.any()) == (centring == "centre")
 
 
 def test_ibot_without_hidden_tokens_is_dino(sources: dict[str, Path]) -> None:

@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cells import assemble, pictures, series, texts
+from processes import together
 from torch import Tensor
 
 from labelfree.data.batch import Batch
@@ -168,6 +170,28 @@ def test_cpc_pool_leaves_out_padding_and_the_moment_itself() -> None:
             for t in range(k, tokens):
                 expected = [name in padding or name == b * tokens + t for name in names]
                 assert excluded[b, t - k].tolist() == expected
+
+
+def pooled(rank: int) -> list[torch.Tensor]:
+    tokens = (5, 9)[rank]
+    z = torch.arange(2.0 * tokens).view(2, tokens, 1) + 100 * rank
+    pool = Pool(z, torch.ones(2, tokens, dtype=torch.bool), Draw.start(0, 0, 0, torch.arange(2) + 2 * rank), 28)
+    return [pool.z.flatten(), pool.excluded(1, tokens)]
+
+
+def test_cpc_pool_takes_processes_whose_samples_are_of_different_lengths() -> None:
+    (z, first), (same, second) = together(pooled)
+    assert torch.equal(z, same)
+    open_to_all = ~(first.all(dim=(0, 1)) | second.all(dim=(0, 1)))
+    assert len(z[open_to_all].unique()) == 2 * 5 + 2 * 7  # all of the short, seven each of the long
+
+
+@pytest.mark.parametrize("method", ["next", "cpc"])
+def test_samples_of_one_token_are_refused(method: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "short.npy", np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32))
+    training = assemble(tmp_path / "short.npy", "series", method, "transformer:nano", patch=4)
+    with pytest.raises(Refusal, match="one token"):
+        training.objective(*first_batch(training))
 
 
 def test_cpc_cannot_be_solved_without_context(sources: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from labelfree.data.partners import PARTNER
 from labelfree.errors import LabelfreeError
 from labelfree.losses.contrastive import nt_xent
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.byol import BYOL
 from labelfree.objectives.simclr import SimCLR, SimCLRSettings
@@ -44,10 +44,10 @@ def test_teacher_moves_by_the_momentum_and_has_no_gradient() -> None:
 
 
 def test_momentum_rises_along_a_cosine_to_one() -> None:
-    assert rising_momentum(0.99, 0.0) == pytest.approx(0.99)
-    assert rising_momentum(0.99, 0.5) == pytest.approx(0.995)
-    assert rising_momentum(0.99, 1.0) == 1.0
-    assert rising_momentum(0.9, 0.25) == pytest.approx(1 - 0.1 * (math.cos(math.pi / 4) + 1) / 2)
+    assert cosine_between(0.99, 0.0, 1.0) == pytest.approx(0.99)
+    assert cosine_between(0.99, 0.5, 1.0) == pytest.approx(0.995)
+    assert cosine_between(0.99, 1.0, 1.0) == 1.0
+    assert cosine_between(0.9, 0.25, 1.0) == pytest.approx(1 - 0.1 * (math.cos(math.pi / 4) + 1) / 2)
 
 
 def test_byol_keeps_its_student_and_moves_its_teacher_after_the_step(source: Path) -> None:
@@ -65,7 +65,7 @@ def test_byol_keeps_its_student_and_moves_its_teacher_after_the_step(source: Pat
     assert objective.product is objective.encoder
 
 
-def test_byol_is_symmetric_in_its_views_and_stops_the_target(source: Path) -> None:
+def test_byol_has_a_bounded_loss_and_no_gradient_in_its_target(source: Path) -> None:
     training = assemble(source, "series", "byol", "transformer:nano")
     batch, draw = first_batch(training)
     step = training.objective(batch, draw)

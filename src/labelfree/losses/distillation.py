@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelfree.distributed import all_sum, gather, rank
+from labelfree.distributed import all_sum, gather
 from labelfree.losses.precision import full_precision
+from labelfree.losses.rows import places
 
 
 @full_precision
@@ -48,9 +49,10 @@ def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3, w
 
 
 @torch.no_grad()
-def mean_over_batch(logits: Tensor) -> Tensor:
-    """(B, K) → (K,): the mean over the samples of all processes."""
-    return all_sum(logits.float().sum(dim=0)) / all_sum(torch.tensor(float(len(logits)), device=logits.device))
+def mean_over_batch(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(B, K) → (K,): the mean over the samples of all processes, weighted by (B,); zeros where nothing weighs."""
+    share = logits.new_ones(len(logits)).float() if weight is None else weight.float()
+    return all_sum(share @ logits.float()) / all_sum(share.sum()).clamp_min(1e-30)
 
 
 @full_precision
@@ -66,7 +68,6 @@ def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
     """
     x = F.normalize(x, dim=1)
     everyone = gather(x)
-    here = torch.arange(len(x), device=x.device) + rank() * len(x)
     with torch.no_grad():
-        nearest = (x @ everyone.T).scatter_(1, here[:, None], -2.0).argmax(dim=1)
+        nearest = (x @ everyone.T).scatter_(1, places(x)[:, None], -2.0).argmax(dim=1)
     return -(F.pairwise_distance(x, everyone[nearest], eps=eps) + eps).log().mean()

@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelfree.distributed import gather, weighted_mean
+from labelfree.losses.contrastive import NEVER
 from labelfree.losses.precision import full_precision
 from labelfree.losses.rows import by_rows, places
-
-#: What stands for no similarity at all: finite, so that rows which count nothing bear no NaN.
-NEVER = -1e4
 
 
 @full_precision

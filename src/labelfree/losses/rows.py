@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from labelfree.distributed import rank
+from labelfree.losses.precision import full_precision
 
 #: Similarities that are held at once; 64 MB in float32.
 MOST = 1 << 24
@@ -25,6 +26,14 @@ def by_rows(term: Callable[..., Tensor], keys: int, *queries: Tensor) -> Tensor:
         return term(*queries)
     pieces = zip(*(part.split(rows) for part in queries), strict=True)
     return torch.cat([checkpoint(term, *piece, use_reentrant=False) for piece in pieces])
+
+
+@full_precision
+def similarities(x: Tensor, others: Tensor) -> Tensor:
+    """(..., D), (K, D) → (..., K) dot products, in float32 also under autocast: a small temperature magnifies what
+    bfloat16 rounds away.
+    """
+    return x @ others.T
 
 
 def places(x: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ def vicreg_terms(a: Tensor, b: Tensor, epsilon: float = 1e-4) -> VICRegTerms:
 
     Returns:
         invariance: mean squared difference (eq. 5, per dimension as the authors' code has it).
-        variance: how far standard deviations fall short of one (eq. 1), mean of the two views.
+        variance: how far standard deviations fall short of one (eq. 1), mean of the two views, as in the
+            authors' code (eq. 6 and solo-learn sum them: half of our weight does the same there).
         covariance: squared off-diagonal covariances (eq. 3, 4), summed over the two views.
     """
     spreads = [_spread(gather(z), epsilon) for z in (a, b)]

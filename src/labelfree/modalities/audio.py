@@ -40,7 +40,7 @@ from labelfree.modalities.base import (
     span_mask,
 )
 from labelfree.needs import Need
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Share
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -53,8 +53,6 @@ MEASURE, MEMORY = 512, 512
 SIDE = 16
 #: Numbers of a full 16-bit waveform.
 TOP = 32768.0
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AudioSettings(Settings):

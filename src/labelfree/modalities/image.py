@@ -106,6 +106,8 @@ class ImageSettings(Settings):
     """random views: A (usual), S (strong colours, blur), W (weaker colours, blur), V (crops of a fifth or more)"""
     crop_min: float | None = Field(None, gt=0, le=1)
     """smallest share of a picture's area that a view shows"""
+    crop_max: float = Field(1.0, gt=0, le=1)
+    """largest share"""
     light_crop_min: float = Field(0.2, gt=0, le=1)
     """the same for masked and pretext objectives, whose views are crops alone"""
     flip: float | None = Fraction
@@ -130,10 +132,10 @@ class ImageSettings(Settings):
     def policy(self) -> Policy:
         """The augmentation of a contrast view, with what was set by hand."""
         base = AUGMENT[self.augment]
-        own = {name: getattr(self, name) for name in asdict(base) if name != "crop"}
+        named = {name: getattr(self, name) for name in asdict(base) if name != "crop"}
+        own = {name: value for name, value in named.items() if value is not None}
         crop_min = base.crop[0] if self.crop_min is None else self.crop_min
-        own = {name: value for name, value in own.items() if value is not None}
-        return replace(base, crop=(crop_min, 1.0), **own)
+        return replace(base, crop=(crop_min, max(crop_min, self.crop_max)), **own)
 
 
 class Pictures(Dataset):

@@ -36,7 +36,7 @@ from labelfree.modalities.base import (
 )
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
-from labelfree.settings import Names, Settings
+from labelfree.settings import Names, Settings, Share
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 LOCAL_CROP = (0.2, 0.5)
 #: Crops of longer series are no longer than this many steps (Yue et al. 2022 cut training series there).
 LONGEST = 3000
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SeriesSettings(Settings):

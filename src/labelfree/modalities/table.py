@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from labelfree.data import columns as col
@@ -25,7 +25,7 @@ from labelfree.modalities._table_fields import Fields, TableStem, Typed
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, hidden_count
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
-from labelfree.settings import Names, Settings
+from labelfree.settings import Names, Settings, Share
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SHOWN, NAMED = 14, 12
 #: One column for each category, beyond so many only where memory is spared by a sparse matrix.
 DENSE = 512
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TableSettings(Settings):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from labelfree.encoders.base import Features
+from labelfree.errors import Refusal
 
 #: Numbers of a prediction that are held at once; 128 MB in float32.
 MOST = 1 << 25
@@ -54,6 +55,13 @@ def real(features: Features) -> Tensor:
         return features.valid
     assert features.tokens is not None
     return torch.ones(features.tokens.shape[:2], dtype=torch.bool, device=features.tokens.device)
+
+
+def later_moments(tokens: int, moment: int) -> int:
+    """How many moments of `moment` tokens come after the first. Raises Refusal where none does."""
+    if tokens < 2 * moment:
+        raise Refusal("Samples have one token: nothing comes after it.", "Set a smaller patch, or longer samples.")
+    return tokens // moment - 1
 
 
 def losses_of(

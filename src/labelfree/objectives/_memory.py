@@ -1,4 +1,8 @@
-"""What objectives remember of samples seen before: the newest of all, or one vector for each."""
+"""What objectives remember of samples seen before: the newest of all, or one vector for each.
+
+A vector that is not finite is not taken in: on a GPU a step's memories are written before the host knows that the step
+went wrong, and one such row would spoil every loss that meets it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,9 @@ class Queue(nn.Module):
         size = len(self.rows)
         x, index = x[-size:].to(self.rows.dtype), index[-size:]
         place = (self.pushed + torch.arange(len(x), device=x.device)) % size
-        self.rows[place], self.owner[place] = x, index
+        whole = x.isfinite().all(dim=1)
+        self.rows[place] = torch.where(whole[:, None], x, self.rows[place])
+        self.owner[place] = torch.where(whole, index, self.owner[place])
         self.pushed += len(x)
 
 
@@ -56,4 +62,5 @@ class Bank(nn.Module):
     def write(self, x: Tensor, index: Tensor) -> None:
         """Vectors x (B, D) of this process's samples `index` (B,); those of all processes are written."""
         x, index = gather(x), gather(index)
-        self.rows[index] = x.to(self.rows.dtype)
+        x = x.to(self.rows.dtype)
+        self.rows[index] = torch.where(x.isfinite().all(dim=1, keepdim=True), x, self.rows[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from itertools import combinations
 from typing import Literal, Self
@@ -62,12 +63,17 @@ class Sides(Objective):
         view = self.modality.view(batch, draw, self.settings.views)
         pooled = self.encoder(view).pooled
         vectors, there = pooled.unflatten(1, (view.data.shape[1], -1)), view.data.bool()
-        scale = self.log_scale.exp().clamp(max=100.0)
+        scale = self.log_scale.exp()
         losses = [
             self.contrast(vectors[:, i], vectors[:, j], scale, there[:, i] & there[:, j])
             for i, j in combinations(range(there.shape[1]), 2)
         ]
         return Step(torch.stack(losses).mean(), pooled.detach(), {"scale": scale.detach()})
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        # the parameter is clipped, not its use: beyond a clamp no gradient would bring it back
+        self.log_scale.clamp_(max=math.log(100))
 
     @abstractmethod
     def contrast(self, a: Tensor, b: Tensor, scale: Tensor, there: Tensor) -> Tensor:

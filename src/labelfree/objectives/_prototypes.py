@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelfree.losses.rows import similarities
+
 
 class PrototypeHead(nn.Module):
     """Linear layers with GELU, unit length, then the cosine to each prototype (Caron et al. 2021, DINO, appendix C).
@@ -34,6 +36,6 @@ class PrototypeHead(nn.Module):
         Args:
             learn: 1 where the prototypes learn, 0 while they are kept as they are.
         """
-        place = F.normalize(self.prototypes, dim=1)
-        place = learn * place + (1 - learn) * place.detach()
-        return F.linear(F.normalize(self.layers(x), dim=-1), place)
+        prototypes = F.normalize(self.prototypes, dim=1)
+        prototypes = learn * prototypes + (1 - learn) * prototypes.detach()
+        return similarities(F.normalize(self.layers(x).float(), dim=-1), prototypes)

@@ -27,6 +27,6 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
-def rising_momentum(start: float, progress: float, end: float = 1.0) -> float:
-    """`start` at the beginning, `end` at the end, along a cosine (Grill et al. 2020, §3.3)."""
+def cosine_between(start: float, progress: float, end: float) -> float:
+    """`start` at the beginning, `end` at the end, along a cosine (BYOL's momentum: Grill et al. 2020, §3.3)."""
     return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2

@@ -26,11 +26,14 @@ class ViewSettings(Settings):
 def two_views(modality: Modality, batch: Batch, draw: Draw, policy: str) -> Batch:
     """First views of all samples, then second views: 2B rows, for one forward pass.
 
+    Batch normalisation, where a network has it, sees both views together, as in SimCLR's code; BYOL's, SimSiam's,
+    Barlow Twins' and VICReg's send one view through after the other, and MoCo's shuffles keys between devices.
+
     Where the batch brings partners, the second views are of these: several samples of one case are each other's
     positives (Azizi et al. 2021, MICLe, §3.2).
     """
     policies = ("contrast", "none") if policy == "one" else (policy, policy)
-    first = batch.with_(parts={name: part for name, part in batch.parts.items() if name != PARTNER})
+    first = _alone(batch)
     second = batch.parts[PARTNER].with_(group=batch.group) if PARTNER in batch.parts else first
     return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in enumerate((first, second))])
 
@@ -46,7 +49,13 @@ def local_crops(modality: Modality, batch: Batch, draw: Draw, count: int) -> Bat
     """`count` small crops of each sample, crop by crop: count·B rows for one forward pass; None without any."""
     if not count:
         return None
+    batch = _alone(batch)
     return Batch.cat([modality.view(batch, draw.view(2 + number), "local") for number in range(count)])
+
+
+def _alone(batch: Batch) -> Batch:
+    """The batch without the partners of its samples."""
+    return batch.with_(parts={name: part for name, part in batch.parts.items() if name != PARTNER})
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class BarlowSettings(ViewSettings):
     redundancy: NonNegativeFloat = 0.0051
     """weight λ of the correlations between different features"""
     loss_scale: PositiveFloat = 0.1
-    """factor of the loss, which matters to sgd only"""
+    """factor of the loss, which matters to sgd and lars"""
 
 
 class Barlow(Objective):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
+from torch import nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -14,20 +13,23 @@ from labelfree.losses.regression import alignment, cosine_regression
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Share
 
 
 class BYOLSettings(ViewSettings):
     """Settings of BYOL."""
 
     projector: tuple[PositiveInt, ...] = (4096, 256)
-    """widths of the projection head's layers"""
+    """widths of the projection head's layers; empty for none"""
     predictor: tuple[PositiveInt, ...] = (4096,)
     """widths of the predictor's hidden layers"""
-    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """share of itself that the teacher keeps each step, at the start; it rises to 1 along a cosine"""
+    teacher_momentum: Share = 0.99
+    """share of itself that the teacher keeps each step, at the start"""
+    teacher_momentum_end: Share = 1.0
+    """the same at the end; it rises along a cosine"""
 
 
 class BYOL(Objective):
@@ -43,8 +45,8 @@ class BYOL(Objective):
     recipes = {
         "bgrl": Recipe(
             source="Thakoor et al. 2022, BGRL, §2, appendix D: BYOL on nodes; edges are dropped and features blanked. "
-            "There on PubMed's, CiteSeer's and Cora's words 79.6, 71.1 and 82.7 % linear",
-            settings={"projector": (256, 256), "predictor": (512,), "teacher_momentum": 0.99},
+            "There on PubMed's, CiteSeer's and Cora's words 79.6, 71.1 and 82.7 % linear, with layers of 512 and 256",
+            settings={"projector": (), "predictor": (512,), "teacher_momentum": 0.99},
             training={"learning_rate": 5e-4, "weight_decay": 1e-5, "batch_size": 256},
             options={"edge_drop": 0.4, "feature_mask": 0.3},
             modalities=("graph",),
@@ -53,7 +55,8 @@ class BYOL(Objective):
         "byol-a": Recipe(
             source="Niizumi et al. 2021, BYOL-A, §3: crops of .95 s, mixed with up to 40 % of other recordings, "
             "stretched in time and bands; 64 bands, frames of 64 ms; there 92.2 % linear on Speech Commands",
-            settings={"projector": (4096, 256), "predictor": (4096,), "teacher_momentum": 0.99},
+            settings={"projector": (4096, 256), "predictor": (4096,)}
+            | {"teacher_momentum": 0.99, "teacher_momentum_end": 0.99},
             training={"learning_rate": 3e-4, "weight_decay": 0.0},
             options={"frame": 64.0, "crop": 0.95, "mixup": 0.4, "speed": 1.5, "bands": 0.6, "gain": 0.0},
             modalities=("audio",),
@@ -70,9 +73,10 @@ class BYOL(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: BYOLSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        width = self.settings.projector[-1]
-        self.projector = mlp(encoder.dim, *self.settings.projector)
-        self.predictor = mlp(width, *self.settings.predictor, width)
+        own = self.settings
+        width = (encoder.dim, *own.projector)[-1]
+        self.projector = mlp(encoder.dim, *own.projector) if own.projector else nn.Identity()
+        self.predictor = mlp(width, *own.predictor, width)
         self.teacher_encoder = frozen_copy(encoder)
         self.teacher_projector = frozen_copy(self.projector)
 
@@ -88,6 +92,7 @@ class BYOL(Objective):
         return Step(loss, first, {"alignment": alignment(first, second)})
 
     def after_step(self, progress: float) -> None:
-        momentum = rising_momentum(self.settings.teacher_momentum, progress)
+        own = self.settings
+        momentum = cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end)
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_projector, self.projector, momentum)

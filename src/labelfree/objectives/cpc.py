@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import gather, rank, weighted_mean, world_size
+from labelfree.distributed import gather, weighted_mean, world_size
 from labelfree.encoders.base import Encoder
 from labelfree.losses.contrastive import info_nce
 from labelfree.losses.masked import take
+from labelfree.losses.rows import places
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import real
+from labelfree.objectives._heads import later_moments, real
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -72,7 +74,7 @@ class CPC(Objective):
         pool = Pool(z, valid, draw, self.settings.negatives, batch.group if self.settings.same_group else None)
         losses, weights = [], []
         moment = self.modality.moment
-        for step, predict in enumerate(self.predictors[: z.shape[1] // moment - 1], start=1):
+        for step, predict in enumerate(self.predictors[: later_moments(z.shape[1], moment)], start=1):
             k = step * moment
             losses.append(info_nce(predict(c[:, :-k]), z[:, k:], pool.z, pool.excluded(k, z.shape[1])))
             weights.append(valid[:, k:])
@@ -89,15 +91,17 @@ class Pool:
 
     def __init__(self, z: Tensor, valid: Tensor, draw: Draw, negatives: int, group: Tensor | None = None) -> None:
         samples = len(z) * world_size()
-        each = min(z.shape[1], math.ceil(negatives / samples))
+        each = math.ceil(negatives / samples)
         order = draw.uniform("moments", z.shape[1]).masked_fill(~valid, 2.0).argsort(dim=1)
-        place = order[:, :each]
+        # as many of every sample, also where some process's are shorter than those of others
+        short = max(0, each - z.shape[1])
+        place, there = F.pad(order[:, :each], (0, short)), F.pad(valid.gather(1, order[:, :each]), (0, short))
         chosen = draw.shared.permutation("samples", samples)[0, : max(1, negatives // each)]
         self.z = gather(take(z, place))[chosen].flatten(0, 1)
-        self._real = gather(valid.gather(1, place).long())[chosen].flatten().bool()
+        self._real = gather(there.long())[chosen].flatten().bool()
         self._place = gather(place)[chosen].flatten()
         self._sample = chosen.repeat_interleave(each)
-        self._here = torch.arange(len(z), device=z.device) + rank() * len(z)
+        self._here = places(z)
         self._strange = torch.zeros((), dtype=torch.bool, device=z.device)
         if group is not None:
             of_pool = gather(group)[self._sample]

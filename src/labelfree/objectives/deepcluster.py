@@ -14,6 +14,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.losses.clustering import spherical_kmeans
 from labelfree.losses.distillation import sinkhorn
 from labelfree.losses.regression import alignment
+from labelfree.losses.rows import similarities
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
@@ -103,7 +104,7 @@ class DeepCluster(Objective):
 
     def _predicted(self, z: Tensor, clustering: _Clustering, index: Tensor) -> Tensor:
         """Mean cross-entropy of every view's clusters with the label of its sample."""
-        cosines = z @ clustering.centroids.T
+        cosines = similarities(z, clustering.centroids)
         label = clustering.labels[index]
         even = [sinkhorn(view, 0.05).argmax(dim=1) for view in cosines[:2].detach()]
         # the first view's label is the second's cluster; all others' is the first's
@@ -122,7 +123,7 @@ class DeepCluster(Objective):
         rows = self.bank.rows
         lot = Draw.start(self._draw.batch, 0, 0, torch.arange(len(rows), device=rows.device))
         for number, clustering in enumerate(self._all):
-            x = halves(rows.T)[number % 2].T
+            x = rows.chunk(2, dim=1)[number % 2]
             order = (lot.uniform(f"start {number}") + 2.0 * ~x.any(dim=1)).argsort(stable=True)
             start = x[order[: len(clustering.centroids)]]
             centroids, labels = spherical_kmeans(x, start, self.settings.iterations)

@@ -11,6 +11,7 @@ from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.trunk import mean_of
+from labelfree.losses.precision import full_precision
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import real
@@ -51,12 +52,13 @@ class DGI(Objective):
         loss = (F.softplus(-_dot(own, direction)) + F.softplus(_dot(others, direction))) / 2
         found = _right(own, others, direction)
         return Step(
-            weighted_mean(loss.float(), valid),
+            weighted_mean(loss, valid),
             halves(features.pooled.detach())[0],
             {"told_apart": (found * valid).sum() / valid.sum()},
         )
 
 
+@full_precision
 def _dot(tokens: Tensor, direction: Tensor) -> Tensor:
     """(B, N, D), (B, D, 1) → (B, N)."""
     return torch.bmm(tokens, direction)[..., 0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch
@@ -17,11 +17,10 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._prototypes import PrototypeHead
-from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from labelfree.settings import Share
 
 
 class DINOSettings(CropSettings):
@@ -69,8 +68,9 @@ class DINO(Objective):
         "dino-resnet": Recipe(
             source="Caron et al. 2021, §3.1, with the settings of solo-learn (da Costa et al. 2022) for small "
             "pictures; there 89.5 % linear on CIFAR-10 after 1000 epochs",
-            settings={"projector": (2048, 2048, 256), "prototypes": 4096, "teacher_momentum": 0.9995},
-            training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.01},
+            settings={"projector": (2048, 2048, 256), "prototypes": 4096, "teacher_momentum": 0.9995}
+            | {"frozen_prototypes": 0.001, "temperature_warmup": 0.05},
+            training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.01, "clip": 0.0},
             options={"augment": "A"},
             modalities=("image",),
             encoder="timm:resnet18",
@@ -91,7 +91,7 @@ class DINO(Objective):
         self.teacher_encoder, self.teacher_head = frozen_copy(encoder), frozen_copy(self.head)
         self.register_buffer("centre", torch.zeros(own.prototypes))
         self.register_buffer("progress", torch.zeros(()))
-        self._seen: Tensor | None = None
+        self._next_centre: Tensor | None = None
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
@@ -99,9 +99,10 @@ class DINO(Objective):
         h = self.encoder(views).pooled
         with torch.no_grad():
             told = self.teacher_head(self.teacher_encoder(views).pooled)
-        loss = self._agreement(told, self._cosines(h), self._of_crops(batch, draw))
+        labels = self._assigned(told)
+        loss = self._agreement(labels, self._cosines(h), self._of_crops(batch, draw))
         first, second = halves(h)
-        logs = {"alignment": alignment(first, second), "teacher_entropy": self._entropy(told)}
+        logs = {"alignment": alignment(first, second), "teacher_entropy": entropy_share(labels)}
         if own.koleo:
             loss = loss + own.koleo * (koleo(first) + koleo(second))
         return Step(loss, first.detach(), logs)
@@ -116,30 +117,31 @@ class DINO(Objective):
             return None
         return self._cosines(self.encoder(small).pooled).unflatten(0, (self.settings.local_crops, -1))
 
-    def _agreement(self, told: Tensor, cosines: Tensor, crops: Tensor | None) -> Tensor:
+    def _agreement(self, labels: Tensor, cosines: Tensor, crops: Tensor | None) -> Tensor:
         """Mean cross-entropy of the teacher's view of a sample and every other view of the student's (eq. 3)."""
-        labels = halves(self.assigned(told))
-        self._seen = told
         students = [*halves(cosines), *([] if crops is None else crops)]
         terms = [
             soft_cross_entropy(label, student / self.settings.student_temperature).mean()
-            for one, label in enumerate(labels)
+            for one, label in enumerate(halves(labels))
             for other, student in enumerate(students)
             if one != other
         ]
         return torch.stack(terms).mean()
 
-    def assigned(self, cosines: Tensor) -> Tensor:
+    def _assigned(self, cosines: Tensor) -> Tensor:
         """(2B, K) the teacher's cosines → its soft labels, for each view by itself."""
-        if self.settings.centring == "centre":
-            return centred(cosines, self._begun(self.centre, cosines), self.temperature)
-        return torch.cat([sinkhorn(view, self.temperature) for view in halves(cosines)])
+        if self.settings.centring == "sinkhorn":
+            return torch.cat([sinkhorn(view, self.temperature) for view in halves(cosines)])
+        labels, self._next_centre = self._centred(cosines, self.centre)
+        return labels
 
-    def _begun(self, centre: Tensor, cosines: Tensor) -> Tensor:
-        """The running mean; before the first step this batch's, since from zero it would take its time, in which one
-        label is the easiest answer to everything.
-        """
-        return torch.where(self.progress > 0, centre, mean_over_batch(cosines))
+    def _centred(self, cosines: Tensor, centre: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, K) soft labels by the running mean (K,), and this mean after the step."""
+        mean = mean_over_batch(cosines, weight)
+        # Before the first step the batch's own: from zero it would take its time, in which one label is the easiest
+        # answer to everything.
+        centre = torch.where(self.progress > 0, centre, mean)
+        return centred(cosines, centre, self.temperature), centre.lerp(mean, 1 - self.settings.centre_momentum)
 
     @property
     def temperature(self) -> Tensor:
@@ -148,19 +150,17 @@ class DINO(Objective):
         share = (self.progress / max(own.temperature_warmup, 1e-9)).clamp(max=1.0)
         return own.teacher_temperature_start + share * (own.teacher_temperature - own.teacher_temperature_start)
 
-    def _entropy(self, cosines: Tensor) -> Tensor:
-        """Of the teacher's labels, as a share of what it is where all are alike: 1 or 0 is collapse."""
-        label = centred(cosines, self._begun(self.centre, cosines), self.temperature)
-        return -(label * label.clamp_min(1e-30).log()).sum(dim=1).mean() / math.log(label.shape[1])
-
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         own = self.settings
-        momentum = rising_momentum(own.teacher_momentum, progress, own.teacher_momentum_end)
+        momentum = cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end)
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_head, self.head, momentum)
-        if self._seen is not None:
-            mean = mean_over_batch(self._seen)
-            self.centre.copy_(self._begun(self.centre, self._seen).lerp(mean, 1 - own.centre_momentum))
-            self._seen = None
+        if self._next_centre is not None:
+            self.centre.copy_(self._next_centre)
         self.progress.fill_(progress)
+
+
+def entropy_share(labels: Tensor) -> Tensor:
+    """Mean entropy of soft labels (B, K) as a share of what it is where all are alike: 1 or 0 is collapse."""
+    return -(labels * labels.clamp_min(1e-30).log()).sum(dim=1).mean() / math.log(labels.shape[1])

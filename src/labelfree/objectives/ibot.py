@@ -11,14 +11,15 @@ from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Features
 from labelfree.errors import Refusal
-from labelfree.losses.distillation import centred, koleo, mean_over_batch, soft_cross_entropy
+from labelfree.losses.distillation import koleo, sinkhorn, soft_cross_entropy
 from labelfree.losses.masked import hidden_positions, take
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.base import Recipe, Step
-from labelfree.objectives.dino import DINO, DINOSettings, Share
+from labelfree.objectives.dino import DINO, DINOSettings, entropy_share
+from labelfree.settings import Share
 
 
 class IBOTSettings(DINOSettings):
@@ -47,14 +48,16 @@ class IBOT(DINO):
             "prototypes, weight decay .04 rising to .4",
             settings={"local_crops": 10, "projector": (2048, 2048, 256), "prototypes": 8192},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
+            options={"mask_shape": "blocks"},
             modalities=("image",),
             encoder="transformer:small",
         ),
         "dinov2": Recipe(
             source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn's equal shares in place of centres, KoLeo .1, "
-            "eight small crops. There heads of samples and tokens are not shared",
+            "eight small crops. There are more prototypes there, and heads of samples and tokens are not shared",
             settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2},
+            options={"mask_shape": "blocks"},
             modalities=("image",),
             encoder="transformer:small",
         ),
@@ -65,7 +68,7 @@ class IBOT(DINO):
         if "replace" not in encoder.hides:
             raise Refusal(f"Encoder '{encoder.name}' cannot replace hidden tokens.", "Use a transformer.")
         self.register_buffer("token_centre", torch.zeros(self.settings.prototypes))
-        self._tokens_seen: Tensor | None = None
+        self._next_token_centre: Tensor | None = None
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
@@ -77,12 +80,13 @@ class IBOT(DINO):
         with torch.no_grad():
             teacher = self.teacher_encoder(views)
             told = self.teacher_head(teacher.pooled)
-        loss = self._agreement(told, self._cosines(seen.pooled), self._of_crops(batch, draw))
+        labels = self._assigned(told)
+        loss = self._agreement(labels, self._cosines(seen.pooled), self._of_crops(batch, draw))
         hidden = self._hidden(mask, seen, teacher)
         first, second = halves(seen.pooled)
         if own.koleo:
             loss = loss + own.koleo * (koleo(first) + koleo(second))
-        logs = {"alignment": alignment(first, second), "teacher_entropy": self._entropy(told)}
+        logs = {"alignment": alignment(first, second), "teacher_entropy": entropy_share(labels)}
         return Step(loss + own.token_weight * hidden, first.detach(), {**logs, "hidden": hidden.detach()})
 
     def _hidden(self, mask: Tensor, seen: Features, teacher: Features) -> Tensor:
@@ -92,16 +96,18 @@ class IBOT(DINO):
         assert seen.tokens is not None
         assert teacher.tokens is not None
         with torch.no_grad():
-            told = self.teacher_head(take(teacher.tokens, places))
-            self._tokens_seen = told.flatten(0, 1)
-        label = centred(told, self._begun(self.token_centre, told.flatten(0, 1)), self.temperature)
+            told = self.teacher_head(take(teacher.tokens, places)).flatten(0, 1)
+        there = hidden.flatten()
+        if own.centring == "sinkhorn":
+            label = sinkhorn(told, self.temperature, weight=there)
+        else:
+            label, self._next_token_centre = self._centred(told, self.token_centre, there)
+        label = label.unflatten(0, places.shape)
         guess = self._cosines(take(seen.tokens, places)) / own.student_temperature
         return weighted_mean(soft_cross_entropy(label, guess), hidden)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        if self._tokens_seen is not None:
-            mean, centre = mean_over_batch(self._tokens_seen), self._begun(self.token_centre, self._tokens_seen)
-            self.token_centre.copy_(centre.lerp(mean, 1 - self.settings.centre_momentum))
-            self._tokens_seen = None
+        if self._next_token_centre is not None:
+            self.token_centre.copy_(self._next_token_centre)
         super().after_step(progress)

@@ -19,9 +19,9 @@ from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
 from labelfree.objectives._heads import token_head
-from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives.base import Objective, Recipe, Step
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Share
 
 
 class LatentSettings(Settings):
@@ -34,10 +34,10 @@ class LatentSettings(Settings):
     views: Literal["light", "none", "contrast"] = "light"
     """strength of the augmentation before hiding"""
     top_layers: PositiveInt = 4
-    """last blocks of the teacher whose mean is predicted"""
-    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """last blocks of the teacher whose mean is predicted; all where it has fewer"""
+    teacher_momentum: Share = 0.99
     """share of itself that the teacher keeps each step, at the start"""
-    teacher_momentum_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    teacher_momentum_end: Share = 1.0
     """the same at the end; it rises along a cosine"""
     beta: NonNegativeFloat = 0.0
     """errors below this are squared, larger ones not (smooth L1); 0: all are squared"""
@@ -68,17 +68,19 @@ class Latent(Objective):
             encoder="transformer:tiny",
         ),
         "data2vec-audio": Recipe(
-            source="Baevski et al. 2022, §3, §4.2: spans, about half of the tokens; mean of the top 8 blocks, teacher "
+            source="Baevski et al. 2022, §3, §4.2: spans, about half of the tokens; mean of the top 8 of 12 blocks "
+            "(here 3 of 4), teacher "
             ".999 rising to .9999, squared error",
-            settings={"ratio": 0.5, "hide": "replace", "top_layers": 8, "teacher_momentum": 0.999}
+            settings={"ratio": 0.5, "hide": "replace", "top_layers": 3, "teacher_momentum": 0.999}
             | {"teacher_momentum_end": 0.9999},
             modalities=("audio", "series"),
             encoder="transformer:nano",
         ),
         "data2vec-text": Recipe(
-            source="Baevski et al. 2022, §3, §4.3: 15 % of the tokens; mean of the top 10 blocks, smooth L1 with β 4, "
+            source="Baevski et al. 2022, §3, §4.3: 15 % of the tokens; mean of the top 10 of 12 blocks (here "
+            "3 of 4), smooth L1 with β 4, "
             "teacher .999 rising to .9999",
-            settings={"ratio": 0.15, "hide": "replace", "top_layers": 10, "beta": 4.0, "teacher_momentum": 0.999}
+            settings={"ratio": 0.15, "hide": "replace", "top_layers": 3, "beta": 4.0, "teacher_momentum": 0.999}
             | {"teacher_momentum_end": 0.9999},
             modalities=("text", "bytes"),
             encoder="transformer:nano",
@@ -134,4 +136,4 @@ class Latent(Objective):
 
     def after_step(self, progress: float) -> None:
         own = self.settings
-        follow(self.teacher, self.encoder, rising_momentum(own.teacher_momentum, progress, own.teacher_momentum_end))
+        follow(self.teacher, self.encoder, cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end))

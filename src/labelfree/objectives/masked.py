@@ -64,6 +64,15 @@ class Masked(Objective):
             modalities=("image",),
             encoder="transformer:tiny",
         ),
+        "mae-vit": Recipe(
+            source="He et al. 2022, MAE, §3, with the settings of solo-learn (da Costa et al. 2022) for small "
+            "pictures: ViT-S, decoder of width 512 and 8 blocks, crops of .08 or more",
+            settings={"ratio": 0.75, "hide": "drop", "decoder_width": 512, "decoder_depth": 8},
+            training={"learning_rate": 2e-4, "weight_decay": 0.05, "beta2": 0.95},
+            options={"light_crop_min": 0.08},
+            modalities=("image",),
+            encoder="transformer:small",
+        ),
         "simmim": Recipe(
             source="Xie et al. 2022, SimMIM, §3: 60 % of the patches are replaced; a linear head predicts pixels",
             settings={"ratio": 0.6, "hide": "replace"},
@@ -91,6 +100,7 @@ class Masked(Objective):
             "2023, Cramming, §4.3: Adam 1e-3, weight decay .01, clipping .5, no dropout",
             settings={"ratio": 0.15, "hide": "replace", "head_layers": 1},
             training={"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98, "clip": 0.5},
+            options={"dropout": 0.0},
             modalities=("text",),
             encoder="transformer:nano",
         ),

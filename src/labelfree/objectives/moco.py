@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -17,9 +15,10 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
-from labelfree.objectives._teacher import follow, frozen_copy, rising_momentum
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Share
 
 
 class MoCoSettings(ViewSettings):
@@ -37,9 +36,9 @@ class MoCoSettings(ViewSettings):
     """widths of the predictor's hidden layers (v3); empty for no predictor"""
     head_norm: bool = False
     """batch normalisation in the heads (v3)"""
-    teacher_momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    teacher_momentum: Share = 0.99
     """share of itself that the teacher keeps each step, at the start"""
-    teacher_momentum_end: Annotated[float, Field(ge=0, le=1)] = 0.999
+    teacher_momentum_end: Share = 0.999
     """the same at the end; it rises along a cosine"""
 
 
@@ -93,7 +92,9 @@ class MoCo(Objective):
         super().__init__(encoder, modality, settings)
         own = self.settings
         width = own.projector[-1]
-        self.projector = mlp(encoder.dim, *own.projector, norm=own.head_norm)
+        projector = mlp(encoder.dim, *own.projector, norm=own.head_norm)
+        # the authors' code ends v3's projector, and not its predictor, with a normalisation that has no weights
+        self.projector = projector.append(nn.BatchNorm1d(width, affine=False)) if own.head_norm else projector
         self.predictor = mlp(width, *own.predictor, width, norm=own.head_norm) if own.predictor else nn.Identity()
         self.teacher_encoder = frozen_copy(encoder)
         self.teacher_projector = frozen_copy(self.projector)
@@ -115,10 +116,10 @@ class MoCo(Objective):
 
     def after_step(self, progress: float) -> None:
         own = self.settings
-        momentum = rising_momentum(own.teacher_momentum, progress, own.teacher_momentum_end)
+        momentum = cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end)
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_projector, self.projector, momentum)
         if own.temperature_end is not None:
-            self.temperature.fill_(rising_momentum(own.temperature, progress, own.temperature_end))
+            self.temperature.fill_(cosine_between(own.temperature, progress, own.temperature_end))
         if own.queue and self._keys is not None:
             self.queue.push(*self._keys)

@@ -14,7 +14,7 @@ from labelfree.encoders.base import Encoder
 from labelfree.errors import Refusal
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import losses_of, real, token_head
+from labelfree.objectives._heads import later_moments, losses_of, real, token_head
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -83,7 +83,7 @@ class Next(Objective):
         view = self.modality.view(batch, draw, self.settings.views)
         features = self.encoder(view)
         modality, moment = self.modality, self.modality.moment
-        ahead = min(self.settings.ahead, features.tokens.shape[1] // moment - 1) * moment
+        ahead = min(self.settings.ahead, later_moments(features.tokens.shape[1], moment)) * moment
         target = modality.targets(view)[:, ahead:]
         losses = losses_of(self.head, modality.token_loss, features.tokens[:, :-ahead], target, modality.target_dim)
         return Step(weighted_mean(losses, real(features)[:, ahead:]), features.pooled.detach())

@@ -12,7 +12,7 @@ from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
 from labelfree.losses.contrastive import across_views
 from labelfree.losses.regression import alignment
-from labelfree.losses.rows import by_rows
+from labelfree.losses.rows import by_rows, similarities
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
@@ -84,7 +84,7 @@ class NNCLR(Objective):
 
         def term(z: Tensor, index: Tensor) -> Tensor:
             none = (owner < 0) | (owner == index[:, None])
-            best, place = (z @ rows.T).masked_fill(none, -torch.inf).max(dim=1)
+            best, place = similarities(z, rows).masked_fill(none, -torch.inf).max(dim=1)
             return torch.where(best.isfinite()[:, None], rows[place], z)
 
         return by_rows(term, len(rows), z, index)

@@ -38,8 +38,9 @@ class SimCLR(Objective):
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup": 0.03}
     recipes = {
         "simcse": Recipe(
-            source="Gao et al. 2021, SimCSE, §3: dropout is the only augmentation; the head is for training only. "
-            "Negatives are NT-Xent's, so that they include the other sentences' same view",
+            source="Gao et al. 2021, SimCSE, §3: dropout is the only augmentation; the head, one layer, is for "
+            "training only. Negatives are NT-Xent's, so that they include the other sentences' same view; the rate is "
+            "for networks that start anew (3e-5 for a pretrained one there)",
             settings={"views": "none", "temperature": 0.05, "projector": (256,)},
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
@@ -56,7 +57,8 @@ class SimCLR(Objective):
         ),
         "grace": Recipe(
             source="Zhu et al. 2020, GRACE, §3.2: edges are dropped and features blanked in both views, nodes are told "
-            "apart; settings near those for Cora (edges .2/.4, features .3/.4, temperature .4), alike for both views",
+            "apart; settings near those for Cora (edges .2/.4, features .3/.4, temperature .4; layers of 128, 5e-4), "
+            "alike for both views",
             settings={"temperature": 0.4, "projector": (128, 128)},
             training={"learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 256},
             options={"edge_drop": 0.3, "feature_mask": 0.3},
@@ -80,7 +82,7 @@ class SimCLR(Objective):
         ),
         "scarf": Recipe(
             source="Bahri et al. 2022, SCARF, §3, §4: a row and a copy with 60 % of its columns drawn from their "
-            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128",
+            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128 (512 here for large tables)",
             settings={"views": "one", "temperature": 1.0, "projector": (256, 256)},
             training={"learning_rate": 1e-3},
             options={"corrupt": 0.6},
@@ -112,7 +114,7 @@ class SimCLR(Objective):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
         a, b = halves(self.projector(h))
-        # others of the same case are no negatives
+        # others of the same case are positives too
         group = batch.group if self.case else None
         loss = nt_xent(a, b, self.settings.temperature, group, self.settings.decoupled)
         first, second = halves(h.detach())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -15,14 +13,14 @@ from labelfree.distributed import world_size
 from labelfree.encoders.base import Encoder
 from labelfree.losses.distillation import sinkhorn, soft_cross_entropy
 from labelfree.losses.regression import alignment
+from labelfree.losses.rows import similarities
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from labelfree.settings import Share
 
 
 class SwAVSettings(CropSettings):
@@ -95,11 +93,11 @@ class SwAV(Objective):
         views = list(halves(z))
         small = local_crops(self.modality, batch, draw, own.local_crops)
         crops = [] if small is None else list(self._projected(self.encoder(small).pooled).chunk(own.local_crops))
-        place = F.normalize(self.prototypes, dim=1)
-        codes = self._codes(views, place.detach())
-        place = torch.where(self.progress >= own.frozen_prototypes, place, place.detach())
+        prototypes = F.normalize(self.prototypes, dim=1)
+        codes = self._codes(views, prototypes.detach())
+        prototypes = torch.where(self.progress >= own.frozen_prototypes, prototypes, prototypes.detach())
         terms = [
-            soft_cross_entropy(code, view @ place.T / own.temperature).mean()
+            soft_cross_entropy(code, similarities(view, prototypes) / own.temperature).mean()
             for one, code in enumerate(codes)
             for other, view in enumerate([*views, *crops])
             if one != other
@@ -113,16 +111,18 @@ class SwAV(Objective):
     def _projected(self, h: Tensor) -> Tensor:
         return F.normalize(self.projector(h).float(), dim=1)
 
-    def _codes(self, views: list[Tensor], place: Tensor) -> list[Tensor]:
+    def _codes(self, views: list[Tensor], prototypes: Tensor) -> list[Tensor]:
         """(B, K) of each view: soft clusters, in equal shares of batch and queue (§3.1, eq. 3–5)."""
         own = self.settings
         if not own.queue:
-            return [sinkhorn(view.detach() @ place.T, own.sharpness, own.iterations) for view in views]
+            scores = [similarities(view.detach(), prototypes) for view in views]
+            return [sinkhorn(one, own.sharpness, own.iterations) for one in scores]
         # Every process has the whole queue, and answers for its part.
         there = (self.queue.owner >= 0) & (self.progress >= own.queue_start)
-        weight = torch.cat([torch.ones(len(views[0]), device=place.device), there / world_size()])
-        older = halves(self.queue.rows.T)
-        scores = [torch.cat([view.detach(), old.T]) @ place.T for view, old in zip(views, older, strict=True)]
+        weight = torch.cat([torch.ones(len(views[0]), device=prototypes.device), there / world_size()])
+        older = self.queue.rows.chunk(2, dim=1)
+        both = [torch.cat([view.detach(), old]) for view, old in zip(views, older, strict=True)]
+        scores = [similarities(one, prototypes) for one in both]
         return [sinkhorn(one, own.sharpness, own.iterations, weight)[: len(views[0])] for one in scores]
 
     def after_step(self, progress: float) -> None:

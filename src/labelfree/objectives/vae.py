@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -16,6 +14,7 @@ from labelfree.losses.gaussian import gaussian_kl
 from labelfree.modalities.base import Modality
 from labelfree.objectives.autoencoder import Autoencoder, AutoencoderSettings
 from labelfree.objectives.base import Step
+from labelfree.settings import Share
 
 
 class VAESettings(AutoencoderSettings):
@@ -25,7 +24,7 @@ class VAESettings(AutoencoderSettings):
     """dimensions of the code"""
     beta: NonNegativeFloat = 0.01
     """weight of the code's divergence from the normal, shared out to the tokens, beside their loss"""
-    beta_warmup: Annotated[float, Field(ge=0, le=1)] = 0.2
+    beta_warmup: Share = 0.2
     """share of training over which that weight rises from 0, in a line"""
 
 

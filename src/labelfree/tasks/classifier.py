@@ -20,14 +20,14 @@ from labelfree.data.cache import Cached, cached
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
 from labelfree.modalities.base import Dataset, Modality
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Share
 from labelfree.tasks.embed import apply, embed
 from labelfree.tasks.labels import Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
 from labelfree.tasks.metrics import EVEN, judge
 from labelfree.training import runtime
 from labelfree.training.optim import cosine
-from labelfree.training.settings import Auto, Fraction
+from labelfree.training.settings import Auto
 
 #: Examples that the last layer is fitted to at most before all layers learn.
 PROBED = 4000
@@ -58,7 +58,7 @@ class FinetuneSettings(Settings):
     """each layer of a pretrained encoder learns at this multiple of the rate of the layer after it; auto: chosen too"""
     augment: str = "light"
     """views that are learnt from: light, contrast or none"""
-    warmup: Fraction = 0.1
+    warmup: Share = 0.1
     """share of the training in which the learning rate rises"""
 
     def batch(self, labels: int) -> int:

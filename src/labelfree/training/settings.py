@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Share
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Auto = Literal["auto"]
 
 
@@ -23,9 +22,9 @@ class OptimSettings(Settings):
     """weight decay; biases and normalisation weights are left alone"""
     weight_decay_end: float | None = Field(None, ge=0)
     """weight decay at the end of the training, reached along a cosine; None: it stays the same"""
-    momentum: Fraction = 0.9
+    momentum: Share = 0.9
     """momentum of sgd and lars"""
-    beta2: Fraction = 0.999
+    beta2: Share = 0.999
     """AdamW's decay of squared gradients"""
     warmup: float = Field(0.03, ge=0)
     """share of the training (below 1), or number of steps, in which the learning rate rises from 0"""
@@ -62,7 +61,7 @@ class TrainSettings(OptimSettings):
     """keep the decoded source in memory, on the device, or stream it"""
     shuffle_window: int | Auto = "auto"
     """samples within which a streamed source is shuffled, at least; 0 for all"""
-    max_unreadable: Fraction = 0.05
+    max_unreadable: Share = 0.05
     """share of unreadable samples above which pretraining refuses"""
     deterministic: bool = False
     """on a GPU: the same numbers in every run, a little slower (a CPU always is)"""
