@@ -21,6 +21,11 @@ _IDENTITY = (
     "unique_id group"
 )
 TIME_NAMES, LABEL_NAMES, IDENTITY_NAMES = (frozenset(words.split()) for words in (_TIME, _LABEL, _IDENTITY))
+#: How dates are written, where Arrow did not find them by itself.
+_DATES = (
+    "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%Y-%m-%d",
+)  # fmt: skip
+HEAD = 1000  #: Rows that are tried before a whole column is read as something.
 _FEW = 20  #: whole numbers with at most so many distinct values look like codes of classes
 
 
@@ -56,6 +61,10 @@ def is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
+def is_words(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def is_moment(kind: pa.DataType) -> bool:
     return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind)
 
@@ -86,35 +95,65 @@ def require(table: pa.Table, names: Sequence[str], what: str) -> None:
 
 
 def seconds(column: pa.ChunkedArray) -> np.ndarray | None:
-    """(R,) float64 times in seconds (numbers as they are, but for Unix times in ms, µs and ns); None if unreadable."""
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        column = _parse(column)
-        if column is None:
-            return None
-    elif pa.types.is_time(kind):
-        column = pc.cast(column, pa.time64("ns")).cast(pa.int64())
-        return np.asarray(column.to_numpy(), dtype=np.float64) / 1e9
-    elif not is_moment(kind):
-        if not is_number(kind):
-            return None
-        values = np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), dtype=np.float64)
-        top = np.nanmax(np.abs(values), initial=0.0)
-        units = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-        return values / next((unit for bound, unit in units if top > bound), 1.0)
-    counts = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
-    return np.asarray(pc.cast(counts, pa.float64(), safe=False).to_numpy(), dtype=np.float64) / 1e6
+    """(R,) float64 times in seconds, NaN where a cell holds none; None where most of its cells hold none.
+
+    Numbers, also those written as text, are as they are, but for Unix times in ms, µs and ns.
+    """
+    if is_words(column.type):
+        found = dates(column)
+        return _scaled(_numbers_among(column)) if found is None else found
+    if is_moment(column.type):
+        return _from_epoch(column)
+    return _scaled(column) if is_number(column.type) else None
 
 
-def _parse(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    for pattern in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%Y-%m-%d"):
-        head = column.slice(0, 1000)
-        if pc.strptime(head, format=pattern, unit="us", error_is_null=True).null_count > head.null_count:
-            continue
-        moments = pc.strptime(column, format=pattern, unit="us", error_is_null=True)
-        if moments.null_count <= column.null_count:
-            return moments
-    return None
+def dates(column: pa.ChunkedArray) -> np.ndarray | None:
+    """(R,) float64 seconds of moments or of dates written as text, NaN where a cell holds none; None where most do."""
+    if not is_words(column.type):
+        return _from_epoch(column)
+    fraction = pc.struct_field(pc.extract_regex(column, r":\d\d(?P<of>\.\d+)Z?$"), "of")
+    spelt = pc.replace_substring_regex(column, r"(:\d\d)(\.\d+)?Z?$", r"\1")
+    head = spelt.drop_null().slice(0, HEAD)
+    fitting = [pattern for pattern in _DATES if _strptime(head, pattern).null_count < len(head)]
+    nothing = pa.chunked_array([pa.nulls(len(spelt), pa.timestamp("us"))])
+    moments = pc.coalesce(nothing, *[_strptime(spelt, pattern) for pattern in fitting])
+    if not _mostly(moments, column):
+        return None
+    return _from_epoch(moments) + np.nan_to_num(pc.cast(fraction, pa.float64()).to_numpy())
+
+
+def _strptime(spelt: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    return pc.strptime(spelt, format=pattern, unit="us", error_is_null=True)
+
+
+def _mostly(found: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
+    """Whether at least half of the cells that hold something could be read."""
+    return 2 * (found.null_count - column.null_count) <= len(column) - column.null_count
+
+
+def _numbers_among(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The cells of a column of text that are numbers, null elsewhere; None where most are none."""
+    is_one = pc.match_substring_regex(column, r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
+    found = pc.if_else(is_one, pc.utf8_trim_whitespace(column), None)
+    return pc.cast(found, pa.float64()) if _mostly(found, column) else None
+
+
+def _scaled(column: pa.ChunkedArray | None) -> np.ndarray | None:
+    """Numbers as seconds, in the unit of most of them: one outlying time does not rescale the others."""
+    if column is None:
+        return None
+    values = numbers(pa.table({"": column}), "")
+    typical = np.median(np.abs(values[~np.isnan(values)])) if not np.isnan(values).all() else 0.0
+    units = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+    return values / next((unit for bound, unit in units if typical > bound), 1.0)
+
+
+def _from_epoch(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_time(column.type):
+        counts, unit = pc.cast(pc.cast(column, pa.time64("ns")), pa.int64()), 1e9
+    else:
+        counts, unit = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64()), 1e6
+    return np.asarray(pc.cast(counts, pa.float64(), safe=False).to_numpy(), dtype=np.float64) / unit
 
 
 def time_column(table: pa.Table, options: ReadOptions) -> str | None:

@@ -301,8 +301,10 @@ def _time_words(name: str, time: np.ndarray, bounds: np.ndarray, gaps: int) -> s
     steps = np.diff(time)
     inside = np.ones(len(steps), dtype=bool)
     inside[bounds[1:-1] - 1] = False
-    step = np.median(steps[inside]) if inside.any() else float("nan")
+    known = steps[inside & ~np.isnan(steps)]
+    step = np.median(known) if len(known) else float("nan")
     words = f"'{name}', a step every {step:.6g}"
+    words += f"; {untimed:,} rows without one" if (untimed := int(np.isnan(time).sum())) else ""
     return words + (f"; cut at {gaps} gaps" if gaps else "")
 
 

@@ -25,8 +25,6 @@ MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "
 TEXT_FIELDS, WORDY = 8, 0.3
 #: Shares of distinct values: almost all name the rows; more than half are no categories, where they are words.
 NAMING, MANY = 0.95, 0.5
-#: Rows that are tried before a whole column is read as numbers.
-HEAD = 1000
 #: Fewer rows than this say nothing about identifiers.
 FEW_ROWS = 20
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -208,7 +206,7 @@ def _boolean(name: str, spelt: pa.ChunkedArray) -> Column:
 
 
 def _date(name: str, values: pa.ChunkedArray) -> Column:
-    moments = _seconds(values)
+    moments = _seconds(name, values)
     known = moments[~np.isnan(moments)]
     if not len(known) or (known.min() == known.max() and len(known) == len(moments)):
         raise Unused("constant" if len(known) else "holds no value")
@@ -222,8 +220,9 @@ def _from_words(name: str, spelt: pa.ChunkedArray, wanted: Wanted, named: bool) 
         raise Unused("holds no value")
     if (numbers := _as_numbers(spelt)) is not None:
         return _numeric(name, numbers, named), "numbers written as text"
-    if col.seconds(known) is not None:
-        return _date(name, spelt), "dates written as text"
+    if (moments := col.dates(known)) is not None:
+        bad = int(np.isnan(moments).sum())
+        return _date(name, spelt), "dates written as text" + (f", {bad:,} of them unreadable" if bad else "")
     distinct = pc.count_distinct(known).as_py()
     wordy = pc.mean(pc.cast(pc.match_substring_regex(known, r"\S\s+\S"), pa.float64())).as_py()
     enough = len(known) >= FEW_ROWS
@@ -271,22 +270,18 @@ def _as_numbers(spelt: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """(R,) the strings as numbers; None where one is none."""
     for kind in (pa.int64(), pa.float64()):
         try:
-            pc.cast(spelt.slice(0, HEAD), kind)  # a cast of a million words that fails takes its time
+            pc.cast(spelt.slice(0, col.HEAD), kind)  # a cast of a million words that fails takes its time
             return pc.cast(spelt, kind)
         except pa.ArrowInvalid:
             continue
     return None
 
 
-def _seconds(values: pa.ChunkedArray) -> np.ndarray:
-    """(R,) float64 seconds, NaN where missing."""
-    if not col.is_moment(values.type):
-        values = words(values)
-    found = col.seconds(values)
+def _seconds(name: str, values: pa.ChunkedArray) -> np.ndarray:
+    """(R,) float64 seconds, NaN where missing or unreadable. Raises LabelfreeError where most are no dates."""
+    found = col.dates(values if col.is_moment(values.type) else words(values))
     if found is None:
-        return np.full(len(values), np.nan)
-    found = np.array(found, dtype=np.float64)
-    found[np.asarray(pc.is_null(values).to_numpy(), dtype=bool)] = np.nan
+        raise LabelfreeError(f"Column '{name}' holds {values.type}, not dates.", f"Write categories={name}.")
     return found
 
 
@@ -320,7 +315,7 @@ def _encode_category(column: Column, values: pa.ChunkedArray) -> np.ndarray:
 
 
 def _encode_date(column: Column, values: pa.ChunkedArray) -> np.ndarray:
-    moments = _seconds(values)
+    moments = _seconds(column.name, values)
     missing = np.isnan(moments)
     days = np.where(missing, 0.0, moments) / 86400
     whole = np.floor(days).astype("datetime64[D]")
