@@ -202,8 +202,7 @@ def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -
     (tmp_path / "tool.exe").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "table.json").write_text("{not a table")
     line = refused(capsys, "pretrain", tmp_path / "table.json", "--out", out, "--steps", 1)
-    assert "table.json" in line
-    assert "--modality" in line
+    assert "table.json' cannot be read as json" in line
     quick_ones = ("--steps", 1, "--encoder", "nano", "threads=1")
     assert main([str(word) for word in ("pretrain", tmp_path / "tool.exe", "--out", out, *quick_ones)]) == 0
     said = capsys.readouterr().err

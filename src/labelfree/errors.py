@@ -27,3 +27,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that looks most like `name`, as an ending for a remedy ("Did you mean 'x'?"), or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, in one line without its full stop."""
+    words = str(getattr(error, "strerror", None) or error).strip()
+    return words.splitlines()[0].rstrip(".") if words else type(error).__name__

@@ -1,6 +1,7 @@
 """Tables and data frames; telling what one holds costs its head, not the whole."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyarrow import csv, parquet
 
 from labelfree import registry
 from labelfree.data import sources
-from labelfree.data.sources import read_head, read_table
+from labelfree.data.sources import read_head, read_table, sidecar
 from labelfree.data.tables import open_rows
 from labelfree.errors import LabelfreeError
 from labelfree.training.plan import recognise
@@ -84,10 +85,17 @@ def test_files_of_polars_can_be_read(tmp_path: Path) -> None:
         assert read_table(path).take([1, 4]).to_pydict() == {name: [c[1], c[4]] for name, c in COLUMNS.items()}
 
 
-def test_a_frame_with_a_name_twice_is_refused() -> None:
+@pytest.mark.parametrize("look", [open_rows, recognise, sources.frame, registry.modalities()["series"]().open])
+def test_a_frame_with_a_name_twice_is_refused(look: Callable[[Any], Any]) -> None:
     frame = pandas.DataFrame([[1, 2], [3, 4]], columns=["a", "a"])
-    with pytest.raises(LabelfreeError, match="several columns named 'a'"):
-        open_rows(frame)
+    with pytest.raises(LabelfreeError, match="DataFrame has several columns named 'a'"):
+        look(frame)
+
+
+@pytest.mark.parametrize("look", [open_rows, recognise, registry.modalities()["series"]().open])
+def test_a_frame_that_is_not_computed_yet_is_refused_with_the_remedy(look: Callable[[Any], Any]) -> None:
+    with pytest.raises(LabelfreeError, match=r"LazyFrame is not computed yet. Collect it first: frame.collect\(\)"):
+        look(polars.LazyFrame({"a": [1, 2], "b": [3, 4]}))
 
 
 @pytest.mark.parametrize("library", [pandas, polars], ids=["pandas", "polars"])
@@ -112,3 +120,123 @@ def test_a_column_of_texts_is_a_source(library: Any) -> None:
     source = library.Series(["some words", None, "of a sentence"])
     assert recognise(source)[0] == "text"
     assert registry.modalities()["text"]().open(source).texts(range(3)) == ["some words", "", "of a sentence"]
+
+
+# ---- tables beside files
+
+
+def beside(folder: Path, *lines: str) -> Path:
+    (folder / "metadata.csv").write_text("\n".join(["file,kind", *lines]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("lines", "kinds"),
+    [
+        (("a/1.png,u", "b/1.png,v", "b/2.png,w"), ["u", "v", "w"]),
+        (("a/1.png,u", "b/1.png,v", "2.png,w"), ["u", "v", "w"]),
+        (("a/1.png,u", "b/1.png,v"), ["u", "v", None]),
+    ],
+)
+def test_a_row_is_of_the_file_that_it_names(tmp_path: Path, lines: tuple[str, ...], kinds: list[str | None]) -> None:
+    table = sidecar(beside(tmp_path, *lines), ["a/1.png", "b/1.png", "b/2.png"])
+    assert table is not None
+    assert table.column("kind").to_pylist() == kinds
+
+
+def test_a_file_of_the_folder_itself_keeps_its_row_to_itself(tmp_path: Path) -> None:
+    table = sidecar(beside(tmp_path, "1.png,u", "2.png,v"), ["1.png", "2.png", "a/1.png"])
+    assert table is not None
+    assert table.column("kind").to_pylist() == ["u", "v", None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (("1.png,u", "2.png,v"), r"names '1.png', and 2 files are called so, one of them 'a/1.png'. Write the paths"),
+        (("a/1.png,u", "b/1.png,v", "a/1.png,w"), "has 2 rows for the file 'a/1.png'. Keep one row a file"),
+    ],
+)
+def test_rows_that_could_be_of_several_files_are_refused(tmp_path: Path, lines: tuple[str, ...], words: str) -> None:
+    with pytest.raises(LabelfreeError, match=words):
+        sidecar(beside(tmp_path, *lines), ["a/1.png", "b/1.png", "b/2.png"])
+
+
+# ---- recognising
+
+
+def numbers_in(path: Path, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    columns = {"age": draw.integers(0, 90, 60), "x": draw.normal(size=60), "job": draw.choice(["u", "v", "w"], 60)}
+    pandas.DataFrame(columns).to_csv(path, index=False)
+
+
+def test_a_folder_of_tables_is_what_its_first_table_is(tmp_path: Path) -> None:
+    for number in range(2):
+        numbers_in(tmp_path / f"{number}.csv", number)
+    assert recognise(tmp_path)[0] == recognise(tmp_path / "0.csv")[0] == "table"
+
+
+def test_a_folder_of_recordings_is_series_though_a_table_lies_beside_them(tmp_path: Path) -> None:
+    for number in range(3):
+        walk = np.random.default_rng(number).normal(size=(2, 90)).cumsum(axis=1)
+        frame = pandas.DataFrame({"time": np.arange(90), "x": walk[0], "y": walk[1]})
+        frame.to_csv(tmp_path / f"walk{number}.csv", index=False)
+    numbers_in(tmp_path / "labels.csv", 0)
+    assert recognise(tmp_path) == ("series", "3 files of numbers")
+
+
+def test_a_folder_of_edges_and_nodes_is_a_graph_however_its_ends_are_called(tmp_path: Path) -> None:
+    (tmp_path / "edges.csv").write_text(
+        "one,other,weight\n" + "\n".join(f"{n},{n * 7 % 30},{n % 5}" for n in range(30))
+    )
+    numbers_in(tmp_path / "nodes.csv", 0)
+    assert recognise(tmp_path)[0] == "graph"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"a,a\n1,2\n3,4\n", "several columns named 'a'"),
+        ("a.csv", b"", "cannot be read as csv: Empty CSV file"),
+        ("a.parquet", b"", "cannot be read as parquet: Parquet file size is 0 bytes"),
+        ("a.parquet", b"PAR1 and then nothing of the kind", "cannot be read as parquet"),
+        ("a.jsonl", b'{"a": 1', "cannot be read as jsonl"),
+        ("a.npy", b"none", "cannot be read as an array"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LabelfreeError, match=words):
+        recognise(tmp_path / name)
+
+
+def test_cells_too_long_for_the_name_of_a_file_are_texts(tmp_path: Path) -> None:
+    texts = [f"{'long ' * 100}{number}" for number in range(30)]
+    csv.write_csv(pa.table({"text": texts, "n": np.arange(30)}), tmp_path / "a.csv")
+    assert recognise(tmp_path / "a.csv")[0] == "text"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_telling_what_is_in_a_folder_reads_the_head_of_one_table(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, suffix, 300)
+    for number in range(3):
+        (tmp_path / f"table{number}.{suffix}").write_bytes(path.read_bytes())
+    monkeypatch.setattr(sources, "HEAD_BYTES", 5000)
+    heads, walks = [], []
+    monkeypatch.setattr(sources, "read_table", None)
+    monkeypatch.setattr("labelfree.modalities._pair_sources.read_table", None)
+    start_of, rglob = sources._start_of, Path.rglob
+    monkeypatch.setattr(sources, "_start_of", lambda path: heads.append(path) or start_of(path))
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: walks.append(path) or rglob(path, pattern))
+    assert recognise(tmp_path)[0] == "text"
+    assert len(heads) == (0 if suffix == "parquet" else 1)
+    assert walks == [tmp_path]
+
+
+def test_of_many_graphs_one_is_read_to_tell_that_they_are_graphs(tmp_path: Path) -> None:
+    path = tmp_path / "graphs.jsonl"
+    path.write_text('{"edges": [[0, 1], [1, 2]]}\n' + "not read\n" * 3)
+    assert registry.modalities()["graph"].recognise(path) == (0.95, "graphs as JSON")

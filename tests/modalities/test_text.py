@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -432,3 +433,13 @@ def test_defaults_can_be_trained_with(fitted):
         chosen = {choice.key: choice.value for choice in fitted.defaults(found, budget)}
         registry.method(chosen["method"])
         assert registry.build_encoder(chosen["encoder"], fitted).dim > 0
+
+
+def test_line_ends_of_windows_make_no_difference(tmp_path: Path) -> None:
+    text = "\n\n".join(f"paragraph {number},\non two lines" for number in range(9))
+    found = []
+    for name, ends in (("unix", "\n"), ("windows", "\r\n")):
+        (tmp_path / f"{name}.txt").write_bytes(text.replace("\n", ends).encode())
+        documents = Text().open(tmp_path / f"{name}.txt")
+        found.append(documents.texts(range(len(documents))))
+    assert found[0] == found[1] == text.split("\n\n")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelfree.data import sources
-from labelfree.errors import LabelfreeError, nearest
+from labelfree.errors import LabelfreeError, nearest, reason_of
 
 #: Row groups larger than this are copied to a temporary file once, where any item can be read alone.
 LARGEST_GROUP = 64 << 20
@@ -268,8 +268,7 @@ class _TableFile:
                 batches = self._arrow.to_batches()
                 self.groups, self.group_rows = len(batches), [len(batch) for batch in batches]
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise LabelfreeError(f"'{path}' cannot be read: {reason}.", "Check that it is whole.") from None
+            raise LabelfreeError(f"'{path}' cannot be read: {reason_of(error)}.", "Check that it is whole.") from None
 
     def group_bytes(self, column: str) -> list[int]:
         """Bytes that each row group takes in memory; 0 where it is only mapped."""

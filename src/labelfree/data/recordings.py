@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,14 @@ from labelfree.data.sources import (
     frame,
     hash_files,
     hash_of,
-    list_files,
     load_arrays,
     read_table,
+    share_of,
     sidecar,
 )
 from labelfree.errors import LabelfreeError
 
 FILES = (*ARRAYS, *TABLES)
-_SIDECARS = ("metadata", "labels")
 
 
 @dataclass(frozen=True)
@@ -316,7 +314,7 @@ def _from_file(path: Path, options: ReadOptions, recording: bool = False) -> Rec
     if suffix in ARRAYS:
         found = _from_arrays(_one_recording(path) if recording else load_arrays(path), options, f"'{path}'")
     elif suffix in TABLES:
-        found = _from_table(read_measurements(path), options, f"'{path}'", recording)
+        found = _from_table(read_table(path), options, f"'{path}'", recording)
     else:
         raise LabelfreeError(f"'{path}' is not a source of series.", f"Expected {', '.join(FILES)}, or a folder.")
     return Recordings(**{**vars(found), "fingerprint": hash_of(hash_files([path], path), found.fingerprint)})
@@ -331,27 +329,8 @@ def _one_recording(path: Path) -> dict[str, np.ndarray]:
     return {name: arrays[name].reshape(1, len(arrays[name]), -1)}
 
 
-def read_measurements(path: Path, read: Callable[[Path], pa.Table] = read_table) -> pa.Table:
-    """A table that may lack a header: where all "names" are numbers that do not count through, they are data."""
-    table = read(path)
-    if path.suffix.lower() not in (".csv", ".tsv") or not _is_data(table.column_names):
-        return table
-    from pyarrow import csv
-
-    parse = csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    return csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=True), parse)
-
-
-def _is_data(names: Sequence[str]) -> bool:
-    try:
-        numbers = [float(name) for name in names]
-    except ValueError:
-        return False
-    return not all(b - a == 1 for a, b in pairwise(numbers))
-
-
 def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
-    paths = [p for p in list_files(folder, FILES) if not (p.stem.lower() in _SIDECARS and p.suffix in TABLES)]
+    paths, _ = share_of(folder, FILES)
     arrays = [p for p in paths if p.suffix.lower() in ARRAYS]
     tables = [p for p in paths if p.suffix.lower() in TABLES]
     paths = arrays if arrays and len(tables) <= 1 else paths

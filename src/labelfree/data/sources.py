@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from labelfree.errors import LabelfreeError
+from labelfree.data import delimited
+from labelfree.data.once import once
+from labelfree.errors import LabelfreeError, reason_of
 
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
 ARRAYS = (".npy", ".npz")
-#: Bytes of a text file that are read to tell what it holds.
-HEAD_BYTES = 1 << 20
+#: Bytes of a text file, and rows of a table, that are read to tell what it holds.
+HEAD_BYTES, HEAD_ROWS = 1 << 20, 1000
+#: What the table beside files is called.
+BESIDE = ("metadata", "labels")
 
 
 def is_address(source: object) -> bool:
@@ -33,60 +39,156 @@ def existing(source: str | Path) -> Path:
     return path
 
 
-def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files below `folder` with one of the suffixes (lower case), sorted by path; hidden files left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+def list_files(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
+    """Files below `folder` with one of the suffixes (lower case; None: any), sorted by path; hidden ones left out."""
+    return [path for path in _files_below(folder) if suffixes is None or path.suffix.lower() in suffixes]
 
 
-def read_table(path: Path) -> pa.Table:
-    """A CSV, TSV, Parquet, Arrow/Feather or JSON-lines file as a table.
+@once
+def _files_below(folder: Path) -> list[Path]:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(folder / path for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def share_of(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], float]:
+    """Files below `folder` with one of the suffixes, and their share among all; without the table beside others."""
+    found = list_files(folder, suffixes)
+    found = [p for p in found if not (p.suffix.lower() in TABLES and p.stem.lower() in BESIDE)] or found
+    return found, len(found) / max(len(list_files(folder)), 1)
+
+
+def recognise_folder(
+    folder: Path, suffixes: Collection[str], what: str, look: Callable[[Path], tuple[float, str]]
+) -> tuple[float, str]:
+    """How sure that a folder holds files of one kind: by their share, or else a `look` at its first Parquet."""
+    found, share = share_of(folder, suffixes)
+    if found:
+        return 0.95 * share, f"{len(found):,} {what} files"
+    tables = list_files(folder, (".parquet",))
+    return look(tables[0]) if tables else (0.0, "")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises LabelfreeError for what reading a damaged file raises."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = path.suffix.lower()[1:]
+        raise LabelfreeError(
+            f"'{path}' cannot be read as {kind}: {reason_of(error)}.", "Check that it is whole."
+        ) from None
+
+
+def read_table(path: Path, names: Sequence[str] | None = None) -> pa.Table:
+    """A CSV, TSV, Parquet, Arrow/Feather or JSON-lines file as a table, or the columns of these names.
 
     Raises:
-        LabelfreeError: it cannot be read as what its name says.
+        LabelfreeError: it cannot be read as what its name says, or has two columns of one name.
     """
     from pyarrow import feather, json, parquet
 
     suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            return _read_csv(path, _form(suffix))
-        if suffix == ".parquet":
-            return parquet.read_table(path)
-        if suffix in (".arrow", ".feather"):
-            return plain(feather.read_table(path))
-        if suffix in (".jsonl", ".json"):
-            return json.read_json(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LabelfreeError(f"'{path}' cannot be read as {suffix[1:]}: {reason}.", "Check that it is whole.") from None
-    raise LabelfreeError(f"'{path}' is not a table.", f"Tables end in {', '.join(TABLES)}.")
+    if suffix not in TABLES:
+        raise LabelfreeError(f"'{path}' is not a table.", f"Tables end in {', '.join(TABLES)}.")
+    with readable(path):
+        if suffix in delimited.SUFFIXES:
+            table = delimited.read_whole(path, _start_of(path))
+        elif suffix == ".parquet":
+            table = parquet.read_table(path, columns=names)
+        elif suffix in (".arrow", ".feather"):
+            table = plain(feather.read_table(path))
+        else:
+            table = json.read_json(path)
+    check_names(table.column_names, f"'{path}'")
+    return table if names is None else table.select(names)
 
 
-def read_head(path: Path, rows: int = 1000) -> pa.Table:
+def check_names(names: Sequence[str], what: str) -> None:
+    """Raises LabelfreeError where two columns have one name."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise LabelfreeError(f"{what} has several columns named '{twice}'.", "Rename all but one of them.")
+
+
+@once
+def read_head(path: Path, rows: int = HEAD_ROWS) -> pa.Table:
     """The first rows of what `read_table` would read, at the cost of these alone: for telling what a table holds.
 
     Raises:
-        LabelfreeError: it cannot be read as what its name says.
+        LabelfreeError: it cannot be read as what its name says, or has two columns of one name.
     """
-    from pyarrow import csv, json, parquet
+    from pyarrow import json
 
     suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_head(path, schema_of(path).names, rows)
     try:
-        if suffix == ".parquet":
-            with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-                first = next(file.iter_batches(rows, use_threads=False), None)
-                return file.schema_arrow.empty_table() if first is None else pa.Table.from_batches([first])
-        if suffix in (".csv", ".tsv", ".jsonl", ".json") and path.stat().st_size > HEAD_BYTES:
-            with open(path, "rb") as file:
-                whole = file.read(HEAD_BYTES)
-            lines = io.BytesIO(whole[: whole.rfind(b"\n") + 1])
-            found = json.read_json(lines) if "json" in suffix else csv.read_csv(lines, parse_options=_form(suffix))
+        if suffix in (*delimited.SUFFIXES, ".jsonl", ".json") and path.stat().st_size > HEAD_BYTES:
+            head = _start_of(path)
+            if suffix in delimited.SUFFIXES:
+                found = delimited.read_start(head, suffix)
+            else:
+                found = json.read_json(io.BytesIO(head[: head.rfind(b"\n") + 1]))
             if len(found):
+                check_names(found.column_names, f"'{path}'")
                 return found.slice(0, rows)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         pass  # a cell or a record may be longer than the head: the whole says what is wrong, if anything
     return read_table(path).slice(0, rows)
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The columns of a Parquet file. Raises LabelfreeError as `read_head` does."""
+    from pyarrow import parquet
+
+    with readable(path):
+        schema = parquet.read_schema(path)
+    check_names(schema.names, f"'{path}'")
+    return schema
+
+
+def parquet_head(path: Path, names: Sequence[str], rows: int) -> pa.Table:
+    """The first rows of some columns of a Parquet file. Raises LabelfreeError as `read_head` does."""
+    from pyarrow import parquet
+
+    with readable(path), parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        first = next(file.iter_batches(rows, columns=list(names), use_threads=False), None)
+        return file.schema_arrow.empty_table().select(names) if first is None else pa.Table.from_batches([first])
+
+
+def concatenate(tables: Sequence[pa.Table], what: str) -> pa.Table:
+    """Tables one below another; what is numbers in one and words in another is words in all.
+
+    Raises:
+        LabelfreeError: a column's types have nothing in common.
+    """
+    fields: dict[str, list[pa.Field]] = {}
+    for field in (field for table in tables for field in table.schema):
+        fields.setdefault(field.name, []).append(field)
+    mixed = {name for name, own in fields.items() if not _agree(own)}
+    try:
+        return pa.concat_tables([_as_words(table, mixed) for table in tables], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise LabelfreeError(f"{what} do not fit together: {reason_of(error)}.", "Name one of them.") from None
+
+
+def _agree(fields: Sequence[pa.Field]) -> bool:
+    try:
+        pa.unify_schemas([pa.schema([field]) for field in fields], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _as_words(table: pa.Table, names: Collection[str]) -> pa.Table:
+    schema = pa.schema([field.with_type(pa.string()) if field.name in names else field for field in table.schema])
+    return table.cast(schema)
 
 
 def frame(source: Any, rows: int | None = None) -> pa.Table | None:
@@ -96,12 +198,15 @@ def frame(source: Any, rows: int | None = None) -> pa.Table | None:
         rows: the first ones alone.
 
     Raises:
-        LabelfreeError: it holds what no column can.
+        LabelfreeError: it holds what no column can, two columns of one name, or nothing yet (a LazyFrame).
     """
+    if hasattr(source, "collect") and hasattr(source, "collect_schema"):
+        raise LabelfreeError(f"A {type(source).__name__} is not computed yet.", "Collect it first: frame.collect().")
     if not hasattr(source, "columns") or not (hasattr(source, "iloc") or hasattr(source, "__arrow_c_stream__")):
         return None
     if rows is not None:
         source = source.head(rows) if hasattr(source, "head") else source.slice(0, rows)
+    check_names([str(name) for name in _names_of(source)], f"The {type(source).__name__}")
     try:
         if not hasattr(source, "iloc"):
             return plain(source if isinstance(source, pa.Table) else pa.table(source))
@@ -110,8 +215,12 @@ def frame(source: Any, rows: int | None = None) -> pa.Table | None:
         return pa.Table.from_arrays([array_of(renamed.iloc[:, i]) for i in places], list(renamed.columns))
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise LabelfreeError(
-            f"The {type(source).__name__} is no table: {str(error).splitlines()[0]}.", "Give columns of equal length."
+            f"The {type(source).__name__} is no table: {reason_of(error)}.", "Give columns of equal length."
         ) from None
+
+
+def _names_of(source: Any) -> Sequence[Any]:
+    return source.column_names if isinstance(source, pa.Table | pa.RecordBatch) else list(source.columns)
 
 
 def array_of(values: Any) -> pa.Array:
@@ -143,25 +252,6 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _form(suffix: str) -> Any:
-    from pyarrow import csv
-
-    return csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-
-
-def _read_csv(path: Path, form: Any) -> pa.Table:
-    """Types are guessed from the first megabyte; from the whole file where that guess turns out to be wrong."""
-    from pyarrow import csv
-
-    try:
-        return csv.read_csv(path, parse_options=form)
-    except pa.ArrowInvalid as error:
-        size = path.stat().st_size
-        if "conversion error" not in str(error) or size >= 1 << 31:
-            raise
-        return csv.read_csv(path, parse_options=form, read_options=csv.ReadOptions(block_size=size + 1))
-
-
 def column_values(table: pa.Table, name: str) -> np.ndarray:
     """(N,) a column as numpy: strings stay strings, missing strings become ''."""
     column = table.column(name).combine_chunks()
@@ -190,19 +280,40 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 def sidecar(folder: Path, names: Sequence[str]) -> pa.Table | None:
     """The table beside files (metadata.csv, labels.csv, or the only table in `folder`) in the order of `names`.
 
-    Its first column whose values name the files ("a/b.png", or "b.png") ties rows to files; files without a row get
-    nulls.
+    Its first column whose values name the files ("a/b.png", or "b.png" where only one file is called so) ties rows to
+    files; files without a row get nulls.
+
+    Raises:
+        LabelfreeError: two rows name one file, or a row names several files.
     """
     tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in TABLES and not p.name.startswith(".")]
-    preferred = [p for p in tables if p.stem.lower() in ("metadata", "labels")] or (tables if len(tables) == 1 else [])
+    preferred = [p for p in tables if p.stem.lower() in BESIDE] or (tables if len(tables) == 1 else [])
     for path in preferred:
         table = read_table(path)
         for key in table.column_names:
-            rows = {str(value): row for row, value in enumerate(table.column(key).to_pylist())}
-            order = [rows.get(name, rows.get(Path(name).name)) for name in names]
-            if sum(row is not None for row in order) * 2 > len(names):
-                return table.take(pa.array(order, pa.int64()))
+            values = [str(value) for value in table.column(key).to_pylist()]
+            known = set(values)
+            if sum(name in known or Path(name).name in known for name in names) * 2 > len(names):
+                return table.take(pa.array(_rows_of(names, values, f"'{path}'"), pa.int64()))
     return None
+
+
+def _rows_of(names: Sequence[str], values: Sequence[str], what: str) -> list[int | None]:
+    """The row of each file in a column of names of files."""
+    rows = {value: row for row, value in enumerate(values)}
+    counts, called = Counter(values), Counter(Path(name).name for name in names)
+    # a row "b.png" is of the file b.png of the folder itself, where there is one, and of no a/b.png
+    own = set(names)
+    found = [name if name in rows or Path(name).name in own else Path(name).name for name in names]
+    for name, value in zip(names, found, strict=True):
+        if counts[value] > 1:
+            raise LabelfreeError(f"{what} has {counts[value]} rows for the file '{value}'.", "Keep one row a file.")
+        if value in rows and value != name and called[value] > 1:
+            raise LabelfreeError(
+                f"{what} names '{value}', and {called[value]} files are called so, one of them '{name}'.",
+                "Write the paths from the folder on.",
+            )
+    return [rows.get(value) for value in found]
 
 
 def hash_of(*parts: object) -> str:

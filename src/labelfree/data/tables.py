@@ -15,20 +15,22 @@ from pyarrow import parquet
 from labelfree.data.sources import (
     TABLES,
     array_of,
+    check_names,
+    concatenate,
     existing,
     frame,
     hash_files,
     hash_of,
     is_address,
     list_files,
-    read_head,
     read_table,
+    readable,
 )
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, reason_of
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
-#: Rows that are looked at to tell what a table is, and to take its fingerprint.
-HEAD, SKETCH = 5000, 1000
+#: Rows that are looked at to take a table's fingerprint.
+SKETCH = 1000
 #: Rows that a database hands over at a time.
 FETCH = 50_000
 
@@ -82,26 +84,10 @@ def open_rows(source: Any, query: str = "") -> Rows:
         rows = _from_folder(path) if path.is_dir() else _from_file(path)
     else:
         rows = _in_memory(as_table(source), f"the {type(source).__name__}")
-    twice = next((name for name in rows.names if rows.names.count(name) > 1), None)
-    if twice is not None:
-        raise LabelfreeError(f"{rows.what} has several columns named '{twice}'.", "Rename all but one of them.")
+    check_names(rows.names, rows.what)
     if not rows.names or not rows.count:
         raise LabelfreeError(f"{rows.what} has {len(rows.names)} columns and no row.", "Give a table with rows.")
     return rows
-
-
-def head(source: Any) -> pa.Table:
-    """The first rows of a table, read as cheaply as its form allows.
-
-    Raises:
-        LabelfreeError: it is no table.
-    """
-    if not isinstance(source, str | Path):
-        return as_table(source).slice(0, HEAD)
-    path = existing(source)
-    if path.is_dir():
-        path = _tables_in(path)[0]
-    return read_head(path, HEAD)
 
 
 def as_table(source: Any) -> pa.Table:
@@ -122,7 +108,7 @@ def as_table(source: Any) -> pa.Table:
             return pa.table({str(number): column for number, column in enumerate(array.T)})
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise LabelfreeError(
-            f"The {type(source).__name__} is no table: {str(error).splitlines()[0]}.", "Give columns of equal length."
+            f"The {type(source).__name__} is no table: {reason_of(error)}.", "Give columns of equal length."
         ) from None
     raise LabelfreeError(f"A {type(source).__name__} is no table.", "Give a file, a data frame or an Arrow table.")
 
@@ -149,7 +135,7 @@ def _from_file(path: Path) -> Rows:
             f"'{path}'",
             tuple(table.column_names),
             len(table),
-            lambda names: read_table(path).select(names),
+            lambda names: read_table(path, names),
             False,
             fingerprint,
         )
@@ -164,22 +150,14 @@ def _from_file(path: Path) -> Rows:
 
 
 def _opened(path: Path) -> parquet.ParquetFile:
-    try:
+    with readable(path):
         return parquet.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LabelfreeError(f"'{path}' cannot be read as parquet: {reason}.", "Check that it is whole.") from None
-
-
-def _tables_in(folder: Path) -> list[Path]:
-    paths = list_files(folder, TABLES)
-    if not paths:
-        raise LabelfreeError(f"There is no table in '{folder}'.", f"Tables end in {', '.join(TABLES)}.")
-    return paths
 
 
 def _from_folder(folder: Path) -> Rows:
-    paths = _tables_in(folder)
+    paths = list_files(folder, TABLES)
+    if not paths:
+        raise LabelfreeError(f"There is no table in '{folder}'.", f"Tables end in {', '.join(TABLES)}.")
     parts = [_from_file(path) for path in paths]
     for part in parts[1:]:
         if set(part.names) != set(parts[0].names):
@@ -189,7 +167,7 @@ def _from_folder(folder: Path) -> Rows:
             )
 
     def read(names: Sequence[str]) -> pa.Table:
-        return pa.concat_tables([part.read(names) for part in parts], promote_options="permissive")
+        return concatenate([part.read(names) for part in parts], f"The tables in '{folder}'")
 
     count, by_column = sum(part.count for part in parts), all(part.by_column for part in parts)
     return Rows(f"'{folder}'", parts[0].names, count, read, by_column, hash_files(paths, folder))
@@ -249,9 +227,8 @@ def _ask_any(address: str, query: str) -> pa.Table:
             answer = connection.execute(sqlalchemy.text(asked))
             return _fetch(list(answer.keys()), answer)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise LabelfreeError(
-            f"'{_without_password(address)}' did not answer: {reason}.", "Check the address and the query."
+            f"'{_without_password(address)}' did not answer: {reason_of(error)}.", "Check the address and the query."
         ) from None
 
 

@@ -26,7 +26,7 @@ from labelfree.data.encoded import (
     spread,
 )
 from labelfree.data.sound import RECORDINGS, SUFFIXES, Header, decode, header, looks_like_recording
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities._audio_mel import Mel, log_mels
 from labelfree.modalities.base import Dataset, Description
 
@@ -190,7 +190,7 @@ class Sounds(Dataset):
         except LabelfreeError:  # a package is missing
             raise
         except Exception as error:  # damaged files make decoders raise nearly anything
-            return Unreadable(index, self.name(index), _reason(error))
+            return Unreadable(index, self.name(index), reason_of(error))
 
     def _group_of(self, index: int) -> int:
         owner = self._owner(index)
@@ -268,17 +268,13 @@ def _numbers(source: Source, group: str) -> np.ndarray | None:
     return np.array([zlib.crc32(str(value).encode()) for value in values], dtype=np.int64)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def _header(item: Any, usual: int) -> Header | str:
     try:
         found = header(item, usual)
     except LabelfreeError:
         raise
     except Exception as error:  # damaged files make decoders raise nearly anything
-        return _reason(error)
+        return reason_of(error)
     return found if found.frames else "holds no sound"
 
 
@@ -369,12 +365,7 @@ def _recognise_item(source: Any) -> tuple[float, str]:
 def _recognise_path(path: Path) -> tuple[float, str]:
     suffix = path.suffix.lower()
     if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        sounds = sum(p.suffix.lower() in SUFFIXES for p in files)
-        tables = [p for p in files if p.suffix.lower() == ".parquet"]
-        if not sounds and tables:
-            return _recognise_path(tables[0])
-        return (0.95 * sounds / len(files), f"{sounds:,} sound files") if sounds else (0.0, "")
+        return sources.recognise_folder(path, SUFFIXES, "sound", _recognise_path)
     if suffix in SUFFIXES:
         return 0.95, "a sound file"
     if suffix == ".npz":

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -286,15 +287,16 @@ def _arrays(arrays: Mapping[str, np.ndarray]) -> Found:
     return found
 
 
-def _json_graphs(path: Path) -> list[Any] | None:
-    """The list of graphs that a JSON file holds, or None where it holds no such list."""
+def _json_graphs(path: Path, first: bool = False) -> list[Any] | None:
+    """The list of graphs that a JSON file holds, or None where it holds no such list; `first`: of JSON lines, one."""
     if path.suffix.lower() not in (".json", ".jsonl"):
         return None
     try:
-        text = path.read_text(encoding="utf-8")
-        graphs = (
-            json.loads(text) if path.suffix.lower() == ".json" else [json.loads(line) for line in text.splitlines()]
-        )
+        with path.open(encoding="utf-8") as file:
+            if path.suffix.lower() == ".json":
+                graphs = json.load(file)
+            else:
+                graphs = [json.loads(line) for line in islice(file, 1 if first else None)]
     except (ValueError, OSError) as error:
         raise LabelfreeError(f"'{path}' cannot be read as JSON: {error}.", "Check that it is whole.") from None
     graphs = [graphs] if isinstance(graphs, dict) else graphs
@@ -522,12 +524,11 @@ def _path_looks(path: Path) -> tuple[float, str]:
             if "edges" not in parts:
                 return 0.0, ""
             sure, words = _table_looks(read_head(parts["edges"]))
-            return max(sure, 0.6 if "nodes" in parts else 0.3), f"{words or 'edges'} in '{parts['edges'].name}'"
+            return 0.95 if sure or "nodes" in parts else 0.3, f"{words or 'edges'} in '{parts['edges'].name}'"
         if path.suffix.lower() == ".npz":
             return (0.95, "an array of edges") if "edge_index" in load_arrays(path) else (0.0, "")
         if path.suffix.lower() in (".json", ".jsonl"):
-            graphs = _json_graphs(path)
-            return (0.95, f"{len(graphs):,} graphs") if graphs else (0.0, "")
+            return (0.95, "graphs as JSON") if _json_graphs(path, first=True) else (0.0, "")
         if path.suffix.lower() in TABLES:
             return _table_looks(read_head(path))
     except LabelfreeError:

@@ -153,16 +153,9 @@ def open_source(source: Any, column: str = "auto") -> Source:
 
 
 def recognise_path(path: Path) -> tuple[float, str]:
-    import pyarrow.parquet as pq
-
     suffix = path.suffix.lower()
     if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        pictures = sum(p.suffix.lower() in SUFFIXES for p in files)
-        tables = [p for p in files if p.suffix.lower() == ".parquet"]
-        if not pictures and tables:
-            return recognise_path(tables[0])
-        return (0.95 * pictures / len(files), f"{pictures:,} picture files") if pictures else (0.0, "")
+        return sources.recognise_folder(path, SUFFIXES, "picture", recognise_path)
     if not path.is_file():
         return 0.0, ""
     if suffix in SUFFIXES:
@@ -171,7 +164,7 @@ def recognise_path(path: Path) -> tuple[float, str]:
         found = [recognise_array(a.shape, str(a.dtype)) for a in sources.load_arrays(path).values()]
         return max(found, default=(0.0, ""))
     if suffix == ".parquet":
-        names = encoded_columns(pq.read_schema(path))
+        names = encoded_columns(sources.schema_of(path))
         return (0.9, f"pictures in column '{names[0]}'") if names else (0.0, "")
     return 0.0, ""
 

@@ -11,12 +11,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from labelfree import registry
+from labelfree.data.characters import decode
 from labelfree.data.encoded import encoded_columns, is_hugging_face
 from labelfree.data.pictures import looks_like_picture
-from labelfree.data.sources import TABLES, existing, frame, list_files, read_head, read_table, sidecar
+from labelfree.data.sources import (
+    HEAD_ROWS,
+    TABLES,
+    concatenate,
+    existing,
+    frame,
+    list_files,
+    parquet_head,
+    read_head,
+    read_table,
+    schema_of,
+    sidecar,
+)
 from labelfree.errors import LabelfreeError, nearest
 
 #: Kinds that are no side: a pair itself, and bytes, which everything is.
@@ -78,7 +90,7 @@ def kinds() -> list[str]:
     return [name for name in registry.modalities() if name not in NO_SIDE]
 
 
-def find_sides(source: Any, wanted: Mapping[str, str], known: Sequence[str] = ()) -> Found:
+def find_sides(source: Any, wanted: Mapping[str, str], known: Sequence[str] = (), glance: bool = False) -> Found:
     """The sides that a source ties together.
 
     Args:
@@ -86,11 +98,12 @@ def find_sides(source: Any, wanted: Mapping[str, str], known: Sequence[str] = ()
             texts); a folder of files with a table of texts beside them, or of files of several kinds with equal names.
         wanted: kinds of columns that the user named, "" to find out.
         known: sides that an encoder was trained on: then one of them is enough.
+        glance: of tables, look at the first rows of the first one only: enough to tell which sides there are.
 
     Raises:
         LabelfreeError: fewer than two sides (or none of the known ones).
     """
-    found = _find(source, wanted, known)
+    found = _find(source, wanted, glance)
     if known:
         found = replace(found, sides={name: found.sides[name] for name in known if name in found.sides})
         if not found.sides:
@@ -107,7 +120,7 @@ def find_sides(source: Any, wanted: Mapping[str, str], known: Sequence[str] = ()
     return found
 
 
-def _find(source: Any, wanted: Mapping[str, str], known: Sequence[str]) -> Found:
+def _find(source: Any, wanted: Mapping[str, str], glance: bool) -> Found:
     if isinstance(source, Mapping) and not is_hugging_face(source):
         return _from_mapping(source)
     if isinstance(source, str | Path):
@@ -116,7 +129,7 @@ def _find(source: Any, wanted: Mapping[str, str], known: Sequence[str]) -> Found
             return Found({}, "a file")
         files = _files_by_kind(path) if path.is_dir() else {}
         if not files:
-            return _from_tables(path, wanted)
+            return _from_tables(path, wanted, glance)
         main = max(files, key=lambda kind: len(files[kind]))
         return _by_stem(path, files) or _with_table_beside(path, main, files[main], wanted)
     if is_hugging_face(source):
@@ -133,7 +146,7 @@ def _find(source: Any, wanted: Mapping[str, str], known: Sequence[str]) -> Found
 
 def _alone(source: Any, known: Sequence[str]) -> dict[str, Side]:
     """The one known side that the whole source looks like, if any."""
-    sure = {name: registry.modalities()[kind_of(name)].recognise(source)[0] for name in known}
+    sure = {name: registry.modalities()[kind_of(name)].guess(source)[0] for name in known}
     best = max(sure, key=lambda name: sure[name])
     return {best: Side(kind_of(best), source)} if sure[best] > 0 else {}
 
@@ -173,7 +186,7 @@ def _rows_of_texts(texts: Iterable[Any]) -> np.ndarray:
 
 def _files_by_kind(folder: Path) -> dict[str, list[str]]:
     """Names of the files of each kind below a folder, for kinds that live in files of their own."""
-    files = list_files(folder, {path.suffix.lower() for path in folder.rglob("*")} - set(TABLES))
+    files = [path for path in list_files(folder) if path.suffix.lower() not in TABLES]
     known = {suffix: _kind_of_file(path) for suffix, path in {p.suffix.lower(): p for p in files}.items()}
     found: dict[str, list[str]] = {}
     for path in files:
@@ -183,7 +196,7 @@ def _files_by_kind(folder: Path) -> dict[str, list[str]]:
 
 
 def _kind_of_file(path: Path) -> str:
-    sure = {name: registry.modalities()[name].recognise(path)[0] for name in kinds()}
+    sure = {name: registry.modalities()[name].guess(path)[0] for name in kinds()}
     best = max(sure, key=lambda name: sure[name])
     return best if sure[best] >= SURE else ""
 
@@ -226,40 +239,38 @@ def _with_table_beside(folder: Path, kind: str, names: Sequence[str], wanted: Ma
 # ---- tables
 
 
-def _from_tables(path: Path, wanted: Mapping[str, str]) -> Found:
+def _from_tables(path: Path, wanted: Mapping[str, str], glance: bool) -> Found:
     paths = [path] if path.is_file() else list_files(path, TABLES)
     if not paths:
         raise LabelfreeError(f"'{path}' holds no files that could be sides.", "Name a folder or a table with some.")
-    light = pa.concat_tables([_light(one) for one in paths], promote_options="default")
+    light = [_light(one, glance) for one in (paths[:1] if glance else paths)]
     binary = []
     if paths[0].suffix.lower() in (".parquet", ".arrow", ".feather"):
         for name, start in _starts(paths[0]).items():
             if kind := sniff(start):
                 binary.append(Side(kind, path, None, name))
     folder = path.parent if path.is_file() else path
-    return _from_columns(light, binary, folder, wanted, f"'{path.name}'")
+    return _from_columns(concatenate(light, f"The tables in '{path}'"), binary, folder, wanted, f"'{path.name}'")
 
 
-def _light(path: Path) -> pa.Table:
-    """A table without its columns of encoded bytes."""
+def _light(path: Path, glance: bool) -> pa.Table:
+    """A table, or at a glance its first rows, without its columns of encoded bytes."""
     if path.suffix.lower() != ".parquet":
-        table = read_table(path)
+        table = read_head(path) if glance else read_table(path)
         return table.drop_columns(encoded_columns(table.schema))
-    schema = pq.read_schema(path)
+    schema = schema_of(path)
     heavy = set(encoded_columns(schema))
-    return pq.read_table(path, columns=[name for name in schema.names if name not in heavy])
+    names = [name for name in schema.names if name not in heavy]
+    return parquet_head(path, names, HEAD_ROWS) if glance else read_table(path, names)
 
 
 def _starts(path: Path) -> dict[str, bytes]:
     """The first bytes of the first item of each column of encoded bytes."""
     if path.suffix.lower() == ".parquet":
-        file = pq.ParquetFile(path)
-        names = encoded_columns(file.schema_arrow)
-        head = next(iter(file.iter_batches(16, columns=names)), None) if names else None
+        head = parquet_head(path, encoded_columns(schema_of(path)), 16)
     else:
-        head = read_head(path, 16)
-        names = encoded_columns(head.schema)
-    return {name: _first_bytes(head.column(name)) for name in names} if head is not None else {}
+        head = read_head(path)
+    return {name: _first_bytes(head.column(name)) for name in encoded_columns(head.schema)}
 
 
 def _first_bytes(column: Any) -> bytes:
@@ -311,7 +322,7 @@ def _from_columns(
     texts = light.drop_columns(list(paths))
     for name in _text_columns(texts, {k: v for k, v in wanted.items() if k in texts.column_names}, not wanted):
         collected.add(_texts(light, name))
-    return Found(collected.sides, f"{len(light):,} rows of {words}", light)
+    return Found(collected.sides, words, light)
 
 
 def _path_columns(table: pa.Table, folder: Path) -> dict[str, str]:
@@ -329,11 +340,9 @@ def _path_columns(table: pa.Table, folder: Path) -> dict[str, str]:
 def _paths(table: pa.Table, name: str, kind: str, folder: Path) -> Side:
     """Files named by a column; a row without a value, or whose file is not there, lacks the side."""
     files = [folder / value if value else None for value in table.column(name).to_pylist()]
-    there = np.array([file is not None and file.is_file() for file in files])
+    there = np.array([file is not None and os.path.isfile(file) for file in files])
     kept: list[Any] = [file for file, is_there in zip(files, there, strict=True) if is_there]
     if kind == "text":
-        from labelfree.modalities._text_sources import decode
-
         kept = [decode(file.read_bytes()) for file in kept]
     return Side(kind, kept, _counted(there))
 

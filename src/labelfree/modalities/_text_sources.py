@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.characters import HEAD, decode, refuse_binary
 from labelfree.data.sources import (
     TABLES,
     column_values,
+    concatenate,
     existing,
     frame,
     hash_files,
@@ -25,12 +27,10 @@ from labelfree.data.sources import (
     read_table,
     sidecar,
 )
-from labelfree.errors import LabelfreeError, nearest
+from labelfree.errors import LabelfreeError, nearest, reason_of
 from labelfree.modalities.base import Dataset, Description
 
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".log")
-#: What is read of a file to tell text from other things.
-HEAD = 4096
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 Cut = Literal["auto", "file", "paragraph", "line"]
@@ -113,8 +113,7 @@ class Files(Documents):
             try:
                 found.append(decode(self.paths[index].read_bytes()))
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                found.append(Unreadable(int(index), self.name(index), reason))
+                found.append(Unreadable(int(index), self.name(index), reason_of(error)))
         return found
 
     def characters(self) -> np.ndarray:
@@ -200,37 +199,13 @@ class Rows(Documents):
         return column_values(self._others, name)
 
 
-def decode(content: bytes) -> str:
-    """Bytes as text: UTF-8, UTF-16 or UTF-32 with a byte-order mark, else Windows-1252.
-
-    Raises:
-        ValueError: they are no text.
-    """
-    for mark, name in ((b"\xff\xfe\0\0", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if content.startswith(mark):
-            return content.decode(name)
-    _refuse_binary(content[:HEAD])
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
-
-
-def _refuse_binary(head: bytes) -> None:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return
-    control = sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in head)
-    if b"\0" in head or control * 20 > len(head):
-        raise ValueError("binary where text is expected")
-
-
 def not_text(path: Path) -> str:
     """Why a file is no text, by a look at its beginning; nothing if it is."""
     try:
         with path.open("rb") as file:
-            _refuse_binary(file.read(HEAD))
+            refuse_binary(file.read(HEAD))
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return reason_of(error)
     return ""
 
 
@@ -244,13 +219,14 @@ def text_files(folder: Path) -> list[Path]:
 
 def _odd_suffixes(folder: Path) -> set[str]:
     """No suffix, and numbers (as the messages of a mail archive are named)."""
-    suffixes = {path.suffix.lower() for path in folder.rglob("*")}
+    suffixes = {path.suffix.lower() for path in list_files(folder)}
     return {suffix for suffix in suffixes if suffix == "" or suffix[1:].isdigit()}
 
 
 def split(text: str, cut: Cut) -> list[str]:
-    """A text as its paragraphs (blank lines between) or lines; empty ones are left out."""
-    parts = text.splitlines() if cut == "line" else text.replace("\r\n", "\n").split("\n\n")
+    """A text as its paragraphs (blank lines between) or lines, or ("auto") as lines where there is no blank one."""
+    text = text.replace("\r\n", "\n").strip()
+    parts = text.split("\n\n") if cut == "paragraph" or (cut == "auto" and "\n\n" in text) else text.splitlines()
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -319,7 +295,7 @@ def _from_path(path: Path, column: str | None, cut: Cut, encode: Encode) -> Docu
         return _cut_files(files, path, cut, encode) if cut in ("paragraph", "line") else Files(files, path, encode)
     if tables:
         return _from_tables(tables, path, column, encode)
-    kinds = Counter(p.suffix.lower() or "no suffix" for p in path.rglob("*") if p.is_file())
+    kinds = Counter(p.suffix.lower() or "no suffix" for p in list_files(path))
     found = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common(3)) or "no files"
     raise LabelfreeError(
         f"'{path}' holds no text: files ending in {', '.join((*SUFFIXES, *TABLES))} were expected, found: {found}.",
@@ -330,12 +306,7 @@ def _from_path(path: Path, column: str | None, cut: Cut, encode: Encode) -> Docu
 def _from_tables(paths: Sequence[Path], root: Path, column: str | None, encode: Encode) -> Documents:
     tables = [read_table(path) for path in paths]
     name = text_column(tables[0], column, f"'{paths[0].name}'")
-    try:
-        table = pa.concat_tables(tables, promote_options="default")
-    except pa.ArrowException as error:
-        raise LabelfreeError(
-            f"The {len(paths)} tables below '{root}' do not fit together: {error}.", "Name one of them."
-        ) from None
+    table = concatenate(tables, f"The {len(paths)} tables below '{root}'")
     where = f"'{paths[0].name}'" if len(paths) == 1 else f"{len(paths):,} tables"
     return Rows(table, name, encode, f"{len(table):,} texts, column '{name}' of {where}", hash_files(paths, root))
 
@@ -347,8 +318,7 @@ def _cut_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> D
     files = Files(paths, root, encode)
     for number, text in enumerate(files.texts(range(len(files)))):
         if isinstance(text, str):
-            kind: Cut = ("paragraph" if "\n\n" in text.strip() else "line") if cut == "auto" else cut
-            parts = split(text, kind)
+            parts = split(text, cut)
             texts += parts
             folders += [paths[number].parent.name] * len(parts)
     table = pa.table({"text": pa.array(texts, pa.large_string()), "folder": folders})

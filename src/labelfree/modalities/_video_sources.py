@@ -17,7 +17,7 @@ from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.encoded import Files, Kind, Openers, Source, open_any, open_folder, open_table
 from labelfree.data.films import Header
 from labelfree.data.pictures import Form, common_shape, value_range
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities._image_sources import Items
 from labelfree.modalities.base import Dataset, Description
 from labelfree.modalities.series import cut_windows
@@ -133,11 +133,6 @@ def look_through(source: Source) -> tuple[dict[int, Header], list[Unreadable]]:
         looked = list(pool.map(look, range(len(source))))
     headers = {index: found for index, found in enumerate(looked) if isinstance(found, Header)}
     return headers, [found for found in looked if isinstance(found, Unreadable)]
-
-
-def reason_of(error: Exception) -> str:
-    words = getattr(error, "strerror", None) or str(error)
-    return str(words).splitlines()[0] if words else type(error).__name__
 
 
 def find_form(source: Source, headers: dict[int, Header], channels: int | None, store: int) -> Form:

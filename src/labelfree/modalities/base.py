@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
-from labelfree.errors import Refusal
+from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -233,6 +234,14 @@ class Modality(ABC):
     @abstractmethod
     def recognise(cls, source: Any) -> tuple[float, str]:
         """How sure (0–1) that `source` is this kind of data, and the words for it ("1,203 JPEG files")."""
+
+    @classmethod
+    def guess(cls, source: Any) -> tuple[float, str]:
+        """What `recognise` says; not at all sure where it cannot look into the source."""
+        try:
+            return cls.recognise(source)
+        except (LabelfreeError, pa.ArrowException, OSError, UnicodeError):
+            return 0.0, ""
 
     @abstractmethod
     def open(self, source: Any) -> Dataset:

@@ -284,7 +284,7 @@ class Bytes(Text):
 def _files(path: Path) -> list[Path]:
     """Every file at or below a path, but hidden ones."""
     if path.is_dir():
-        return list_files(path, {p.suffix.lower() for p in path.rglob("*")})
+        return list_files(path)
     return [path] if path.is_file() else []
 
 

@@ -34,7 +34,7 @@ from labelfree.data.pictures import (
     thumbnail,
     value_range,
 )
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities._image_sources import (
     PICTURES,
     Arrays,
@@ -166,8 +166,7 @@ class Pictures(Dataset):
             height, width = picture.shape[:2]
             return Sample(keep(picture, self.form), index, meta={"aspect": width / height})
         except Exception as error:  # damaged files make decoders raise nearly anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return Unreadable(index, self.name(index), reason)
+            return Unreadable(index, self.name(index), reason_of(error))
 
     def describe(self) -> Description:
         return self._found
@@ -208,8 +207,7 @@ def look_through(source: Source) -> tuple[list[tuple[int, Header]], list[Unreada
             try:
                 headers.append((index, _header_of(item)))
             except Exception as error:  # damaged files make decoders raise nearly anything
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                unreadable.append(Unreadable(index, source.name(index), reason))
+                unreadable.append(Unreadable(index, source.name(index), reason_of(error)))
     return headers, unreadable
 
 

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pydantic import PositiveInt
 
 from labelfree import registry
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import MISSING, encoded_columns
+from labelfree.data.encoded import MISSING
 from labelfree.data.sources import column_values, hash_of
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.modalities._pair_sources import Side, find_sides, kind_of, kinds, words_of
+from labelfree.modalities._pair_sources import Side, find_sides, kind_of, kinds
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -210,10 +209,10 @@ class Pair(Modality):
         if not isinstance(source, str | Path):
             return 0.0, ""
         try:
-            found = find_sides(Path(source).expanduser(), {}) if _could_be(Path(source).expanduser()) else None
+            found = find_sides(Path(source).expanduser(), {}, glance=True)
         except LabelfreeError:
             return 0.0, ""
-        return (0.97, found.words + ": " + " and ".join(found.sides)) if found is not None else (0.0, "")
+        return 0.97, f"{found.words}: {' and '.join(found.sides)}"
 
     def open(self, source: Any) -> Pairs:
         fitted = tuple(self.sides) if self._learnt else ()
@@ -411,17 +410,3 @@ class Pair(Modality):
         pairs, rows = dataset.origin()
         assert isinstance(pairs, Pairs)
         return OneSide(pairs, rows, name) if name in pairs.sides else None
-
-
-def _could_be(path: Path) -> bool:
-    """A quick look: a folder, or a table in which encoded data or names of files stand beside captions."""
-    if path.is_dir():
-        return True
-    if path.suffix.lower() == ".parquet" and path.is_file():
-        file = pq.ParquetFile(path)
-        if not encoded_columns(file.schema_arrow):
-            return False
-        names = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        head = next(iter(file.iter_batches(1000, columns=names)), None) if names else None
-        return head is not None and any(words_of(pa.Table.from_batches([head]), name) for name in names)
-    return path.suffix.lower() in (".csv", ".tsv") and path.is_file()

@@ -17,8 +17,8 @@ from torch import Tensor
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.columns import ReadOptions, looks_wide, numeric_names
 from labelfree.data.draw import Draw
-from labelfree.data.recordings import FILES, Recordings, majority, read_measurements, read_recordings
-from labelfree.data.sources import ARRAYS, TABLES, frame, list_files, load_arrays, read_head
+from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
+from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
 from labelfree.modalities import _series_views as augment
@@ -525,14 +525,13 @@ def _padded(data: np.ndarray, length: int) -> np.ndarray:
 def _recognise_path(path: Path) -> tuple[float, str]:
     try:
         if path.is_dir():
-            files = list_files(path, FILES)
-            return (
-                (0.5, f"{len(files):,} files of numbers") if files and _recognise_path(files[0])[0] >= 0.5 else (0, "")
-            )
+            files, share = share_of(path, FILES)
+            sure = _recognise_path(files[0])[0] if files else 0.0
+            return (sure * share, f"{len(files):,} files of numbers") if sure >= 0.5 else (0.0, "")
         if path.suffix.lower() in ARRAYS:
             return _recognise_arrays(load_arrays(path))
         if path.suffix.lower() in TABLES:
-            return _recognise_table(read_measurements(path, read_head))
+            return _recognise_table(read_head(path))
     except LabelfreeError:
         return 0.0, ""
     return 0.0, ""

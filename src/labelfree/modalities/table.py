@@ -17,8 +17,8 @@ from torch import Tensor
 from labelfree.data import columns as col
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
-from labelfree.data.sources import TABLES, column_values, is_address
-from labelfree.data.tables import DATABASES, Rows, head, open_rows
+from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, is_address, read_head, share_of
+from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._table_columns import Column, Found, Wanted, encode, find_columns, require, words
 from labelfree.modalities._table_fields import Fields, TableStem, Typed
@@ -185,7 +185,7 @@ class Table(Modality):
         try:
             if isinstance(source, np.ndarray) or not hasattr(source, "__len__") or isinstance(source, Mapping):
                 return 0.0, ""
-            return _recognise_rows(head(source))
+            return _recognise_rows(as_table(source).slice(0, HEAD_ROWS))
         except LabelfreeError:
             return 0.0, ""
 
@@ -355,9 +355,13 @@ def _recognise_path(path: Path) -> tuple[float, str]:
     if path.suffix.lower() in DATABASES and path.is_file():
         return 0.9, "a database file"
     try:
+        if path.is_dir():
+            tables, share = share_of(path, TABLES)
+            sure, words = _recognise_rows(read_head(tables[0])) if tables else (0.0, "")
+            return sure * share, words if len(tables) == 1 else f"{len(tables):,} tables, the first of them {words}"
         if path.is_file() and path.suffix.lower() in TABLES:
-            return _recognise_rows(head(path))
-    except (LabelfreeError, pa.ArrowException, OSError):
+            return _recognise_rows(read_head(path))
+    except LabelfreeError:
         pass
     return 0.0, ""
 

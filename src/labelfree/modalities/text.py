@@ -17,7 +17,7 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
-from labelfree.data.sources import TABLES, frame, list_files, read_head
+from labelfree.data.sources import TABLES, frame, read_head, share_of
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
 from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
@@ -353,11 +353,10 @@ def _texts(dataset: Dataset) -> list[str]:
 def _recognise_path(path: Path) -> tuple[float, str]:
     try:
         if path.is_dir():
-            files, tables = list_files(path, SUFFIXES), list_files(path, TABLES)
-            total = sum(1 for p in path.rglob("*") if p.is_file())
-            if files and len(files) * 2 > total:
+            (files, share), (tables, share_of_tables) = share_of(path, SUFFIXES), share_of(path, TABLES)
+            if share > 0.5:
                 return 0.9, f"{len(files):,} text files"
-            return _recognise_path(tables[0]) if tables and len(tables) * 2 > total else (0.0, "")
+            return _recognise_path(tables[0]) if share_of_tables > 0.5 else (0.0, "")
         if path.suffix.lower() in TABLES:
             return _recognise_table(read_head(path))
         if path.suffix.lower() in SUFFIXES and path.is_file():

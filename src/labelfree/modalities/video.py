@@ -432,25 +432,19 @@ def _cut_of(dataset: Dataset) -> Cut:
 
 
 def _recognise_path(path: Path) -> tuple[float, str]:
-    import pyarrow.parquet as pq
-
     suffix = path.suffix.lower()
     if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        found = sum(p.suffix.lower() in films.SUFFIXES for p in files)
-        if found:
-            return 0.95 * found / len(files), f"{found:,} film files"
-        frames = [p for p in files if p.suffix.lower() in pictures.SUFFIXES]
+        frames, share = sources.share_of(path, pictures.SUFFIXES)
         if frames and all(re.fullmatch(r"frame[ _-]?\d+", p.stem.lower()) for p in frames):
-            return 0.97 * len(frames) / len(files), f"{len(frame_folders(path)):,} folders of frames"
-        return 0.0, ""
+            return 0.97 * share, f"{len(frame_folders(path)):,} folders of frames"
+        return sources.recognise_folder(path, films.SUFFIXES, "film", _recognise_path)
     if suffix in films.SUFFIXES and path.is_file():
         return 0.95, "a film file"
     if suffix in sources.ARRAYS and path.is_file():
         found_arrays = [_recognise_shape(a.shape, f"an array {a.shape}") for a in sources.load_arrays(path).values()]
         return max(found_arrays, default=(0.0, ""))
     if suffix == ".parquet" and path.is_file():
-        names = [name for name in encoded_columns(pq.read_schema(path)) if name.lower() in FILMS.columns[:4]]
+        names = [name for name in encoded_columns(sources.schema_of(path)) if name.lower() in FILMS.columns[:4]]
         return (0.95, f"films in column '{names[0]}'") if names else (0.0, "")
     return 0.0, ""
 

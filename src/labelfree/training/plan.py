@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 
 from labelfree import registry
-from labelfree.data.sources import existing, is_address, list_files
+from labelfree.data.once import remembering
+from labelfree.data.sources import ARRAYS, TABLES, existing, frame, is_address, list_files, load_arrays, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.needs import Need
@@ -82,23 +83,32 @@ def recognise(source: Any) -> tuple[str, str]:
     Raises:
         LabelfreeError: it is not there, is empty, looks like none, or holds files of several kinds.
     """
-    folder = None
-    if isinstance(source, str | Path) and not is_address(source):
-        path = existing(source)
-        folder = path if path.is_dir() else None
-    guesses = {name: cls.recognise(source) for name, cls in registry.modalities().items()}
-    name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
-    if sure <= 0:
-        if folder is not None and not any(path.is_file() for path in folder.rglob("*")):
-            raise LabelfreeError(f"'{folder}' is a folder without files.", "Name one with data in it.")
-        what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__
-        raise LabelfreeError(
-            f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
-            "Name it with --modality.",
-        )
-    if folder is not None:
-        _check_kinds(folder, name)
+    path = existing(source) if isinstance(source, str | Path) and not is_address(source) else None
+    with remembering():
+        guesses = {name: cls.guess(source) for name, cls in registry.modalities().items()}
+        name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
+        if sure <= 0:
+            _check_readable(source if path is None else path)
+            what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__
+            raise LabelfreeError(
+                f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
+                "Name it with --modality.",
+            )
+        if path is not None and path.is_dir():
+            _check_kinds(path, name)
     return name, words
+
+
+def _check_readable(source: Any) -> None:
+    """Raises LabelfreeError with what is wrong with a source that nothing recognises, where that can be told."""
+    if not isinstance(source, Path):
+        frame(source, 1)
+    elif source.is_dir() and not list_files(source):
+        raise LabelfreeError(f"'{source}' is a folder without files.", "Name one with data in it.")
+    elif source.suffix.lower() in TABLES:
+        read_head(source)
+    elif source.suffix.lower() in ARRAYS:
+        load_arrays(source)
 
 
 def _check_kinds(folder: Path, chosen: str) -> None:

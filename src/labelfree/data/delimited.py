@@ -1,0 +1,135 @@
+"""Delimited text (CSV, TSV) as tables: encoding, separator, decimal mark and header are told by its beginning."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
+
+from labelfree.data.characters import decode, encoding_of
+
+SUFFIXES = (".csv", ".tsv")
+#: Rows that are looked at, and the share of them that must have as many cells as the first.
+LOOK_AT, REGULAR = 200, 0.9
+#: Bytes beyond which types are not guessed from the whole.
+MOST = 1 << 31
+_NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d+)?|[.,]\d+)([eE][+-]?\d+)?\s*")
+_WITH_POINT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
+_WITH_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+_THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file writes its cells; `header`: whether its first row holds the names of the columns."""
+
+    delimiter: str
+    decimal: str = "."
+    header: bool = True
+
+
+def read_whole(path: Path, head: bytes) -> pa.Table:
+    """A file as a table.
+
+    Args:
+        path: the file.
+        head: its first bytes, by which its form is told.
+
+    Raises:
+        ValueError, pa.ArrowException: it is no text, or no table.
+    """
+    form = _form_of(head, path.suffix.lower(), len(head) == path.stat().st_size)
+    if encoding_of(head) == "utf-8-sig":
+        table = _parse(path, path.stat().st_size, form)
+        if not any(pa.types.is_binary(field.type) for field in table.schema):
+            return table  # else a character that is none in UTF-8 came after the head
+    content = decode(path.read_bytes()).encode()
+    return _parse(content, len(content), form)
+
+
+def read_start(head: bytes, suffix: str) -> pa.Table:
+    """The whole rows among the first bytes of a file as a table.
+
+    Raises:
+        ValueError, pa.ArrowException: it is no text, or its first bytes are no table.
+    """
+    text = decode(head)
+    end = text.rfind("\n") + 1
+    while text.count('"', 0, end) % 2:  # within a cell
+        end = text.rfind("\n", 0, end - 1) + 1
+    content = text[:end].encode()
+    return _parse(content, len(content), _form_of(head, suffix, False))
+
+
+def _parse(source: Path | bytes, size: int, form: Form) -> pa.Table:
+    """Types are guessed from the first megabyte; from all of it where that guess turns out to be wrong."""
+
+    def read(block: int | None) -> pa.Table:
+        return read_csv(
+            source if isinstance(source, Path) else pa.BufferReader(source),
+            ReadOptions(block_size=block, autogenerate_column_names=not form.header),
+            ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
+            ConvertOptions(decimal_point=form.decimal),
+        )
+
+    try:
+        return read(None)
+    except pa.ArrowInvalid as error:
+        if "conversion error" not in str(error) or size >= MOST:
+            raise
+        return read(size + 1)
+
+
+def _form_of(head: bytes, suffix: str, whole: bool) -> Form:
+    text = decode(head)
+    usual = "\t" if suffix == ".tsv" else ","
+    rows = {mark: _rows(text, mark, whole) for mark in (usual, *",;\t|".replace(usual, ""))}
+    fitting = [mark for mark, found in rows.items() if _splits(found)]
+    mark = max(fitting, key=lambda mark: _share_of_numbers(rows[mark]), default=usual)
+    decimal = _decimal(rows[mark], mark)
+    return Form(mark, decimal, not (rows[mark] and _is_data([cell.replace(decimal, ".") for cell in rows[mark][0]])))
+
+
+def _rows(text: str, mark: str, whole: bool) -> list[list[str]]:
+    """The first rows that have cells; without the last one where it may have been cut."""
+    try:
+        found = list(islice(csv.reader(io.StringIO(text, newline=""), delimiter=mark), LOOK_AT))
+    except csv.Error:  # a cell of very many characters
+        return []
+    return [row for row in (found if whole or len(found) == LOOK_AT else found[:-1]) if row]
+
+
+def _splits(rows: list[list[str]]) -> bool:
+    """Whether a separator cuts the header, and the rows alike."""
+    if not rows or len(rows[0]) < 2:
+        return False
+    return sum(len(row) == len(rows[0]) for row in rows) >= REGULAR * len(rows)
+
+
+def _share_of_numbers(rows: list[list[str]]) -> float:
+    cells = [cell for row in rows for cell in row]
+    return sum(bool(_NUMBER.fullmatch(cell)) for cell in cells) / len(cells)
+
+
+def _decimal(rows: list[list[str]], mark: str) -> str:
+    """The comma where it is no separator and numbers have one, but do not look like thousands of an English table."""
+    cells = [cell for row in rows for cell in row] if mark != "," else []
+    commas = [cell for cell in cells if _WITH_COMMA.fullmatch(cell)]
+    if not commas or any(_WITH_POINT.fullmatch(cell) for cell in cells):
+        return "."
+    return "," if mark == ";" or not all(_THOUSANDS.fullmatch(cell) for cell in commas) else "."
+
+
+def _is_data(names: list[str]) -> bool:
+    """Whether all "names" are numbers that do not count through: then the first row is data."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    return numbers != [numbers[0] // 1 + place for place in range(len(numbers))]

@@ -1,0 +1,94 @@
+"""Delimited text as the world writes it: every encoding, separator and decimal mark gives the same table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from labelfree.data import sources
+from labelfree.data.sources import read_head, read_table
+from labelfree.data.tables import open_rows
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.table import Table
+from labelfree.modalities.text import Text
+from labelfree.training.plan import recognise
+
+ROWS = [("Müller", 1.5, 3), ("José", 22.25, 4), ("Weiß", -0.125, 5)]
+TABLE = pa.table({"größe": [row[0] for row in ROWS], "x": [row[1] for row in ROWS], "n": [row[2] for row in ROWS]})
+
+
+def text_of(separator: str = ",", decimal: str = ".") -> str:
+    lines = [separator.join((name, str(x).replace(".", decimal), str(n))) for name, x, n in ROWS]
+    return "\n".join([separator.join(TABLE.column_names), *lines]) + "\n"
+
+
+def written(folder: Path, text: str, encoding: str = "utf-8", name: str = "table.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-32"])
+@pytest.mark.parametrize(("separator", "decimal"), [(",", "."), (";", "."), (";", ","), ("\t", ","), ("|", ",")])
+def test_every_way_to_write_a_table_gives_it(tmp_path: Path, encoding: str, separator: str, decimal: str) -> None:
+    path = written(tmp_path, text_of(separator, decimal), encoding)
+    assert read_table(path).equals(TABLE)
+    assert read_head(path, 2).equals(TABLE.slice(0, 2))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_the_head_of_a_long_file_has_its_form(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, text_of(";", ",") + "Zoë;2,5;6\n" * 99, encoding)
+    monkeypatch.setattr(sources, "HEAD_BYTES", 201)
+    monkeypatch.setattr(sources, "read_table", None)
+    assert read_head(path, 3).equals(TABLE)
+
+
+def test_a_foreign_character_after_the_head_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "name,n\n" + "plain,1\n" * 50 + "José,2\n", "cp1252")
+    monkeypatch.setattr(sources, "HEAD_BYTES", 100)
+    assert read_table(path).to_pylist()[-1] == {"name": "José", "n": 2}
+
+
+def test_thousands_of_an_english_table_are_no_decimals(tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, "city\tpeople\nA\t1,234\nB\t56,789\n", name="table.tsv"))
+    assert found.column("people").to_pylist() == ["1,234", "56,789"]
+
+
+@pytest.mark.parametrize("text", ['text\n"one; two, three"\n"four; five"\n', "text;kind,n\nx;y,2\nz,3\n"])
+def test_separators_inside_cells_separate_nothing(tmp_path: Path, text: str) -> None:
+    assert read_table(written(tmp_path, text)).column_names == text.splitlines()[0].split(",")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(LabelfreeError, match="cannot be read as csv: binary where text is expected"):
+        read_table(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("first", "header"),
+    [("0.5,1.5,3", False), ("7.25,7.25,7.25", False), ("0,1,2", True), ("2019,2020,2021", True), ("a,1,2", True)],
+)
+def test_a_first_row_of_numbers_that_do_not_count_through_is_data(tmp_path: Path, first: str, header: bool) -> None:
+    path = written(tmp_path, f"{first}\n2.5,3.5,4\n8.5,1.5,6\n")
+    names = first.split(",") if header else ["f0", "f1", "f2"]
+    for table in (read_table(path), read_head(path)):
+        assert (table.column_names, len(table)) == (names, 2 if header else 3)
+    assert len(Table().open(path)) == (2 if header else 3)
+
+
+def test_every_kind_reads_tables_of_another_encoding(tmp_path: Path) -> None:
+    texts = [f"Señor número {n} schläft lange und träumt von größeren Dingen;{'ab'[n % 2]}" for n in range(30)]
+    path = written(tmp_path, "\n".join(["text;kind", *texts]), "cp1252")
+    assert recognise(path)[0] == "text"
+    assert Text().open(path).texts([3]) == [texts[3].partition(";")[0]]
+
+
+def test_columns_that_are_numbers_in_one_file_and_words_in_another_fit_together(tmp_path: Path) -> None:
+    written(tmp_path, "a,b\n1,2.5\n2,3.5\n", name="1.csv")
+    written(tmp_path, "a,b\nx,4.5\n,5.5\n", name="2.csv")
+    rows = open_rows(tmp_path)
+    assert rows.read(["a", "b"]).to_pydict() == {"a": ["1", "2", "x", ""], "b": [2.5, 3.5, 4.5, 5.5]}
