@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from labelfree.data.events import Histories, Log, LogOptions, RecentEvents, read_log
 from labelfree.errors import LabelfreeError
+from labelfree.training.plan import recognise
 
 
 def table(**columns: object) -> pa.Table:
@@ -58,6 +59,12 @@ def test_rows_without_a_time_or_a_node_are_left_out_and_listed() -> None:
     log = read_log(table(time=[0.0, None, 2.0, 3.0], to=["b", "c", None, "b"]), LogOptions())
     assert len(log) == 2
     assert [(item.index, item.reason) for item in log.unreadable] == [(1, "no time in 'time'"), (2, "no node in 'to'")]
+
+
+def test_a_log_with_a_time_that_cannot_be_read_is_recognised(tmp_path: Path) -> None:
+    rows = [f"{number if number != 50 else 'soon'},{'abc'[number % 3]},{'bcd'[number % 3]}" for number in range(99)]
+    (tmp_path / "log.csv").write_text("\n".join(["time,source,target", *rows]))
+    assert recognise(tmp_path / "log.csv")[0] == "events"
 
 
 def test_features_are_numbers_and_categories_and_never_the_label() -> None:

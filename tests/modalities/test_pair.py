@@ -108,6 +108,30 @@ def test_pictures_with_captions_beside_them_but_labels_are_no_side(tmp_path: Pat
     assert opened(tmp_path / "pictures", columns="kind")[1].there().all(), "unless it is named"
 
 
+def pictures_with(folder: Path, rows: list[str], encoding: str = "utf-8") -> Path:
+    for number in range(len(rows) - 1):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "metadata.csv").write_bytes("\n".join(rows).encode(encoding))
+    return folder
+
+
+def test_captions_of_another_encoding_and_separator_are_a_side(tmp_path: Path) -> None:
+    rows = [f"{number}.png;ein größerer Bär, Nummer {number}" for number in range(6)]
+    source = pictures_with(tmp_path, ["file;caption", *rows], "cp1252")
+    assert recognise(source)[0] == "pair"
+    modality, dataset = opened(source)
+    assert list(modality.sides) == ["image", "text"]
+    assert dataset.sides["text"].dataset.texts([3]) == ["ein größerer Bär, Nummer 3"]
+
+
+def test_a_table_beside_pictures_that_cannot_be_used_leaves_them_pictures(tmp_path: Path) -> None:
+    rows = [f"{number}.png,some words,of number {number}" for number in range(6)]
+    source = pictures_with(tmp_path, ["file,caption,caption", *rows])
+    assert recognise(source)[0] == "image"
+    with pytest.raises(LabelfreeError, match=r"metadata.csv' has several columns named 'caption'"):
+        Pair().open(source)
+
+
 def test_a_dictionary_of_sources() -> None:
     source = {
         "image": np.random.default_rng(0).integers(0, 255, (8, 12, 12, 3), dtype=np.uint8),

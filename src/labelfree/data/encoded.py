@@ -464,9 +464,8 @@ def open_folder(path: Path, kind: Kind, column: str = "auto") -> Source:
     for suffixes in TABLES:
         if tables := sources.list_files(path, suffixes):
             return Table(tables, kind, column)
-    others = Counter(p.suffix.lower() or "no suffix" for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "no files"
     raise LabelfreeError(
-        f"'{path}' holds no {kind.name}: files ending in {', '.join(kind.suffixes)} were expected, found: {found}.",
+        f"'{path}' holds no {kind.name}: files ending in {', '.join(kind.suffixes)} were expected, "
+        f"found: {sources.what_is_in(path)}.",
         f"Name a folder of {kind.name}, or another modality.",
     )

@@ -57,6 +57,12 @@ def share_of(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], float
     return found, len(found) / max(len(list_files(folder)), 1)
 
 
+def what_is_in(folder: Path) -> str:
+    """The most frequent suffixes below a folder in words ("1,203 .png, 3 no suffix")."""
+    found = Counter(path.suffix.lower() or "no suffix" for path in list_files(folder))
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in found.most_common(3)) or "no files"
+
+
 def recognise_folder(
     folder: Path, suffixes: Collection[str], what: str, look: Callable[[Path], tuple[float, str]]
 ) -> tuple[float, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from labelfree.data.sources import (
     list_files,
     read_table,
     sidecar,
+    what_is_in,
 )
 from labelfree.errors import LabelfreeError, nearest, reason_of
 from labelfree.modalities.base import Dataset, Description
@@ -295,10 +295,9 @@ def _from_path(path: Path, column: str | None, cut: Cut, encode: Encode) -> Docu
         return _cut_files(files, path, cut, encode) if cut in ("paragraph", "line") else Files(files, path, encode)
     if tables:
         return _from_tables(tables, path, column, encode)
-    kinds = Counter(p.suffix.lower() or "no suffix" for p in list_files(path))
-    found = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds.most_common(3)) or "no files"
     raise LabelfreeError(
-        f"'{path}' holds no text: files ending in {', '.join((*SUFFIXES, *TABLES))} were expected, found: {found}.",
+        f"'{path}' holds no text: files ending in {', '.join((*SUFFIXES, *TABLES))} were expected, "
+        f"found: {what_is_in(path)}.",
         "Name a folder of texts, or another modality.",
     )
 

@@ -22,7 +22,7 @@ from labelfree.data.batch import Batch, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns
 from labelfree.data.sources import ARRAYS, TABLES, existing, frame, hash_of, list_files, read_table
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities._text_sources import Documents, Encode, Files, Rows, text_column
 from labelfree.modalities._text_tokens import Blocks, count_ids
 from labelfree.modalities.base import Budget, Choice, Dataset, Description
@@ -102,7 +102,7 @@ class ByteFiles(Files):
                     file.seek(int(self._start[index]))
                     found.append(file.read(min(int(self._length[index]), LONGEST)).decode("latin-1"))
             except OSError as error:
-                found.append(Unreadable(int(index), self.name(index), error.strerror or str(error)))
+                found.append(Unreadable(int(index), self.name(index), reason_of(error)))
         return found
 
     def characters(self) -> np.ndarray:
