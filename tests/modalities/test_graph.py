@@ -81,6 +81,21 @@ def test_columns_called_like_labels_are_no_features(bank: Path) -> None:
     assert "label (looks like a label)" in dataset.describe().facts["left out"]
 
 
+@pytest.mark.parametrize(("level", "feature", "label"), [("node", "kind", "is_fraud"), ("edge", "amount", "illicit")])
+def test_what_the_encoder_sees_is_no_label(bank: Path, level: str, feature: str, label: str) -> None:
+    nodes, edges = bank / "nodes.csv", bank / "edges.csv"
+    nodes.write_text(nodes.read_text().replace("fraud", "is_fraud"))
+    lines = [f"{line},{row % 2}" for row, line in enumerate(edges.read_text().splitlines())]
+    edges.write_text("\n".join([lines[0].replace(",0", ",illicit"), *lines[1:]]))
+    modality, dataset = fitted(bank, level=level)
+    assert modality.width == 4, "balance and three kinds: what is called like a label is left out"
+    assert feature not in dataset.columns()
+    assert label in dataset.columns()
+    assert len(dataset.column(label)) == len(dataset)
+    with pytest.raises(LabelfreeError, match=rf"'{feature}' is a feature, which the encoder sees.*exclude={feature}"):
+        dataset.column(feature)
+
+
 def test_many_graphs_are_samples_with_kinds_of_nodes_and_edges(tmp_path: Path) -> None:
     path = tmp_path / "rings.json"
     path.write_text(json.dumps(molecules()))
@@ -122,7 +137,7 @@ def test_arrays_tell_nodes_edges_and_graphs_by_their_length(tmp_path: Path) -> N
     _, nodes = fitted(path, level="node")
     assert nodes.column("y").tolist() == list(range(6))
     assert nodes.column("graph").tolist() == [0, 0, 0, 1, 1, 1]
-    _, edges = fitted(path, level="edge")
+    _, edges = fitted(path, level="edge", exclude="kind")
     assert sorted(edges.column("kind").tolist()) == list(range(5))
 
 

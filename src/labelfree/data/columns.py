@@ -14,7 +14,10 @@ import pyarrow.compute as pc
 from labelfree.errors import LabelfreeError, nearest
 
 _TIME = "time timestamp datetime date date_time timestep time_step step ts ds t seconds"
-_LABEL = "label labels class classes target targets y category outcome ground_truth"
+_LABEL = (
+    "label labels class classes target targets y category outcome ground_truth state_label "
+    "fraud is_fraud isfraud anomaly is_anomaly attack is_attack illicit"
+)
 _IDENTITY = (
     "id series_id series recording recording_id record record_id subject subject_id person person_id patient "
     "patient_id participant user user_id device device_id sensor_id session session_id unit unit_id item_id "

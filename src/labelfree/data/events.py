@@ -38,8 +38,6 @@ _PAIRS: tuple[tuple[str, str, bool], ...] = (
     ("customer", "merchant", True),
     ("customer_id", "merchant_id", True),
 )
-#: Columns that tell what pretraining must not see, besides those that every table of measurements may have.
-_TELLING = "is_fraud isfraud fraud is_anomaly anomaly is_attack attack illicit state_label"
 #: Text columns with at most so many different values are categories.
 _CATEGORIES = 32
 
@@ -265,7 +263,7 @@ def _choose(table: pa.Table, taken: Sequence[str], options: LogOptions) -> tuple
     wanted = [name for name in options.columns or table.column_names if name not in (*taken, *options.exclude)]
     left = dict.fromkeys(options.exclude, "excluded")
     if not options.columns:
-        telling = [name for name in wanted if col.plain(name) in {*_TELLING.split(), *col.LABEL_NAMES}]
+        telling = [name for name in wanted if col.plain(name) in col.LABEL_NAMES]
         left |= dict.fromkeys(telling, "named like a label")
         wanted = [name for name in wanted if name not in left]
     numeric = [name for name in wanted if name in col.numeric_names(table)]

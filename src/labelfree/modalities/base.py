@@ -114,6 +114,13 @@ def _no_column(name: str, known: Sequence[str]) -> Refusal:
     return Refusal(f"There is no column '{name}' in the source: {has}.", nearest(name, known))
 
 
+def _seen(name: str, what: str) -> LabelfreeError:
+    """Why a column that is `what` to the encoder ("a channel") is no label: the answer would be in the question."""
+    return LabelfreeError(
+        f"'{name}' is {what}, which the encoder sees, so it cannot be a label.", f"Pretrain without it: exclude={name}."
+    )
+
+
 #: Which tokens of two crops are the same: (2, B, L) int64 token numbers, or a slice of each where they are the same
 #: for all samples (which costs nothing to take).
 Shared = Tensor | tuple[slice, slice]

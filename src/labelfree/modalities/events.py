@@ -31,6 +31,7 @@ from labelfree.losses.masked import squared_error
 from labelfree.modalities import _event_views as views
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, span_mask
 from labelfree.modalities.base import _no_column as no_column
+from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings
 
@@ -99,10 +100,7 @@ class EventDataset(Dataset):
         if name not in self.log.columns:
             raise no_column(name, self.columns())
         if name in self.log.channels or any(channel.startswith(f"{name}=") for channel in self.log.channels):
-            raise LabelfreeError(
-                f"'{name}' is a feature of the events, which the encoder sees, so it cannot be a label.",
-                f"Pretrain without it: exclude={name}.",
-            )
+            raise seen_by_encoder(name, "a feature of the events")
         return self.log.columns[name]
 
     def fingerprint(self) -> str:

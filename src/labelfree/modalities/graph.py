@@ -23,6 +23,7 @@ from labelfree.modalities._graph_features import drawing, scale_of, summary
 from labelfree.modalities._graph_sources import Column, GraphOptions, looks_like_graph, read_graphs
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Links, Modality, hidden_count
 from labelfree.modalities.base import _no_column as no_column
+from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -82,10 +83,13 @@ class GraphDataset(Dataset):
     Attributes:
         graphs: all of them; their features are what samples hold.
         given: how many of the features the source gave; the rest say how nodes are linked.
+        seen: columns of nodes, or of edges, that are features: of what a sample is.
     """
 
-    def __init__(self, graphs: Graphs, level: str, fanouts: Sequence[int], given: int) -> None:
-        self.graphs, self.level, self.fanouts, self.given = graphs, level, tuple(fanouts), given
+    def __init__(
+        self, graphs: Graphs, level: str, fanouts: Sequence[int], given: int, seen: frozenset[str] = frozenset()
+    ) -> None:
+        self.graphs, self.level, self.fanouts, self.given, self.seen = graphs, level, tuple(fanouts), given, seen
         self.connected = level != "graph"
         self.unreadable = (
             () if level == "graph" else [Unreadable(-1, f"graph {n}", why) for n, why in graphs.broken.items()]
@@ -146,11 +150,13 @@ class GraphDataset(Dataset):
         return f"{self.level} {'–'.join(named)}"
 
     def columns(self) -> Sequence[str]:
-        own = list(self.graphs.columns.get(self.level, {}))
+        own = [name for name in self.graphs.columns.get(self.level, {}) if name not in self.seen]
         return own if self.level == "graph" or self.graphs.count == 1 or "graph" in own else [*own, "graph"]
 
     def column(self, name: str) -> np.ndarray:
         own = self.graphs.columns.get(self.level, {})
+        if name in self.seen:
+            raise seen_by_encoder(name, "a feature")
         if name in own:
             return own[name]
         if name == "graph" and name in self.columns():
@@ -237,7 +243,9 @@ class Graph(Modality):
         features = np.concatenate([graphs.features, *made], axis=1)
         if not features.shape[1]:
             raise LabelfreeError("The nodes have no features.", "Let some be made of the edges: structure=degrees.")
-        return GraphDataset(replace(graphs, features=features), self._level, own.fanouts, given)
+        features_of = {"node": self._of_nodes, "edge": self._of_edges}.get(self._level) or ()
+        seen = frozenset(column.name for column in features_of)
+        return GraphDataset(replace(graphs, features=features), self._level, own.fanouts, given, seen)
 
     def _made(self, graphs: Graphs) -> list[np.ndarray]:
         """Features of structure."""

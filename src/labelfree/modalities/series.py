@@ -35,6 +35,7 @@ from labelfree.modalities.base import (
     span_mask,
 )
 from labelfree.modalities.base import _no_column as no_column
+from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
 
@@ -133,10 +134,7 @@ class SeriesDataset(Dataset):
         if name == "recording" and self.window:
             return self.recording
         if name in self.channels:
-            raise LabelfreeError(
-                f"'{name}' is a channel, which the encoder sees, so it cannot be a label.",
-                f"Pretrain without it: exclude={name}.",
-            )
+            raise seen_by_encoder(name, "a channel")
         raise no_column(name, self.columns())
 
     def fingerprint(self) -> str:

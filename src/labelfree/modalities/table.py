@@ -24,6 +24,7 @@ from labelfree.modalities._table_columns import Column, Found, Wanted, encode, f
 from labelfree.modalities._table_fields import Fields, TableStem, Typed
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, hidden_count
 from labelfree.modalities.base import _no_column as no_column
+from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
 
@@ -94,10 +95,7 @@ class TableDataset(Dataset):
         if name not in self.rows.names:
             raise no_column(name, self.columns())
         if name not in self.columns():
-            raise LabelfreeError(
-                f"'{name}' is a column that the encoder sees, so it cannot be a label.",
-                f"Pretrain without it: exclude={name}.",
-            )
+            raise seen_by_encoder(name, "a feature")
         return column_values(self.rows.read([name]), name)
 
     def fingerprint(self) -> str:
