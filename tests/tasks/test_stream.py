@@ -33,7 +33,7 @@ def test_a_stream_gives_an_event_the_history_that_the_log_gives_it(run: Run, fra
     assert isinstance(modality, Events)
     stream = run.stream()
     stream.update(frame[:150])
-    fresh = modality.prepare(modality.fresh_batch(stream._seen, stream._read(frame[150:151])))
+    fresh = modality.prepare(modality.fresh_batch(stream._seen, stream._read(frame[150:151], keep=False)))
     dataset = modality.open(frame)
     logged = modality.prepare(modality.collate(dataset.read([150])))  # type: ignore[arg-type]
     np.testing.assert_array_equal(fresh.data.numpy(), logged.data.numpy())
@@ -56,6 +56,27 @@ def test_watching_is_scoring_and_updating_in_turns(run: Run, frame: pd.DataFrame
         parts.append(by_hand.score(frame[start : start + 24]))
         by_hand.update(frame[start : start + 24])
     np.testing.assert_allclose(scores, np.concatenate(parts), rtol=1e-5, atol=1e-6)
+
+
+def test_a_node_is_the_same_however_its_column_is_typed(run: Run, frame: pd.DataFrame) -> None:
+    stream = run.stream()
+    numbered = frame.assign(**{end: pd.factorize(frame[end])[0] for end in ("sender", "receiver")})
+    stream.update(numbered[:150])
+    one = numbered[150:151]
+    name, expected = int(one.sender.iloc[0]), stream.score(one)[0]
+    for spelt in (name, float(name), str(name)):
+        among_guests = pd.concat([one, one]).assign(sender=[spelt, "guest-7"])
+        np.testing.assert_allclose(stream.score(among_guests)[0], expected, rtol=1e-5)
+
+
+def test_scoring_leaves_no_trace(run: Run, frame: pd.DataFrame) -> None:
+    stream = run.stream()
+    stream.update(frame[:100])
+    nodes, room = dict(stream._nodes), len(stream._seen._recent)
+    strangers = frame[100:].assign(sender=[f"stranger {row}" for row in range(len(frame) - 100)])
+    first = stream.score(strangers)
+    np.testing.assert_array_equal(stream.score(strangers), first)
+    assert (stream._nodes, len(stream._seen._recent)) == (nodes, room)
 
 
 def test_odd_events_score_higher(run: Run, frame: pd.DataFrame) -> None:

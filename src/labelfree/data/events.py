@@ -380,8 +380,9 @@ class RecentEvents:
 
     def recent(self, nodes: np.ndarray) -> np.ndarray:
         """(B, most) places in `log` of the last events of `nodes` (B,), oldest first; -1 where there were fewer."""
-        self._make_room(int(nodes.max(initial=-1)) + 1)
-        numbers = self._recent[nodes]
+        known = nodes < len(self._recent)
+        numbers = np.full((len(nodes), self.most), -1, dtype=np.int64)
+        numbers[known] = self._recent[nodes[known]]
         return np.where(numbers >= 0, np.searchsorted(self._numbers[: self._size], numbers), -1)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class Stream:
         Raises:
             LabelfreeError: columns are missing, or events are earlier than those taken in before.
         """
-        for part in self._parts(self._read(events)):
+        for part in self._parts(self._read(events, keep=True)):
             self._take_in(part)
 
     def score(self, events: Any) -> np.ndarray:
@@ -66,27 +67,35 @@ class Stream:
         Args:
             events: as for `update`.
         """
-        log = self._read(events)
+        log = self._read(events, keep=False)
         scores = [self._judge(part) for part in self._parts(log)]
         return self._by_row(log, scores)
 
     def watch(self, events: Any) -> np.ndarray:
         """`score` and `update` in turns, batch by batch: each event is judged after those of the batches before it."""
-        log = self._read(events)
+        log = self._read(events, keep=True)
         scores = []
         for part in self._parts(log):
             scores.append(self._judge(part))
             self._take_in(part)
         return self._by_row(log, scores)
 
-    def _read(self, events: Any) -> Log:
+    def _read(self, events: Any, keep: bool) -> Log:
+        """Events with the stream's numbers of their nodes, those of new ones only to `keep` where they are taken in."""
         log = self._modality.log(events)
         if log.time[0] < self._seen.clock:
             raise LabelfreeError(
                 f"The stream has come to time {self._seen.clock:.6g}, but these events begin at {log.time[0]:.6g}.",
                 "Give events in order, or start a new stream.",
             )
-        numbers = np.array([self._nodes.setdefault(name, len(self._nodes)) for name in log.nodes], dtype=np.int64)
+        known, names = self._nodes, [_spelt(name) for name in log.nodes]
+        new: dict[Any, int] = {}
+        for name in names:
+            if name not in known:
+                new.setdefault(name, len(known) + len(new))
+        numbers = np.array([known[name] if name in known else new[name] for name in names], dtype=np.int64)
+        if keep:
+            known.update(new)
         return replace(log, ends=numbers[log.ends])
 
     def _parts(self, log: Log) -> list[Log]:
@@ -111,3 +120,10 @@ class Stream:
         found = np.full(len(log) + len(log.unreadable), np.nan, dtype=np.float32)
         found[log.rows] = np.concatenate(scores)
         return found
+
+
+def _spelt(name: Any) -> Any:
+    """A node's name as text: 3, 3.0 and "3" are one node, however the column that it stood in was typed."""
+    if isinstance(name, tuple):  # of the second kind
+        return tuple(_spelt(part) for part in name)
+    return re.sub(r"^(-?\d+)\.0$", r"\1", str(name))
