@@ -62,7 +62,7 @@ def test_missing_steps_at_the_end_are_padding_and_those_inside_are_not() -> None
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3))
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), st.integers(1, 3))
 def test_a_list_keeps_every_series_and_its_length(lengths: list[int], width: int) -> None:
     series = [np.arange(n * width, dtype=float).reshape(n, width) + n for n in lengths]
     found = read(series)
@@ -228,6 +228,7 @@ def test_a_trained_encoder_gets_the_channels_it_knows(tmp_path: Path) -> None:
         (lambda folder: np.zeros((0, 5)), "is empty"),
         (lambda folder: save(folder, "text.csv", words=["a", "b"]), "no channel to learn from"),
         (lambda folder: [np.zeros((3, 1)), np.zeros((3, 2))], "expected arrays"),
+        (lambda folder: [np.zeros((0, 2)), np.zeros((0, 2))], "its 2 series are empty"),
     ],
 )
 def test_what_is_no_series_is_refused_in_one_sentence(tmp_path: Path, make: object, words: str) -> None:

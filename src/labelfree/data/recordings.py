@@ -140,6 +140,8 @@ def _from_list(series: Sequence[Any], options: ReadOptions) -> Recordings:
             f"The list holds no series: expected arrays (steps[, channels]), found {', '.join(shapes) or 'nothing'}."
         )
     width = widths.pop()
+    if not any(a.size for a in arrays):
+        raise LabelfreeError(f"The list holds no values: its {len(arrays)} series are empty.", "Give steps.")
     values = _clean(np.concatenate(arrays))
     bounds = np.concatenate([[0], np.cumsum([len(a) for a in arrays])])
     names = tuple(str(c) for c in range(width)) if width > 1 else ("value",)
@@ -179,8 +181,8 @@ def _clean(values: np.ndarray) -> np.ndarray:
 def _trim(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """(M, 2) spans between bounds, without the steps at the end where every channel is missing (padding)."""
     known = ~np.isnan(values).all(axis=1)
-    last = np.maximum.accumulate(np.where(known, np.arange(len(known)) + 1, 0))
-    stops = np.maximum(last[bounds[1:] - 1], bounds[:-1])
+    last = np.maximum.accumulate(np.concatenate([[0], np.where(known, np.arange(len(known)) + 1, 0)]))
+    stops = np.maximum(last[bounds[1:]], bounds[:-1])
     return np.stack([bounds[:-1], stops], axis=1).astype(np.int64)
 
 
