@@ -306,12 +306,52 @@ def test_a_broken_graph_among_many_is_left_out_and_listed() -> None:
     graphs = molecules()
     graphs[3]["edges"][0] = [0, 99]
     graphs[5]["nodes"], graphs[5]["edges"], graphs[5]["edge_labels"] = [], [], []
+    graphs[6]["edges"] = [[0, "a"]]
+    graphs[7]["edges"] = [[0, 1, 2]]
+    graphs[8]["edges"] = [[0, 1], [2]]
+    graphs[9]["edges"] = None
+    graphs[10]["nodes"] = [[1, 2]] * 6
+    graphs[11] = None  # type: ignore[call-overload]
     _, dataset = fitted(graphs)
     bad = [item for item in dataset.read(range(12)) if isinstance(item, Unreadable)]
+    no_pairs = "its edges are no pairs of node numbers"
     assert [(item.index, item.reason) for item in bad] == [
-        (3, "an edge leads to a node that does not exist"),
+        (3, "an edge leads to node 99, which does not exist"),
         (5, "it has no node"),
+        *((number, no_pairs) for number in (6, 7, 8, 9)),
+        (10, "its 'nodes' have another shape than those of the graphs before it"),
+        (11, "it is no object with nodes and edges"),
     ]
+    assert dataset.column("y")[[0, 1, 2, 4]].tolist() == [0, 1, 0, 0]
+    assert len(Graph(GraphSettings.read({"level": "node"}, "graph")).open(graphs)) == 4 + 5 + 6 + 8
+
+
+def test_graphs_that_are_all_broken_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "graphs.json"
+    path.write_text(json.dumps([{"nodes": [1, 2], "edges": [[0, 5]]}, {"edges": None}]))
+    with pytest.raises(LabelfreeError, match=r"None of the 2 graphs can be used; graph 0: an edge leads to node 5"):
+        Graph().open(path)
+
+
+def test_an_edge_to_no_node_breaks_its_own_graph(tmp_path: Path) -> None:
+    write(tmp_path, "source,target\na,b\nc,d\nd,x\n", "id,x,graph\na,1,g\nb,2,g\nc,1,h\nd,2,h\n")
+    assert Graph().open(tmp_path).graphs.broken == {1: "an edge leads to a node that does not exist"}
+
+
+def test_node_link_json_is_read_by_the_ids_of_its_nodes(tmp_path: Path) -> None:
+    nodes = [{"id": name, "size": size} for name, size in (("b", 1.5), ("a", 2.5), ("c", 4.0))]
+    links = [{"source": "a", "target": "b", "weight": 0.5}, {"source": "c", "target": "b", "weight": 2.0}]
+    graph = {"directed": False, "multigraph": False, "graph": {}, "nodes": nodes, "links": links}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(graph))
+    assert recognise(path)[0] == "graph"
+    modality, dataset = fitted(path)
+    assert dataset.graphs.edges.tolist() == [[0, 1], [0, 2]]
+    assert (modality.width, modality.edge_width) == (1, 1)
+    graph["links"] = [*links, {"source": "c", "target": "z", "weight": 0.0}]
+    path.write_text(json.dumps(graph))
+    with pytest.raises(LabelfreeError, match="an edge leads to node 'z', which does not exist"):
+        Graph().open(path)
 
 
 def test_ends_may_be_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_nu
 from labelfree.data.graphs import Graphs
 from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, frame, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
+from labelfree.modalities._graph_items import MOST_WORDS, Found, many
 
 #: Names under which the two ends of an edge are known.
 ENDS = (
@@ -33,8 +34,6 @@ ENDS = (
 KEYS = ("id", "node", "node_id", "name")
 #: Columns that say which graph a node, or an edge, is in.
 OF_GRAPH = ("graph", "graph_id", "batch")
-#: A column of words with more different values is an identifier, not a feature.
-MOST_WORDS = 64
 
 
 @dataclass(frozen=True)
@@ -69,31 +68,6 @@ class GraphOptions:
     ends: tuple[str, ...] = ()
     of_nodes: tuple[Column, ...] | None = None
     of_edges: tuple[Column, ...] | None = None
-
-
-@dataclass
-class Found:
-    """A source as it was read, before anything is chosen or mended.
-
-    Attributes:
-        nodes, edges, graphs: columns by name, a value (or row of numbers) each.
-        ends: (M, 2) int64 node numbers; below 0 or beyond the nodes where there is no such node.
-        of: (N,) int64 graph of each node, ascending.
-        code: (N,) uint64 that names each node.
-        unknown: name of a node that an edge has and the nodes have not.
-        codes: columns whose whole numbers are names of kinds (atom types), not quantities.
-        names: (N,) of the nodes, where they have any.
-    """
-
-    ends: np.ndarray
-    of: np.ndarray
-    code: np.ndarray
-    nodes: dict[str, np.ndarray] = field(default_factory=dict)
-    edges: dict[str, np.ndarray] = field(default_factory=dict)
-    graphs: dict[str, np.ndarray] = field(default_factory=dict)
-    unknown: str = ""
-    codes: frozenset[str] = frozenset()
-    names: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -134,17 +108,17 @@ def _find(source: Any, options: GraphOptions) -> Found:
         if path.suffix.lower() in ARRAYS:
             return _arrays(load_arrays(path))
         if (graphs := _json_graphs(path)) is not None:
-            return _many(graphs)
+            return many(graphs)
         return _tables(read_table(path), None, None, options)
     if (table := frame(source)) is not None:
         return _tables(table, None, None, options)
     if isinstance(source, Mapping):
         return _arrays({name: np.asarray(value) for name, value in source.items()})
     if hasattr(source, "edge_index"):
-        return _many([_of_geometric(source)])
+        return many([_of_geometric(source)])
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source):
         items = [source[number] for number in range(len(source))]
-        return _many([_of_geometric(item) if hasattr(item, "edge_index") else item for item in items])
+        return many([_of_geometric(item) if hasattr(item, "edge_index") else item for item in items])
     raise LabelfreeError(
         f"{type(source).__name__} holds no graph.", "Give edges, arrays, or a PyTorch Geometric data set."
     )
@@ -243,7 +217,7 @@ def _sort_by_graph(found: Found, of: np.ndarray, graphs: pa.Table | None) -> Non
     found.names = None if found.names is None else found.names[order]
     found.ends = np.where(found.ends < 0, found.ends, place[found.ends])
     found.nodes = {name: values[order] for name, values in found.nodes.items() if plain(name) not in OF_GRAPH}
-    found.graphs = {"graph": names}
+    found.graphs, found.total = {"graph": names}, len(names)
     if graphs is not None:
         key = next((name for name in graphs.column_names if plain(name) in ("id", *OF_GRAPH)), graphs.column_names[0])
         rows = {str(value): row for row, value in enumerate(graphs.column(key).to_pylist())}
@@ -272,7 +246,7 @@ def _arrays(arrays: Mapping[str, np.ndarray]) -> Found:
     found = Found(ends, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64))
     bad = (ends < 0) | (ends >= count)
     if bad.any():
-        found.unknown = str(ends[bad][0])
+        found.unknown, found.ends = str(ends[bad][0]), np.where(bad, -1, ends)
     if features is not None:
         found.nodes["x"] = features
     graphs = 1 if of is None else len(np.unique(of))
@@ -316,56 +290,6 @@ def _of_geometric(data: Any) -> dict[str, Any]:
         if key in own:
             graph[name] = own.pop(key)
     return graph | {key: value.item() if value.size == 1 else value for key, value in own.items()}
-
-
-def _many(graphs: Sequence[Mapping[str, Any]]) -> Found:
-    """Graphs one by one: `nodes` (values, rows of numbers, or objects), `edges` of node numbers, further columns."""
-    ends, of, first = [], [], 0
-    kinds: tuple[dict[str, list[np.ndarray]], ...] = ({}, {}, {})
-    broken = ""
-    for number, graph in enumerate(graphs):
-        pairs = np.asarray(graph.get("edges", graph.get("links", ())), dtype=np.int64).reshape(-1, 2)
-        nodes = graph.get("nodes")
-        count = len(nodes) if nodes is not None else int(graph.get("count", pairs.max(initial=-1) + 1))
-        wrong = (pairs < 0) | (pairs >= count)
-        if wrong.any() and not broken:
-            broken = f"{int(pairs[wrong][0])} in graph {number}"
-        ends.append(np.where(wrong.any(axis=1, keepdims=True), -1 - number, pairs + first))
-        of.append(np.full(count, number))
-        first += count
-        for name, value in _columns(graph, count, len(pairs)):
-            kinds[name[0]].setdefault(name[1], []).append(value)
-    of_nodes, of_edges, of_graphs = (
-        {name: np.concatenate(values) for name, values in kind.items() if len(values) == len(graphs)} for kind in kinds
-    )
-    every = np.concatenate(of) if of else np.zeros(0, np.int64)
-    codes = {
-        name
-        for kind in (of_nodes, of_edges)
-        for name, values in kind.items()
-        if values.ndim == 1 and values.dtype.kind in "iu" and len(np.unique(values)) <= MOST_WORDS
-    }
-    every_end = np.concatenate(ends) if ends else np.zeros((0, 2), np.int64)
-    number_of = np.arange(len(every), dtype=np.uint64)
-    return Found(every_end, every, number_of, of_nodes, of_edges, of_graphs, broken, frozenset(codes))
-
-
-def _columns(graph: Mapping[str, Any], nodes: int, edges: int) -> list[tuple[tuple[int, str], np.ndarray]]:
-    """((0 for nodes, 1 for edges, 2 for the graph, name), values) of all that a graph says."""
-    found: list[tuple[tuple[int, str], np.ndarray]] = []
-    for name, value in graph.items():
-        if name in ("edges", "links", "count") or value is None:
-            continue
-        if name == "nodes" and len(value) and isinstance(value[0], Mapping):
-            found += [((0, key), np.array([node.get(key) for node in value])) for key in value[0]]
-        elif isinstance(value, str) or not hasattr(value, "__len__"):
-            found.append(((2, name), np.array([value])))
-        else:
-            level = 0 if name == "nodes" else 1 if name.startswith("edge") and len(value) == edges else None
-            level = (0 if len(value) == nodes else 1 if len(value) == edges else None) if level is None else level
-            if level is not None:
-                found.append(((level, name), np.asarray(value)))
-    return found
 
 
 # ---- choosing and mending
@@ -426,17 +350,15 @@ def _mended(
 ) -> Graphs:
     """Loops and repeats left out and counted; edges that lead nowhere refused, or, among many graphs, their graph."""
     ends, count = found.ends, len(found.of)
-    total = int(found.of[-1]) + 1 if count else 0
-    lost = (ends < 0).any(axis=1) | (ends >= count).any(axis=1)
-    broken: dict[int, str] = {}
-    if lost.any() and total == 1:
+    lost, broken = (ends < 0).any(axis=1), dict(found.broken)
+    known = ends[lost].max(axis=1)  # the other end says which graph it is
+    if lost.any() and (found.total == 1 or known.min() < 0):
         raise LabelfreeError(
             f"{label} has {int(lost.sum()):,} edge(s) to a node that does not exist, such as '{found.unknown}'.",
             "Add it to the nodes, or leave its edges out.",
         )
     kept = ~lost
-    if lost.any():
-        broken = {int(-1 - number): "an edge leads to a node that does not exist" for number in np.unique(ends[lost])}
+    broken |= dict.fromkeys(found.of[known].tolist(), "an edge leads to a node that does not exist")
     across = np.zeros(len(ends), dtype=bool)
     across[kept] = found.of[ends[kept, 0]] != found.of[ends[kept, 1]]
     if across.any():
@@ -452,7 +374,7 @@ def _mended(
         raise LabelfreeError(
             f"{label} has no edge between two different nodes.", "Without edges it is a table: modality=table."
         )
-    first = np.searchsorted(found.of, np.arange(total + 1))
+    first = np.searchsorted(found.of, np.arange(found.total + 1))
     for number in np.flatnonzero(np.diff(first) == 0).tolist():
         broken.setdefault(number, "it has no node")
     if loops.any():
@@ -464,7 +386,7 @@ def _mended(
         edges,
         _matrix({name: values[rows] for name, values in found.edges.items()}, of_edges, len(edges)),
         first,
-        np.searchsorted(found.of[edges[:, 0]], np.arange(total + 1)),
+        np.searchsorted(found.of[edges[:, 0]], np.arange(found.total + 1)),
         found.code,
         found.names,
         {
@@ -512,7 +434,7 @@ def looks_like_graph(source: Any) -> tuple[float, str]:
         first = source[0] if not hasattr(source, "shape") else None
         if hasattr(first, "edge_index"):
             return 0.95, f"{len(source):,} PyTorch Geometric graphs"
-        if isinstance(first, Mapping) and "edges" in first:
+        if isinstance(first, Mapping) and {"edges", "links"} & set(first):
             return 0.9, f"{len(source):,} graphs"
     return 0.0, ""
 
