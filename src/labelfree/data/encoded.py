@@ -183,8 +183,18 @@ class Table(Source):
         self._files = [_TableFile(path) for path in paths]
         schema = self._files[0].schema
         self._column = choose_column(encoded_columns(schema), column, paths[0], kind)
+        for file in self._files:
+            if self._column not in encoded_columns(file.schema):
+                raise LabelfreeError(
+                    f"'{file.path}' has no column '{self._column}' of {kind.name}, but '{paths[0]}' has.",
+                    "Give it one, or move it elsewhere.",
+                )
         self._names = [
-            field.name for field in schema if field.name != self._column and not pa.types.is_nested(field.type)
+            field.name
+            for field in schema
+            if field.name != self._column
+            and not pa.types.is_nested(field.type)
+            and all(field.name in file.schema.names for file in self._files)
         ]
         rows = [size for file in self._files for size in file.group_rows]
         self._where = [(number, group) for number, file in enumerate(self._files) for group in range(file.groups)]
@@ -250,18 +260,21 @@ class Table(Source):
 
 
 class _TableFile:
-    """One Parquet or Arrow (file or stream) file: what it holds, and its row groups."""
+    """One Parquet or Arrow (file or stream) file: what it holds, and its row groups.
+
+    It is open only while it is read: a source may have more shards than a process may have open files.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._arrow: pa.Table | None = None
-        self._parquet: pq.ParquetFile | None = None
+        self._metadata: pq.FileMetaData | None = None
         try:
             if path.suffix.lower() == ".parquet":
-                self._parquet = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-                self.schema = self._parquet.schema_arrow
-                self.groups = self._parquet.num_row_groups
-                self.group_rows = [self._parquet.metadata.row_group(g).num_rows for g in range(self.groups)]
+                with self._open() as file:
+                    self.schema, self._metadata = file.schema_arrow, file.metadata
+                self.groups = self._metadata.num_row_groups
+                self.group_rows = [self._metadata.row_group(g).num_rows for g in range(self.groups)]
             else:
                 self._arrow = _map_arrow(path)
                 self.schema = self._arrow.schema
@@ -270,44 +283,50 @@ class _TableFile:
         except (pa.ArrowException, OSError) as error:
             raise LabelfreeError(f"'{path}' cannot be read: {reason_of(error)}.", "Check that it is whole.") from None
 
+    def _open(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path, metadata=self._metadata, buffer_size=1 << 20, pre_buffer=False)
+
     def group_bytes(self, column: str) -> list[int]:
         """Bytes that each row group takes in memory; 0 where it is only mapped."""
-        if self._parquet is None:
+        if self._metadata is None:
             return [0] * self.groups
-        groups = [self._parquet.metadata.row_group(g) for g in range(self.groups)]
+        groups = [self._metadata.row_group(g) for g in range(self.groups)]
         parts = [[group.column(c) for c in range(group.num_columns)] for group in groups]
         return [sum(p.total_uncompressed_size for p in ps if p.path_in_schema.split(".")[0] == column) for ps in parts]
 
     def read(self, group: int, column: str) -> pa.Array:
-        if self._parquet is not None:
-            values = self._parquet.read_row_group(group, columns=[column], use_threads=False).column(0)
+        if self._metadata is not None:
+            with self._open() as file:
+                values = file.read_row_group(group, columns=[column], use_threads=False).column(0)
             return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
         assert self._arrow is not None
         return self._arrow.column(column).chunk(group)
 
     def stream(self, column: str) -> Any:
-        if self._parquet is not None:
-            for batch in self._parquet.iter_batches(256, columns=[column], use_threads=False):
-                yield batch.column(0)
+        if self._metadata is not None:
+            with self._open() as file:
+                for batch in file.iter_batches(256, columns=[column], use_threads=False):
+                    yield batch.column(0)
         else:
             assert self._arrow is not None
             yield from self._arrow.column(column).chunks
 
     def columns(self, names: list[str]) -> pa.Table:
-        if self._parquet is not None:
-            return self._parquet.read(columns=names)
+        if self._metadata is not None:
+            with self._open() as file:
+                return file.read(columns=names)
         assert self._arrow is not None
         return self._arrow.select(names)
 
 
 def _map_arrow(path: Path) -> pa.Table:
     """An Arrow file, or an Arrow stream (as Hugging Face writes), mapped into memory."""
-    mapped = pa.memory_map(str(path))
-    try:
-        return sources.plain(pa.ipc.open_file(mapped).read_all())
-    except pa.ArrowInvalid:
-        mapped.seek(0)
-        return sources.plain(pa.ipc.open_stream(mapped).read_all())
+    with pa.memory_map(str(path)) as mapped:  # the mapping outlives the open file
+        try:
+            return sources.plain(pa.ipc.open_file(mapped).read_all())
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            return sources.plain(pa.ipc.open_stream(mapped).read_all())
 
 
 class _Spool:

@@ -1,0 +1,51 @@
+"""Tables of encoded items in shards: which are open, and what they must have in common."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import feather, parquet
+
+from labelfree.data.encoded import Kind, Table
+from labelfree.errors import LabelfreeError
+
+THINGS = Kind("things", (".thing",), ("thing",), "Thing")
+
+
+def shard(path: Path, **columns: list[object]) -> Path:
+    (parquet.write_table if path.suffix == ".parquet" else feather.write_feather)(pa.table(columns), path)
+    return path
+
+
+def open_files(paths: list[Path]) -> int:
+    """How many of the files this process has open."""
+    wanted = {(path.stat().st_dev, path.stat().st_ino) for path in paths}
+    found = 0
+    for number in range(512):
+        try:
+            status = os.fstat(number)
+        except OSError:
+            continue
+        found += (status.st_dev, status.st_ino) in wanted
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_shards_are_open_only_while_they_are_read(tmp_path: Path, suffix: str) -> None:
+    paths = [shard(tmp_path / f"{n}{suffix}", thing=[b"%d" % n, b"x"], mark=[n, -n]) for n in range(5)]
+    table = Table(paths, THINGS)
+    assert [bytes(item) for item in table.fetch([8, 0, 5])] == [b"4", b"0", b"x"]
+    assert table.column("mark").tolist() == [0, 0, 1, -1, 2, -2, 3, -3, 4, -4]
+    assert open_files(paths) == 0
+
+
+def test_a_shard_without_the_items_is_named(tmp_path: Path) -> None:
+    first = shard(tmp_path / "0.parquet", thing=[b"a"], mark=[1], more=["m"])
+    second = shard(tmp_path / "1.parquet", mark=[2])
+    with pytest.raises(LabelfreeError, match=r"1\.parquet' has no column 'thing' of things, but '.*0\.parquet' has"):
+        Table([first, second], THINGS)
+    shard(second, thing=[b"b"], mark=[2])
+    assert Table([first, second], THINGS).columns() == ["mark"], "what every shard has"
