@@ -284,7 +284,7 @@ def predict(
 def embed(
     run: RunPath,
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to embed.")],
-    out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet.")],
+    out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .npy.")],
     force: Force = False,
 ) -> Answer:
     """Write the features of every sample."""
@@ -313,9 +313,10 @@ def anomalies(
     Writes a score for every sample, and the share of the reference that is less strange.
     """
     from labelfree.run import Run
-    from labelfree.tasks.predict import table_path
+    from labelfree.tasks.embed import writable
+    from labelfree.tasks.predict import TABLES
 
-    table_path(out)
+    writable(out, force, TABLES)
     found = Run(run).anomalies(source, reference, how=how)
     found.write(out, force)
     worst = found.strangest(10)
@@ -411,9 +412,9 @@ def forecast(
     """Continue series with a run of `--method next`."""
     from labelfree.run import Run
     from labelfree.tasks.embed import writable
-    from labelfree.tasks.predict import table_path
+    from labelfree.tasks.predict import TABLES
 
-    writable(table_path(out), force)
+    writable(out, force, TABLES)
     found = Run(run).forecast(source, steps)
     found.write(out, force)
     count = len(found.names)

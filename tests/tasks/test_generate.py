@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from labelfree.cli import main
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.evaluation.given_back import SHOWN
 from labelfree.run import Run
+from labelfree.tasks.forecast import Forecast
 from labelfree.tasks.generate import draw_nucleus
 
 QUICK = {"threads": 1, "encoder": "transformer:pico", "precision": "32"}
@@ -121,6 +123,17 @@ def test_a_forecast_is_a_table_with_a_row_a_step(swinging: Run, tmp_path: Path) 
     assert lines[0].replace('"', "").split(",")[:2] == ["name", "step"]
     assert len(lines) == 1 + 3 * 5
     assert main(["forecast", str(swinging.path), str(source), "--steps", "5", "--out", str(out)]) == 2
+
+
+def test_what_cannot_be_foretold_is_null_in_json(tmp_path: Path) -> None:
+    values = np.array([[[1.5]], [[np.nan]]], dtype=np.float32)
+    path = Forecast(["a", "b"], ["heat"], values).write(tmp_path / "next.jsonl")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert [row["heat"] for row in rows] == [1.5, None]
 
 
 def test_short_and_empty_recordings_are_continued_or_left_out(swinging: Run) -> None:

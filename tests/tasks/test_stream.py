@@ -12,6 +12,7 @@ from cells import events
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.events import Events
 from labelfree.run import Run
+from labelfree.tasks import embed
 from labelfree.training.pretrain import pretrain
 
 BRIEF = {"steps": 40, "batch_size": 32, "threads": 1, "precision": "32"}
@@ -77,6 +78,19 @@ def test_scoring_leaves_no_trace(run: Run, frame: pd.DataFrame) -> None:
     first = stream.score(strangers)
     np.testing.assert_array_equal(stream.score(strangers), first)
     assert (stream._nodes, len(stream._seen._recent)) == (nodes, room)
+
+
+def test_an_encoder_that_remembers_embeds_its_source_in_one_pass(
+    run: Run, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    remember = type(run.encoder).remember
+    monkeypatch.setattr(embed, "CHUNK", 50)
+    monkeypatch.setattr(
+        type(run.encoder), "remember", lambda self, view: (seen.append(len(view)), remember(self, view))[1]
+    )
+    embed.write_embeddings(run, frame, tmp_path / "a.npy")
+    assert sum(seen) == len(frame)
 
 
 def test_odd_events_score_higher(run: Run, frame: pd.DataFrame) -> None:

@@ -16,6 +16,7 @@ from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.run import Run, load
+from labelfree.tasks import embed as features_of
 from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
 from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
@@ -78,6 +79,36 @@ def test_embeddings_are_written_as_parquet_and_not_over_a_file(run: Run, train: 
     with pytest.raises(LabelfreeError, match="exists already"):
         write_embeddings(run, train, file)
     assert write_embeddings(run, train, file, force=True) == 60
+
+
+def test_embeddings_are_written_as_arrays_and_text_too(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_of, "CHUNK", 25)
+    wanted = run.embed(train)
+    write_embeddings(run, train, tmp_path / "a.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), wanted, atol=1e-5)
+    write_embeddings(run, train, tmp_path / "a.csv")
+    table = csv.read_csv(tmp_path / "a.csv")
+    assert table.column_names[:2] == ["name", "f0"]
+    written = np.stack([table[f"f{n}"].to_numpy() for n in range(wanted.shape[1])], axis=1)
+    np.testing.assert_allclose(written, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("features.txt", "not a kind of file that can be written"),
+        ("taken.npy/features.parquet", "no place for"),
+        ("folder.csv", "is a folder"),
+    ],
+)
+def test_embeddings_go_where_a_file_can_be(run: Run, train: Path, tmp_path: Path, out: str, words: str) -> None:
+    (tmp_path / "taken.npy").touch()
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(LabelfreeError, match=words) as error:
+        write_embeddings(run, train, tmp_path / out, force=True)
+    assert error.value.remedy
 
 
 def test_fine_tuning_learns_saves_and_loads(run: Run, train: Path, tmp_path: Path) -> None:
@@ -148,7 +179,7 @@ def test_predictions_are_written_as_a_table(run: Run, train: Path, tmp_path: Pat
 
 
 def test_predictions_go_to_tables_only(run: Run, train: Path, tmp_path: Path) -> None:
-    with pytest.raises(LabelfreeError, match="not a kind of table"):
+    with pytest.raises(LabelfreeError, match="not a kind of file"):
         predict(tmp_path / "model", train, tmp_path / "answers.xls")
 
 

@@ -127,9 +127,9 @@ class Anomalies:
         """
         import pyarrow as pa
 
-        from labelfree.tasks.predict import table_path, write_table
+        from labelfree.tasks.predict import TABLES, write_table
 
-        path = writable(table_path(file), force)
+        path = writable(file, force, TABLES)
         numbers = {"score": self.score, "share": self.share}
         columns = {key: pa.array(values, pa.float32(), from_pandas=True) for key, values in numbers.items()}
         write_table(pa.table({"name": self.names, **columns}), path)

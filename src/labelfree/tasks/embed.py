@@ -1,9 +1,10 @@
-"""What a network makes of every sample of a source: features as an array, or as a Parquet file."""
+"""What a network makes of every sample of a source: features as an array, or as a file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ from labelfree.training import runtime
 if TYPE_CHECKING:
     from labelfree.run import Run
 
-#: Samples that a Parquet row group holds: what has to be in memory at a time.
+#: Samples whose features are in memory at a time, and in a Parquet row group.
 CHUNK = 8192
+#: Kinds of files that features are written to.
+FORMATS = (".parquet", ".csv", ".npy")
 
 
 @torch.inference_mode()
@@ -109,43 +112,89 @@ def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: in
 
 
 def write_embeddings(run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256) -> int:
-    """Write `name` and `feature` (a list of D float32, null where unreadable) of every sample to a Parquet file.
+    """Write the features of every sample, D float32, to a file.
+
+    A .parquet file has `name` and `feature` (a list, null where unreadable); a .csv file `name` and a column a number;
+    a .npy file is an array (N, D), its rows NaN where unreadable.
 
     Returns:
         The number of samples written.
 
     Raises:
-        LabelfreeError: the file exists and `force` is false, or it cannot be written.
+        LabelfreeError: another kind of file, one that exists and `force` is false, or one that cannot be written.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = writable(file, force)
-    dataset = run.open(source)
-    schema = pa.schema([("name", pa.string()), ("feature", pa.list_(pa.float32(), run.encoder.dim))])
+    path = writable(file, force, FORMATS)
+    dataset, encoder = run.open(source), run.encoder
+    # one that remembers would begin anew with each chunk
+    chunk = max(1, len(dataset)) if encoder.remembers else CHUNK
     beside = path.with_name(path.name + ".part")
     try:
-        with parquet.ParquetWriter(beside, schema) as writer:
-            for start in range(0, len(dataset), CHUNK):
-                rows = range(start, min(start + CHUNK, len(dataset)))
-                features = embed(run.encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
-                values = [None if np.isnan(feature[0]) else feature for feature in features]
-                writer.write_table(pa.table([[dataset.name(row) for row in rows], values], schema=schema))
+        with _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
+            for start in range(0, len(dataset), chunk):
+                rows = range(start, min(start + chunk, len(dataset)))
+                features = embed(encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
+                write([dataset.name(row) for row in rows], features)
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise LabelfreeError(f"'{path}' could not be written: {error.strerror or error}.", "Free space.") from None
+        raise not_written(path, error) from None
     return len(dataset)
 
 
-def writable(file: str | Path, force: bool) -> Path:
-    """The path of a file to be written, its folder made.
+@contextmanager
+def _writer(file: Path, kind: str, count: int, dim: int) -> Iterator[Callable[[list[str], np.ndarray], Any]]:
+    """What takes names and features (n, D), part by part, until all `count` samples are in the file."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    name = pa.field("name", pa.string())
+    if kind == ".npy":
+        with file.open("wb") as out:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+            np.lib.format.write_array_header_1_0(out, header)
+            yield lambda names, features: out.write(features.astype("<f4").tobytes())
+    elif kind == ".csv":
+        schema = pa.schema([name, *((f"f{number}", pa.float32()) for number in range(dim))])
+        with csv.CSVWriter(file, schema) as out:
+            yield lambda names, features: out.write_table(
+                pa.table([names, *(pa.array(column, from_pandas=True) for column in features.T)], schema=schema)
+            )
+    else:
+        schema = pa.schema([name, ("feature", pa.list_(pa.float32(), dim))])
+        with parquet.ParquetWriter(file, schema) as out:
+            yield lambda names, features: out.write_table(
+                pa.table([names, [None if np.isnan(row[0]) else row for row in features]], schema=schema)
+            )
+
+
+def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
+    """The path of what is to be written, the folder around it made.
+
+    Args:
+        out: a file, or a folder where there are no `formats`.
+        force: it may be replaced.
+        formats: suffixes of the files that can be written.
 
     Raises:
-        LabelfreeError: it exists and `force` is false.
+        LabelfreeError: another kind of file; it exists and `force` is false; a folder, or where no folder can be.
     """
-    path = Path(file)
+    path = Path(out)
+    if formats and path.suffix.lower() not in formats:
+        raise LabelfreeError(f"'{out}' is not a kind of file that can be written.", f"Use {', '.join(formats)}.")
+    if formats and path.is_dir():
+        raise LabelfreeError(f"'{path}' is a folder.", "Name a file.")
     if path.exists() and not force:
         raise LabelfreeError(f"'{path}' exists already.", "Name another file, or allow it to be replaced with --force.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelfreeError(
+            f"There is no place for '{path}': {error.strerror or error}.", "Name another place."
+        ) from None
     return path
+
+
+def not_written(path: Path, error: OSError) -> LabelfreeError:
+    return LabelfreeError(
+        f"'{path}' could not be written: {error.strerror or error}.", "Free space, or name another place."
+    )

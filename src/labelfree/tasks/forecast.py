@@ -39,9 +39,9 @@ class Forecast:
         import pyarrow as pa
 
         from labelfree.tasks.embed import writable
-        from labelfree.tasks.predict import table_path, write_table
+        from labelfree.tasks.predict import TABLES, write_table
 
-        path = writable(table_path(out), force)
+        path = writable(out, force, TABLES)
         count, steps = self.values.shape[:2]
         columns: dict[str, Any] = {
             "name": np.repeat(np.array(self.names, dtype=object), steps),

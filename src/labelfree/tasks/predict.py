@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from labelfree.errors import LabelfreeError
 from labelfree.tasks.classifier import class_probabilities
-from labelfree.tasks.embed import writable
+from labelfree.tasks.embed import not_written, writable
 from labelfree.tasks.finetune import Model
 
-FORMATS = (".csv", ".parquet", ".jsonl")
+#: Kinds of tables that are written.
+TABLES = (".csv", ".parquet", ".jsonl")
 
 
 def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> int:
@@ -33,7 +33,7 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
     """
     import pyarrow as pa
 
-    path = writable(table_path(out), force)
+    path = writable(out, force, TABLES)
     model = model if isinstance(model, Model) else Model.load(model)
     dataset = model.open(source)
     probabilities = class_probabilities(model.network, model.modality, dataset)
@@ -52,16 +52,8 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
     return len(dataset)
 
 
-def table_path(file: str | Path) -> Path:
-    """The path of a table to be written. Raises LabelfreeError where its name is that of no kind of table."""
-    path = Path(file)
-    if path.suffix.lower() not in FORMATS:
-        raise LabelfreeError(f"'{file}' is not a kind of table that can be written.", f"Use {', '.join(FORMATS)}.")
-    return path
-
-
 def write_table(table: Any, path: Path) -> None:
-    """Beside and rename, so that a reader never sees half a file."""
+    """Beside and rename, so that a reader never sees half a file. JSON knows no NaN: it is null there."""
     from pyarrow import csv, parquet
 
     beside = path.with_name(path.name + ".part")
@@ -73,8 +65,9 @@ def write_table(table: Any, path: Path) -> None:
         else:
             import json
 
-            beside.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+            rows = ({key: None if value != value else value for key, value in row.items()} for row in table.to_pylist())
+            beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise LabelfreeError(f"'{path}' could not be written: {error.strerror or error}.", "Free space.") from None
+        raise not_written(path, error) from None

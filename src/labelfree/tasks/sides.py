@@ -99,9 +99,9 @@ class ZeroShot:
         import pyarrow as pa
 
         from labelfree.tasks.embed import writable
-        from labelfree.tasks.predict import table_path, write_table
+        from labelfree.tasks.predict import TABLES, write_table
 
-        path = writable(table_path(out), force)
+        path = writable(out, force, TABLES)
         named = [None if guess < 0 else self.classes[guess] for guess in self.guess.tolist()]
         near = [None if guess < 0 else value for guess, value in zip(self.guess, self.similarity.tolist(), strict=True)]
         columns = {"name": self.names, "prediction": pa.array(named, pa.string())}
