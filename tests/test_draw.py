@@ -55,6 +55,13 @@ def test_normal_has_the_moments_of_a_normal() -> None:
     assert x.isfinite().all()
 
 
+@pytest.mark.parametrize("p", [0.999993, 0.9999999, 1.0])
+def test_what_is_almost_certain_happens(p: float) -> None:
+    assert start().bernoulli("x", p, 8).all()
+    x = torch.ones(len(start()), 8)
+    assert start().dropout("x", x, 1e-6).min() >= 1
+
+
 def test_bernoulli_and_integers_are_fair() -> None:
     assert (start().bernoulli("x", 0.3, 8).float().mean() - 0.3).abs() < 0.01
     counts = torch.bincount(start().integers("x", 7, 8).flatten(), minlength=7)

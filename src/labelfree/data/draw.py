@@ -111,11 +111,12 @@ class Draw:
 
     def bernoulli(self, name: str, p: float, *shape: int) -> Tensor:
         """(B, *shape) bool, true with probability `p`, to 1/65,536: each hash gives four of them."""
-        if p >= 1:
+        limit = round(p * 65536)
+        if limit >= 65536:  # which an int16 does not hold
             return torch.ones(len(self), *shape, dtype=torch.bool, device=self.key.device)
         count = math.prod(shape)
         quarters = self.bits(name, -(-count // 4)).view(torch.int16)[:, :count]
-        return (quarters < round(p * 65536) - 32768).view(-1, *shape)
+        return (quarters < limit - 32768).view(-1, *shape)
 
     def integers(self, name: str, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64 in [0, high)."""
