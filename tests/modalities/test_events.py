@@ -184,6 +184,11 @@ def test_defaults_give_reasons_and_raw_features_are_finite() -> None:
     np.testing.assert_array_equal(train, again)
 
 
+def test_an_event_is_named_by_its_row_and_its_second() -> None:
+    _, dataset = fitted(pd.DataFrame({"time": [1_700_000_007, 1_700_000_001.25], "from": [1, 2], "to": [2, 3]}))
+    assert [dataset.name(0), dataset.name(1)] == ["row 1: 2 → 3 at 1700000001.25", "row 0: 1 → 2 at 1700000007"]
+
+
 def test_an_event_is_shown_in_words() -> None:
     modality, dataset = fitted(pd.DataFrame({"time": [0, 1], "from": [1, 2], "to": [2, 3], "a<b": [0.25, 0.5]}))
     sample = dataset.read([1])[0]

@@ -335,6 +335,11 @@ def _facts(
     return facts
 
 
+def moment(seconds: float) -> str:
+    """A time as text, to the microsecond: `.6g` would not tell one day's Unix times apart."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
+
+
 class Histories:
     """The earlier events of every node of a log, found without a loop.
 

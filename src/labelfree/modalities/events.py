@@ -23,6 +23,7 @@ from labelfree.data.events import (
     around,
     as_table,
     find_columns,
+    moment,
     read_log,
 )
 from labelfree.data.sources import ARRAYS, TABLES, read_head
@@ -91,7 +92,7 @@ class EventDataset(Dataset):
     def name(self, index: int) -> str:
         source, target = (self.log.nodes[node] for node in self.log.ends[index])
         target = target[0] if isinstance(target, tuple) else target
-        return f"event {index}: {source} → {target} at {self.log.time[index]:.6g}"
+        return f"row {self.log.rows[index]}: {source} → {target} at {moment(self.log.time[index])}"
 
     def columns(self) -> Sequence[str]:
         return list(self.log.columns)
@@ -319,7 +320,7 @@ class Events(Modality):
         assert sample.time is not None
         source, target = sample.extra["nodes"][-1]
         values = ", ".join(f"{n} {v:.4g}" for n, v in zip(names, sample.data[-1], strict=True) if v == v)
-        words = f"{sample.time[-1]:.6g}: node {source} → node {target}" + (f"; {values}" if values else "")
+        words = f"{moment(sample.time[-1])}: node {source} → node {target}" + (f"; {values}" if values else "")
         past = int((sample.extra["number"] >= 0).sum()) - 1
         return f"<p>{html.escape(words)}</p><p><small>after {past} events of its ends</small></p>"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labelfree.data.events import Log, RecentEvents
+from labelfree.data.events import Log, RecentEvents, moment
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.events import Events
 from labelfree.training import runtime
@@ -85,7 +85,7 @@ class Stream:
         log = self._modality.log(events)
         if log.time[0] < self._seen.clock:
             raise LabelfreeError(
-                f"The stream has come to time {self._seen.clock:.6g}, but these events begin at {log.time[0]:.6g}.",
+                f"The stream has come to time {moment(self._seen.clock)}, but these events begin at {moment(log.time[0])}.",
                 "Give events in order, or start a new stream.",
             )
         known, names = self._nodes, [_spelt(name) for name in log.nodes]
