@@ -111,6 +111,38 @@ def test_texts_that_differ_by_a_word_are_near_copies(tmp_path: Path) -> None:
     assert found(checkup) == {"copies": [7, 8], "near copies": [4, 5]}
 
 
+@pytest.mark.parametrize("text", [["the same words"] * 5, ["one text"]])
+def test_texts_that_teach_nothing_can_be_looked_at(text: list[str]) -> None:
+    checkup = doctor(text, modality="text")
+    assert found(checkup) == ({"copies": [0, 1, 2, 3, 4]} if len(text) > 1 else {})
+    assert "could not be learnt from" in checkup.notes[0]
+
+
+def test_rows_of_few_numbers_are_no_near_copies(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(300, 4))
+    path = tmp_path / "flowers.csv"
+    path.write_text("a,b,c,d\n" + "\n".join(",".join(f"{value:.4f}" for value in row) for row in values))
+    checkup = doctor(path, modality="table")
+    assert (found(checkup), checkup.failed) == ({}, False)
+    assert "in 4 raw features, samples are near by chance" in " ".join(checkup.notes)
+
+
+def test_what_was_looked_for_in_some_samples_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = noise(40).repeat(2, axis=0)
+    pictures[1::2, 0, 0] ^= 8
+    monkeypatch.setattr("labelfree.tasks.doctor.MOST_COMPARED", 79)
+    checkup = doctor(pictures, modality="image")
+    [near] = checkup.findings
+    assert len(near.samples) == 78
+    assert [checkup.share, checkup.share_of(near)] == pytest.approx([78 / 79, 78 / 79])
+
+
+@pytest.mark.parametrize("given", [{"near": -1.0}, {"threshold": -3.0}, {"near": float("nan")}])
+def test_shares_are_shares(given: dict[str, float]) -> None:
+    with pytest.raises(LabelfreeError, match=r"is no share.*from 0 to 1"):
+        doctor(noise(5), **given)  # type: ignore[arg-type]
+
+
 def test_neighbouring_clips_of_a_film_are_no_copies() -> None:
     films = np.repeat(noise(6, side=16)[:, None], 8, axis=1)
     films[5] = films[4]

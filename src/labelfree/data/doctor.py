@@ -30,6 +30,7 @@ class Finding:
         samples: their numbers in the source, ascending.
         groups: those that belong together (copies of one another), where they do.
         reasons: what is to be said of single samples.
+        compared: of how many samples these are, where not all that were looked at; 0 for all.
     """
 
     check: str
@@ -37,6 +38,7 @@ class Finding:
     samples: Sequence[int]
     groups: Sequence[Sequence[int]] = ()
     reasons: Mapping[int, str] = field(default_factory=dict)
+    compared: int = 0
 
 
 def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unreadable]:

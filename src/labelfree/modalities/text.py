@@ -131,7 +131,6 @@ class Text(Modality):
 
     def fit(self, dataset: Dataset) -> None:
         some = list(some_texts(dataset, characters=COUNTED)) if isinstance(dataset, Documents) else []
-        self._check_enough(some)
         if self.settings.tokenizer is not None:
             self._vocabulary = Vocabulary.read(self.settings.tokenizer)
         elif isinstance(dataset, Documents):
@@ -139,6 +138,7 @@ class Text(Modality):
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
         self._counts = count_ids(self._vocabulary, some) if some else None
+        self._check_enough(some)  # last, so that texts that teach nothing can still be read
 
     def _check_enough(self, texts: list[str]) -> None:
         """Raises LabelfreeError where there is nothing to learn from: one short text, or one that is repeated."""

@@ -22,6 +22,8 @@ from labelfree.training.plan import recognise
 
 #: Samples that are compared with each other, and pairs that one of them may be in.
 MOST_COMPARED, MOST_PAIRS = 20_000, 20
+#: Raw features fewer than which samples that are no copies are near each other by chance.
+FEW_FEATURES = 10
 #: Neighbours by whose distance a sample is an outlier, and deviations (robust) beyond which it is one.
 NEIGHBOURS, OUTLYING = 5, 6.0
 #: Samples of a finding that are named.
@@ -59,10 +61,17 @@ class Checkup:
 
     @property
     def share(self) -> float:
-        """Share of the samples looked at that have a fault."""
-        faulty = {row for finding in self.findings for row in finding.samples}
+        """Share of the samples looked at that have a fault; what was looked for in some of them counts for all."""
+        faulty = {row for finding in self.findings if not finding.compared for row in finding.samples}
+        part = {row for finding in self.findings if finding.compared for row in finding.samples} - faulty
+        compared = max((finding.compared for finding in self.findings), default=0)
         lost = len(self.dataset.unreadable)
-        return (len(faulty) + lost) / max(self.looked + lost, 1)
+        count = len(faulty) + (len(part) * self.looked / compared if part else 0)
+        return min(1.0, (count + lost) / max(self.looked + lost, 1))
+
+    def share_of(self, finding: Finding) -> float:
+        """Share of the samples looked at for it that have one fault."""
+        return len(finding.samples) / max(finding.compared or self.looked, 1)
 
     @property
     def failed(self) -> bool:
@@ -85,7 +94,7 @@ class Checkup:
                 "check": finding.check,
                 "words": finding.words,
                 "count": len(finding.samples),
-                "share": len(finding.samples) / max(self.looked, 1),
+                "share": self.share_of(finding),
                 "samples": [self._entry(row, finding) for row in finding.samples],
                 "groups": [[self.dataset.name(row) for row in group] for group in finding.groups],
             }
@@ -110,8 +119,7 @@ class Checkup:
             names = [self.dataset.name(row) for row in finding.samples[:NAMED]]
             if finding.groups:
                 names = [" = ".join(self.dataset.name(row) for row in group[:3]) for group in finding.groups[:NAMED]]
-            share = f"{len(finding.samples) / max(self.looked, 1):.1%}"
-            rows.append((finding.check, f"{len(finding.samples):,}", share, "; ".join(names)))
+            rows.append((finding.check, f"{len(finding.samples):,}", f"{self.share_of(finding):.1%}", "; ".join(names)))
         return rows
 
     def write(self, path: str | Path, force: bool = False) -> None:
@@ -156,10 +164,13 @@ def doctor(
         **settings: of the modality.
 
     Raises:
-        LabelfreeError: the source cannot be opened, or there is no such column.
+        LabelfreeError: the source cannot be opened, there is no such column, or a share is none.
     """
     if limit is not None and limit < 1:
         raise LabelfreeError(f"limit={limit} looks at nothing.", "Give 1 or more.")
+    for name, share in (("near", near), ("threshold", threshold)):
+        if not 0 <= share <= 1:
+            raise LabelfreeError(f"{name}={share} is no share.", "Give a number from 0 to 1.")
     trained = Run(run) if isinstance(run, str | Path) else run
     kind, dataset, notes = _opened(source, modality, trained, settings)
     places = range(len(dataset)) if limit is None else spread(len(dataset), dataset.shards, limit)
@@ -244,6 +255,10 @@ def _alike(
             features = kind.raw_features(Subset(dataset, rows), parts)
         except LabelfreeError as error:
             notes.append(f"Near copies were not looked for: {error.problem}")
+    if features and features[0].shape[1] < FEW_FEATURES:
+        count = features[0].shape[1]
+        notes.append(f"Near copies were not looked for: in {count} raw features, samples are near by chance.")
+        features = []
     if features:
         known = dict(zip(survey.rows, survey.groups, strict=True))
         owners = np.array([known[row] for row in rows.tolist()])
@@ -251,7 +266,9 @@ def _alike(
             notes.append("Near copies were looked for between groups: what belongs to one (a film, a person) is alike.")
         groups = [rows[group].tolist() for group in near_groups(features[0], near, owners)]
         words = f"differ by less than {near:.0%} in their raw features"
-        findings.append(Finding("near copies", words, sorted(row for group in groups for row in group), groups))
+        near_copies = sorted(row for group in groups for row in group)
+        compared = len(rows) if len(first) > len(rows) else 0
+        findings.append(Finding("near copies", words, near_copies, groups, compared=compared))
     if other is not None:
         pairs: list[tuple[int, int]] = []
         if len(features) > 1:
@@ -363,7 +380,8 @@ def _outlying(run: Run, dataset: Dataset, survey: Survey) -> list[Finding]:
     score = (distance - middle) / max(spread_, 1e-6)
     far = {int(rows[i]): f"{score[i]:.0f} deviations from the usual" for i in np.flatnonzero(score > OUTLYING)}
     words = "lie far from all others in the encoder's features"
-    return [Finding("outliers", words, sorted(far), reasons=far)] if far else []
+    compared = len(rows) if len(survey.rows) > len(rows) else 0
+    return [Finding("outliers", words, sorted(far), reasons=far, compared=compared)] if far else []
 
 
 def _neighbour_distance(x: np.ndarray, block: int = 1024) -> np.ndarray:
