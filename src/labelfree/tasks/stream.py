@@ -84,8 +84,9 @@ class Stream:
         """Events with the stream's numbers of their nodes, those of new ones only to `keep` where they are taken in."""
         log = self._modality.log(events)
         if log.time[0] < self._seen.clock:
+            now, first = moment(self._seen.clock), moment(log.time[0])
             raise LabelfreeError(
-                f"The stream has come to time {moment(self._seen.clock)}, but these events begin at {moment(log.time[0])}.",
+                f"The stream has come to time {now}, but these events begin at {first}.",
                 "Give events in order, or start a new stream.",
             )
         known, names = self._nodes, [_spelt(name) for name in log.nodes]
