@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 
 import labelfree
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.cache import Cached
 from labelfree.errors import LabelfreeError
+from labelfree.modalities.base import Dataset, Description
+from labelfree.modalities.series import Series, SeriesSettings
+from labelfree.modalities.video import Video, VideoSettings
 from labelfree.training import runtime
+from labelfree.training.job import check_readable
 from labelfree.training.plan import parse_duration
 from labelfree.training.pretrain import _place, _say_busy
+from labelfree.training.settings import TrainSettings
 
 SMALL = {"size": 16, "precision": "32", "threads": 1, "batch_size": 8}
 
@@ -118,3 +125,48 @@ def test_threads_that_others_are_in_the_way_of_are_named(busy, threads, said, mo
     monkeypatch.setattr(runtime, "cores", lambda: 2)
     _say_busy(busy, threads)
     assert ("threads=1" in "".join(capfd.readouterr())) is said
+
+
+def test_what_cannot_be_read_is_a_share_of_the_files_that_samples_are_cut_from(tmp_path):
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).normal(size=(60, 1)))
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    series = Series(SeriesSettings(window=10))
+    films = [np.random.default_rng(number).integers(0, 255, (24, 8, 8, 3), np.uint8) for number in range(4)]
+    video = Video(VideoSettings(size=8, patch=4, frames=2, span=2, stride=2))
+    for modality, source in ((series, tmp_path), (video, [*films, films[0][:1]])):
+        dataset = modality.open(source)
+        assert len(dataset) >= 24
+        assert (len(dataset.unreadable), dataset.source_count()) == (1, 5)
+        modality.fit(dataset)
+        for near in (dataset, Cached(dataset, modality)):
+            assert len(check_readable(near, TrainSettings(max_unreadable=0.2))) == 1
+            with pytest.raises(LabelfreeError, match=r"20\.0% of the source cannot be read, more than .*=0\.19 allows"):
+                check_readable(near, TrainSettings(max_unreadable=0.19))
+
+
+def test_samples_that_cannot_be_read_count_beside_files():
+    class Half(Dataset):
+        """One of two files was left out, and every other sample cannot be read."""
+
+        unreadable = (Unreadable(-1, "file", "broken"),)
+
+        def __len__(self):
+            return 8
+
+        def source_count(self):
+            return 2
+
+        def read(self, indices):
+            return [Sample(np.ones(3), i) if i % 2 else Unreadable(i, "sample", "broken") for i in indices]
+
+        def describe(self):
+            return Description("series", 8)
+
+        def fingerprint(self):
+            return ""
+
+    near = Cached(Half(), Series())
+    assert len(check_readable(near, TrainSettings(max_unreadable=0.75))) == 5
+    with pytest.raises(LabelfreeError, match=r"75\.0% of the source"):
+        check_readable(near, TrainSettings(max_unreadable=0.74))

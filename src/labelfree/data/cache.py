@@ -62,7 +62,8 @@ class Cached(Dataset):
     """A dataset whose samples are in memory, and, where they are alike enough, collated into one raw batch.
 
     Attributes:
-        unreadable: samples that are left out.
+        unreadable: samples that are left out, after what the dataset left out.
+        lost: how many of these are samples of the dataset.
         whole: the raw batch of all samples that are kept, or None where padding them together would waste memory.
     """
 
@@ -72,10 +73,10 @@ class Cached(Dataset):
         self._samples: list[Sample] | None = None
         self.whole: Batch | None = dataset.collated()
         if self.whole is not None:
-            self.unreadable, self.kept = dataset.unreadable, np.arange(len(dataset))
+            self.unreadable, self.lost, self.kept = dataset.unreadable, 0, np.arange(len(dataset))
             return
         samples, unreadable = read_all(dataset, progress)
-        self.unreadable = [*dataset.unreadable, *unreadable]
+        self.unreadable, self.lost = [*dataset.unreadable, *unreadable], len(unreadable)
         if not samples:
             raise LabelfreeError(f"None of the {len(dataset)} samples can be read.", "Check the source.")
         self.kept = np.array([sample.index for sample in samples])
@@ -86,6 +87,9 @@ class Cached(Dataset):
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def source_count(self) -> int:
+        return self._dataset.source_count()
 
     def batch(self, places: np.ndarray) -> Batch:
         """The raw batch of the samples at `places` among those kept, wherever the cache lies."""

@@ -202,6 +202,9 @@ class Blocks(Dataset):
     def __len__(self) -> int:
         return -(-len(self._ids) // self.length)
 
+    def source_count(self) -> int:
+        return len(self.documents)
+
     @property
     def ids(self) -> np.ndarray:
         """All ids, end to end."""

@@ -203,6 +203,9 @@ class Clips(Dataset):
     def __len__(self) -> int:
         return len(self._spans)
 
+    def source_count(self) -> int:
+        return len(self.source)
+
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         wanted = np.asarray(indices, dtype=np.int64)
         found: dict[int, Sample | Unreadable] = {}

@@ -46,7 +46,8 @@ class Dataset(ABC):
 
     #: Starts of the stretches that are cheap to read together (row groups, files); (0,) where any order is cheap.
     shards: Sequence[int] = (0,)
-    #: What was left out because it could not be read (documents that packing had to skip); not counted in `len`.
+    #: What was left out because it could not be read (documents that packing had to skip); not counted in `len`, but in
+    #: `source_count`.
     unreadable: Sequence[Unreadable] = ()
     #: Names of the places of the last axis of a sample's data (columns, channels), where they have names.
     value_names: Sequence[str] = ()
@@ -70,6 +71,10 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash that changes when the source's content does (names, sizes, times, shapes; not every byte)."""
+
+    def source_count(self) -> int:
+        """What `unreadable` is out of: samples, or the files, films or documents that samples are cut from."""
+        return len(self) + len(self.unreadable)
 
     def index_end(self) -> int:
         """One more than the largest index of its samples."""

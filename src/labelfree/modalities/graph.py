@@ -98,6 +98,9 @@ class GraphDataset(Dataset):
     def __len__(self) -> int:
         return {"graph": self.graphs.count, "node": self.graphs.nodes, "edge": len(self.graphs.edges)}[self.level]
 
+    def source_count(self) -> int:
+        return self.graphs.count
+
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         if self.level == "graph":
             return [self._graph(int(index)) for index in indices]

@@ -99,6 +99,9 @@ class SeriesDataset(Dataset):
     def __len__(self) -> int:
         return len(self.spans)
 
+    def source_count(self) -> int:
+        return (len(set(self.source.names)) or len(self.source.spans)) + len(self.unreadable)
+
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         return [self._sample(int(index)) for index in indices]
 

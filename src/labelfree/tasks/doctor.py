@@ -65,9 +65,9 @@ class Checkup:
         faulty = {row for finding in self.findings if not finding.compared for row in finding.samples}
         part = {row for finding in self.findings if finding.compared for row in finding.samples} - faulty
         compared = max((finding.compared for finding in self.findings), default=0)
-        lost = len(self.dataset.unreadable)
-        count = len(faulty) + (len(part) * self.looked / compared if part else 0)
-        return min(1.0, (count + lost) / max(self.looked + lost, 1))
+        spoilt = (len(faulty) + (len(part) * self.looked / compared if part else 0)) / max(self.looked, 1)
+        left_out = len(self.dataset.unreadable) / max(self.dataset.source_count(), 1)
+        return left_out + (1 - left_out) * min(1.0, spoilt)
 
     def share_of(self, finding: Finding) -> float:
         """Share of the samples looked at for it that have one fault."""

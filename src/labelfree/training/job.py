@@ -96,20 +96,21 @@ def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Pla
     return dataset, plan.model_copy(update={"training": changed, "choices": choices})
 
 
-def check_readable(dataset: Dataset, source: Dataset, settings: TrainSettings) -> list[Unreadable]:
-    """What `dataset`, the training set of `source`, left out as unreadable, or LabelfreeError where it is too much."""
-    bad, count = list(dataset.unreadable), len(source)
-    if len(bad) > settings.max_unreadable * count:
+def check_readable(dataset: Dataset, settings: TrainSettings) -> list[Unreadable]:
+    """What a training set left out as unreadable, or LabelfreeError where it is too much."""
+    bad, lost = list(dataset.unreadable), dataset.lost if isinstance(dataset, Cached) else 0
+    # of files or films, and of the samples that are cut from the others
+    left = (len(bad) - lost) / max(1, dataset.source_count())
+    share = left + (1 - left) * lost / max(1, len(dataset) + lost)
+    if share > settings.max_unreadable:
         examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
         raise LabelfreeError(
-            f"{len(bad)} of {count} samples cannot be read, more than max_unreadable={settings.max_unreadable} allows: "
+            f"{share:.1%} of the source cannot be read, more than max_unreadable={settings.max_unreadable} allows: "
             f"{examples}.",
             "Repair them, or raise max_unreadable.",
         )
     if bad:
-        say(
-            f"{len(bad)} of {count} samples cannot be read; they are left out and listed in quarantine.jsonl.", "yellow"
-        )
+        say(f"{len(bad):,} unreadable, {share:.1%} of the source: left out, and listed in quarantine.jsonl.", "yellow")
     return bad
 
 

@@ -168,7 +168,7 @@ def _prepare(
     else:
         data.fit(dataset)
     nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
-    quarantine = jobs.check_readable(nearby, dataset, plan.training)
+    quarantine = jobs.check_readable(nearby, plan.training)
     _say_quick_look(nearby if nearby.origin()[0] is dataset else dataset, data)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
     plan = resolve_machine(plan, streamed=plan.training.cache == "none")
@@ -287,7 +287,7 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     data.load_state(state)
     opened = data.open(source)
     dataset, _ = jobs.near(data.training_set(opened, plan.objective_class().needs), data, plan)
-    bad = jobs.check_readable(dataset, opened, plan.training)
+    bad = jobs.check_readable(dataset, plan.training)
     return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, network, None), bad)
 
 
