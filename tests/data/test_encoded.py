@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import feather, parquet
 
 from labelfree.data.encoded import Kind, Table
 from labelfree.errors import LabelfreeError
+from labelfree.modalities.image import Image as Pictures
 
 THINGS = Kind("things", (".thing",), ("thing",), "Thing")
 
@@ -49,3 +52,20 @@ def test_a_shard_without_the_items_is_named(tmp_path: Path) -> None:
         Table([first, second], THINGS)
     shard(second, thing=[b"b"], mark=[2])
     assert Table([first, second], THINGS).columns() == ["mark"], "what every shard has"
+
+
+def test_folders_that_cannot_be_looked_into_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "shut", ".hidden"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    scandir = os.scandir
+
+    def guarded(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    dataset = Pictures().open(tmp_path)
+    assert [dataset.name(row) for row in range(len(dataset))] == ["open/a.png"]
+    assert [(item.name, item.reason) for item in dataset.unreadable] == [("shut", "Permission denied")]

@@ -620,3 +620,11 @@ def test_the_network_is_as_large_as_the_time_allows(budget: Budget, encoder: str
     short = budget.seconds is not None and not budget.accelerator
     assert ("view_size" in choices) is (short and budget.views is not False)
     Image(ImageSettings(size=choices["size"].value, stem=stem))
+
+
+def test_pictures_too_few_to_learn_from_are_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, 6)
+    for path in sorted(folder.rglob("*.png"))[1:]:
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(LabelfreeError, match=r"Only 1 of 6 pictures tried can be read; 'even/2\.png': .+\."):
+        Image().fit(Image().open(folder))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelfree.data import sources
+from labelfree.data.batch import Unreadable
 from labelfree.errors import LabelfreeError, nearest, reason_of
 
 #: Row groups larger than this are copied to a temporary file once, where any item can be read alone.
@@ -59,6 +60,8 @@ class Source(ABC):
     #: What a person calls the source ("1,203 JPG files").
     words: str
     shards: Sequence[int] = (0,)
+    #: Folders that cannot be looked into.
+    closed: Sequence[Unreadable] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -93,8 +96,8 @@ def spread(count: int, shards: Sequence[int], wanted: int) -> list[int]:
 class Files(Source):
     """Files, and the table beside them."""
 
-    def __init__(self, paths: list[Path], root: Path) -> None:
-        self.paths, self.root = paths, root
+    def __init__(self, paths: list[Path], root: Path, closed: Sequence[Unreadable] = ()) -> None:
+        self.paths, self.root, self.closed = paths, root, closed
         kinds = Counter(path.suffix.lower()[1:].replace("jpeg", "jpg").upper() for path in paths)
         self.words = " and ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) + " files"
         self._table: pa.Table | None = None
@@ -478,8 +481,10 @@ def open_table(path: Path, kind: Kind, column: str = "auto") -> Source | None:
 
 def open_folder(path: Path, kind: Kind, column: str = "auto") -> Source:
     """Files of this kind below the folder `path`, or else tables of them. Raises LabelfreeError where there is none."""
-    if files := sources.list_files(path, kind.suffixes):
-        return Files(files, path)
+    errors: list[OSError] = []
+    if files := sources.list_files(path, kind.suffixes, errors.append):
+        closed = [Unreadable(-1, os.path.relpath(error.filename, path), error.strerror or str(error)) for error in errors]
+        return Files(files, path, closed)
     for suffixes in TABLES:
         if tables := sources.list_files(path, suffixes):
             return Table(tables, kind, column)

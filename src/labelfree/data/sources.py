@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,15 +40,28 @@ def existing(source: str | Path) -> Path:
     return path
 
 
-def list_files(folder: Path, suffixes: Collection[str] | None = None) -> list[Path]:
-    """Files below `folder` with one of the suffixes (lower case; None: any), sorted by path; hidden ones left out."""
-    return [path for path in _files_below(folder) if suffixes is None or path.suffix.lower() in suffixes]
+def list_files(
+    folder: Path, suffixes: Collection[str] | None = None, closed: Callable[[OSError], None] | None = None
+) -> list[Path]:
+    """Files below `folder` with one of the suffixes (lower case; None: any), sorted by path; hidden ones left out.
+
+    `closed` is told of folders that cannot be looked into.
+    """
+    found, refused = _files_below(folder)
+    if closed is not None:
+        for error in refused:
+            closed(error)
+    return [path for path in found if suffixes is None or path.suffix.lower() in suffixes]
 
 
 @once
-def _files_below(folder: Path) -> list[Path]:
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(folder / path for path in found if not any(part.startswith(".") for part in path.parts))
+def _files_below(folder: Path) -> tuple[list[Path], list[OSError]]:
+    found: list[Path] = []
+    refused: list[OSError] = []
+    for at, folders, names in os.walk(folder, onerror=refused.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(at, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file()), refused
 
 
 def share_of(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], float]:

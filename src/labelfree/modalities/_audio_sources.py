@@ -152,10 +152,14 @@ class Sounds(Dataset):
         self.source, self.form, self.usual, self.parts = source, form, usual, parts
         self._found, self._group = found, group
         self._groups = _numbers(source, group)
+        self.unreadable = source.closed
         self.shards = source.shards if parts is None else np.searchsorted(parts[:, 0], source.shards).tolist()
 
     def __len__(self) -> int:
         return len(self.source) if self.parts is None else len(self.parts)
+
+    def source_count(self) -> int:
+        return len(self.source) + len(self.unreadable)
 
     def _owner(self, index: int) -> int:
         return index if self.parts is None else int(self.parts[index, 0])

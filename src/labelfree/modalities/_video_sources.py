@@ -191,7 +191,8 @@ class Clips(Dataset):
     def __init__(
         self, source: Source, headers: dict[int, Header], form: Form, cut: Cut, unreadable: Sequence[Unreadable]
     ) -> None:
-        self.source, self.headers, self.form, self.cut, self.unreadable = source, headers, form, cut, unreadable
+        self.source, self.headers, self.form, self.cut = source, headers, form, cut
+        self.unreadable = [*source.closed, *unreadable]
         numbers = np.array(list(headers))
         counts = np.array([cut.kept(found) for found in headers.values()])
         spans = np.stack([np.zeros_like(counts), counts], axis=1)
@@ -204,7 +205,7 @@ class Clips(Dataset):
         return len(self._spans)
 
     def source_count(self) -> int:
-        return len(self.source)
+        return len(self.source) + len(self.source.closed)
 
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         wanted = np.asarray(indices, dtype=np.int64)

@@ -146,7 +146,7 @@ class Pictures(Dataset):
 
     def __init__(self, source: Source, form: Form, found: Description) -> None:
         self.source, self.form, self._found = source, form, found
-        self.shards = source.shards
+        self.shards, self.unreadable = source.shards, source.closed
 
     def __len__(self) -> int:
         return len(self.source)
@@ -362,12 +362,12 @@ class Image(Modality):
         if count < 2:
             raise LabelfreeError("Learning needs at least two pictures; one was found.", "Give more pictures.")
         where = spread(count, dataset.shards, MEASURE)
-        read = [dataset.read(where[i : i + 256]) for i in range(0, len(where), 256)]
-        samples = [item for items in read for item in items if isinstance(item, Sample)]
+        items = [item for i in range(0, len(where), 256) for item in dataset.read(where[i : i + 256])]
+        samples = [item for item in items if isinstance(item, Sample)]
         if len(samples) < 2:
-            raise LabelfreeError(
-                f"Only {len(samples)} of {len(where)} pictures tried can be read.", "Check the source."
-            )
+            bad = next(f"'{item.name}': {item.reason}" for item in items if isinstance(item, Unreadable))
+            words = f"Only {len(samples)} of {len(where)} pictures tried can be read; {bad}."
+            raise LabelfreeError(words, "Check the source.")
         numbers = dataset.describe().numbers
         self._form = Form(
             channels=len(samples[0].data),
