@@ -483,7 +483,8 @@ def open_folder(path: Path, kind: Kind, column: str = "auto") -> Source:
     """Files of this kind below the folder `path`, or else tables of them. Raises LabelfreeError where there is none."""
     errors: list[OSError] = []
     if files := sources.list_files(path, kind.suffixes, errors.append):
-        closed = [Unreadable(-1, os.path.relpath(error.filename, path), error.strerror or str(error)) for error in errors]
+        names = [os.path.relpath(error.filename, path) for error in errors]
+        closed = [Unreadable(-1, name, e.strerror or str(e)) for name, e in zip(names, errors, strict=True)]
         return Files(files, path, closed)
     for suffixes in TABLES:
         if tables := sources.list_files(path, suffixes):
