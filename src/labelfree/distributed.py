@@ -6,6 +6,7 @@ global batch. Gradients are averaged over processes, and those through `gather` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,18 @@ class _Sum(torch.autograd.Function):
 def gather(x: Tensor) -> Tensor:
     """(B, ...) → (R·B, ...): rows of all processes in the order of the global batch; differentiable."""
     return x if world_size() == 1 else _Gather.apply(x)
+
+
+def of_others(tensors: Sequence[Tensor], number: int) -> list[Tensor]:
+    """(B, ...) each → the rows of other samples of the global batch: all are shifted alike, as far as `number` says.
+
+    Args:
+        number: the same on every process.
+    """
+    count, total = len(tensors[0]), len(tensors[0]) * world_size()
+    shift = 1 + number % max(1, total - 1)
+    rows = (torch.arange(count, device=tensors[0].device) + rank() * count + shift) % total
+    return [gather(tensor)[rows] for tensor in tensors]
 
 
 def all_sum(x: Tensor) -> Tensor:

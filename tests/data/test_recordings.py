@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv, parquet
 
-from labelfree.data.columns import ReadOptions, codes, cut
+from labelfree.data.columns import ReadOptions, codes, cut, group_numbers
 from labelfree.data.recordings import Recordings, majority, read_recordings
 from labelfree.errors import LabelfreeError
 
@@ -234,6 +234,13 @@ def test_a_trained_encoder_gets_the_channels_it_knows(tmp_path: Path) -> None:
 def test_what_is_no_series_is_refused_in_one_sentence(tmp_path: Path, make: object, words: str) -> None:
     with pytest.raises(LabelfreeError, match=words):
         read(make(tmp_path))  # type: ignore[operator]
+
+
+def test_groups_have_the_same_numbers_in_every_source() -> None:
+    assert group_numbers(np.array([7, 3])).tolist() == [7, 3]
+    a, b, *none = group_numbers(np.array(["a", "b", "", None, float("nan")], dtype=object)).tolist()
+    assert (a >= 0, b >= 0, a != b, none) == (True, True, True, [-1, -1, -1])
+    assert group_numbers(np.array(["b"])).tolist() == [b]
 
 
 def test_the_fingerprint_follows_the_content() -> None:

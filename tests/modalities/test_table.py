@@ -139,7 +139,7 @@ def test_labels_are_columns_that_the_encoder_does_not_see() -> None:
     _, dataset = fitted()
     assert "target" in dataset.columns()
     assert set(dataset.column("target").tolist()) == {0, 1}
-    with pytest.raises(LabelfreeError, match=r"'colour' is a column that the encoder sees.*exclude=colour"):
+    with pytest.raises(LabelfreeError, match=r"'colour' is a feature, which the encoder sees.*exclude=colour"):
         dataset.column("colour")
     with pytest.raises(LabelfreeError, match=r"no column 'targt'.*Did you mean 'target'"):
         dataset.column("targt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -269,6 +270,15 @@ def codes(values: np.ndarray) -> np.ndarray:
     _, first, inverse = np.unique(values.astype(str) if values.dtype == object else values, return_index=True,
                                   return_inverse=True)  # fmt: skip
     return np.argsort(np.argsort(first))[inverse]
+
+
+def group_numbers(values: np.ndarray) -> np.ndarray:
+    """(R,) int64: whole numbers as they are, hashes of other names, the same in every source; -1 without one."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    names = ["" if name is None or name != name else str(name) for name in values.tolist()]
+    hashes = {name: zlib.crc32(name.encode()) for name in set(names)} | {"": -1}
+    return np.array([hashes[name] for name in names], dtype=np.int64)
 
 
 def cut(identity: np.ndarray, time: np.ndarray | None, gap: float) -> tuple[np.ndarray, np.ndarray, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.columns import group_numbers
 from labelfree.data.encoded import (
     Files,
     Openers,
@@ -260,16 +260,13 @@ def cut(lengths: np.ndarray, window: float) -> np.ndarray:
 
 
 def _numbers(source: Source, group: str) -> np.ndarray | None:
-    """(N,) int64 number of each recording's group: its own, or a hash of its name, the same in every source."""
+    """(N,) int64 number of each recording's group; None where there are no groups."""
     if not group:
         return None
     if group not in source.columns():
         known = ", ".join(source.columns()) or "no columns"
         raise LabelfreeError(f"group names '{group}', but the source has {known}.")
-    values = np.asarray(source.column(group))
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64)
-    return np.array([zlib.crc32(str(value).encode()) for value in values], dtype=np.int64)
+    return group_numbers(np.asarray(source.column(group)))
 
 
 def _header(item: Any, usual: int) -> Header | str:

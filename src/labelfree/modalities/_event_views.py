@@ -11,7 +11,7 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw, hash_int
-from labelfree.distributed import gather, rank
+from labelfree.distributed import of_others
 
 #: Channels that say how a token stands to the event: its age and the pause before it; whether the event's source is its
 #: source, its target, and whether the event's target is; how often its other node is met in the history of the event's
@@ -99,7 +99,7 @@ def replaced(batch: Batch, which: Tensor, draw: Draw, features: bool) -> Batch:
     half = number.shape[1] // 2
     theirs = slice(half, 2 * half)
     swap = (which == 1)[:, None]
-    other = _partners((data, time, number, nodes), draw)
+    other = of_others((data, time, number, nodes), hash_int(draw.batch, 5))
     # What a later event's history holds from after this one would give the exchange away.
     other[2] = other[2].masked_fill(other[2] >= number[:, -1:], -1)
     pause = _pause(other[1])
@@ -127,13 +127,3 @@ def _pause(time: Tensor) -> Tensor:
     """(B,) seconds from the last event of either end to the event, NaN where there was none."""
     latest = time[:, :-1].nan_to_num(-torch.inf).amax(dim=1)
     return torch.where(latest.isfinite(), time[:, -1] - latest, torch.nan)
-
-
-def _partners(tensors: tuple[Tensor, ...], draw: Draw) -> list[Tensor]:
-    """The rows of other events of the global batch: the same shift, drawn for the batch, for all of them."""
-    count = len(tensors[0])
-    everyone = [gather(tensor) for tensor in tensors]
-    total = len(everyone[0])
-    shift = 1 + hash_int(draw.batch, 5) % max(1, total - 1)
-    rows = (torch.arange(count, device=tensors[0].device) + rank() * count + shift) % total
-    return [tensor[rows] for tensor in everyone]

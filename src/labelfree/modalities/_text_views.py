@@ -10,7 +10,6 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw, hash_int
-from labelfree.distributed import gather, rank
 
 #: Shortest random span, as a share of the longest (Izacard et al. 2022, Contriever, §3.1 draws lengths at random too).
 SHORTEST = 0.5
@@ -104,12 +103,3 @@ def join(parts: tuple[Tensor, Tensor], lengths: tuple[Tensor, Tensor], sep: int,
     data = torch.where(place < first[:, None], from_a, torch.where(place == first[:, None], sep, from_b))
     total = first + 1 + second
     return torch.where(place < total[:, None], data, pad), total
-
-
-def partners(b: Tensor, length: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Second halves of other samples of the global batch: the same shift, drawn for the batch, for all of them."""
-    everyone, lengths = gather(b), gather(length)
-    total = len(everyone)
-    shift = 1 + hash_int(draw.batch, 4) % max(1, total - 1)
-    rows = (torch.arange(len(b), device=b.device) + rank() * len(b) + shift) % total
-    return everyone[rows], lengths[rows]

@@ -412,9 +412,19 @@ def hidden_count(tokens: int, ratio: float) -> int:
     return max(1, min(tokens - 1, round(ratio * tokens)))
 
 
-def token_mask(scores: Tensor, ratio: float) -> Tensor:
-    """(B, N) scores → (B, N) bool: the `ratio` of tokens with the lowest scores, the same count in each row."""
-    return scores.argsort(dim=1).argsort(dim=1) < hidden_count(scores.shape[1], ratio)
+def token_mask(scores: Tensor, ratio: float, valid: Tensor | None = None) -> Tensor:
+    """(B, N) scores → (B, N) bool: the share `ratio` of each sample's tokens, those with the lowest scores.
+
+    Args:
+        valid: (B, N) bool, false where a token is padding, which is never hidden; None where all are valid.
+    """
+    count: int | Tensor = hidden_count(scores.shape[1], ratio)
+    if valid is not None:
+        own = valid.sum(dim=1, keepdim=True)
+        # one at least is hidden, and one left
+        count = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long()).clamp(max=count)
+        scores = scores.masked_fill(~valid, torch.inf)
+    return scores.argsort(dim=1, stable=True).argsort(dim=1) < count
 
 
 def span_mask(
@@ -431,8 +441,4 @@ def span_mask(
     score = draw.uniform("blocks", count // span + 2).gather(1, block) + 1e-4 * draw.uniform("tokens", count)
     if last is not None:
         score = score + 2.0 * last
-    if valid is None:
-        return token_mask(score, ratio)
-    own = valid.sum(dim=1, keepdim=True)
-    hidden = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long())
-    return (score + 2.0 * ~valid).argsort(dim=1).argsort(dim=1) < hidden
+    return token_mask(score, ratio, valid)

@@ -21,7 +21,7 @@ from labelfree.losses.masked import take
 from labelfree.modalities import _graph_views as augment
 from labelfree.modalities._graph_features import drawing, scale_of, summary
 from labelfree.modalities._graph_sources import Column, GraphOptions, looks_like_graph, read_graphs
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Links, Modality, hidden_count
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Links, Modality, token_mask
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
@@ -395,13 +395,7 @@ class Graph(Modality):
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Nodes, each by itself; padding never."""
-        score = draw.uniform("mask", batch.data.shape[1])
-        valid = augment.real_nodes(batch)
-        if valid is None:
-            return score.argsort(dim=1).argsort(dim=1) < hidden_count(score.shape[1], ratio)
-        own = valid.sum(dim=1, keepdim=True)
-        hidden = torch.maximum(torch.minimum((own * ratio).round(), own - 1), (own > 1).long())
-        return (score + 2.0 * ~valid).argsort(dim=1).argsort(dim=1) < hidden
+        return token_mask(draw.uniform("mask", batch.data.shape[1]), ratio, augment.real_nodes(batch))
 
     def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
         """Some hidden nodes look like another node instead (Hou et al. 2022, "GraphMAE", §3.2)."""

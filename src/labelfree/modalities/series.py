@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
-from labelfree.data.columns import ReadOptions, looks_wide, numeric_names
+from labelfree.data.columns import ReadOptions, group_numbers, looks_wide, numeric_names
 from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
@@ -221,16 +220,12 @@ def choose_window(source: Recordings) -> tuple[int, str]:
 
 
 def _group_numbers(source: Recordings, spans: np.ndarray, recording: np.ndarray) -> np.ndarray:
-    """(N,) int64: the group's own number, or a hash of its name, so that it is the same in every source."""
+    """(N,) int64 number of each sample's group, -1 without one."""
     if source.group in source.rows:
-        values = source.rows[source.group][spans[:, 0].clip(max=len(source.values) - 1)]
-    elif source.group in source.columns:
-        values = source.columns[source.group][recording]
-    else:
-        return np.full(len(spans), -1, dtype=np.int64)
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64)
-    return np.array([zlib.crc32(str(value).encode()) for value in values], dtype=np.int64)
+        return group_numbers(source.rows[source.group][spans[:, 0].clip(max=len(source.values) - 1)])
+    if source.group in source.columns:
+        return group_numbers(source.columns[source.group][recording])
+    return np.full(len(spans), -1, dtype=np.int64)
 
 
 class Series(Modality):

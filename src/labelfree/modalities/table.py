@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,7 +21,7 @@ from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._table_columns import Column, Found, Wanted, encode, find_columns, require, words
 from labelfree.modalities._table_fields import Fields, TableStem, Typed
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, hidden_count
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, token_mask
 from labelfree.modalities.base import _no_column as no_column
 from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
@@ -147,11 +146,9 @@ def _encoded(rows: Rows, fields: Fields) -> np.ndarray:
 
 
 def _group_numbers(rows: Rows, name: str) -> np.ndarray:
-    """(R,) int64: a hash of each group's name, so that it is the same in every source; -1 without one."""
+    """(R,) int64 number of each row's group, -1 without one."""
     require(rows, [name], "group")
-    spelt = words(rows.read([name]).column(name)).to_pylist()
-    known = {value: zlib.crc32(value.encode()) for value in set(spelt) if value is not None}
-    return np.array([known.get(value, -1) for value in spelt], dtype=np.int64)
+    return col.group_numbers(np.array(words(rows.read([name]).column(name)).to_pylist(), dtype=object))
 
 
 class Table(Modality):
@@ -266,7 +263,7 @@ class Table(Modality):
         column = self.fields.column.to(batch.data.device)
         score = draw.uniform("columns", len(self.fields.columns))[:, column]
         score = score + 1e-4 * draw.uniform("fields", len(self.fields)) + 2.0 * batch.data.isnan()
-        return score.argsort(dim=1).argsort(dim=1) < hidden_count(len(self.fields), ratio)
+        return token_mask(score, ratio)
 
     def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
         if not self.settings.swap:

@@ -16,8 +16,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
-from labelfree.data.draw import Draw
+from labelfree.data.draw import Draw, hash_int
 from labelfree.data.sources import TABLES, frame, read_head, share_of
+from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
 from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
@@ -29,7 +30,7 @@ from labelfree.modalities.base import (
     Description,
     Modality,
     Transformation,
-    hidden_count,
+    token_mask,
 )
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -219,7 +220,7 @@ class Text(Modality):
 
     def _next_sentence(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
         a, b, first, second = self._halves(batch)
-        other, length = views.partners(b, second, draw)
+        other, length = of_others((b, second), hash_int(draw.batch, 4))
         swap = which.bool()
         return self._pair(
             batch, (a, torch.where(swap[:, None], other, b)), (first, torch.where(swap, length, second)), draw
@@ -261,13 +262,7 @@ class Text(Modality):
         ids, words = batch.data, self.vocabulary
         score = self._mask_scores(batch, draw)
         score = score + ((ids == words.cls) | (ids == words.sep)).float()
-        valid = valid_tokens(batch)
-        count = hidden_count(ids.shape[1], ratio)
-        if valid is None:
-            return score.argsort(dim=1, stable=True).argsort(dim=1) < count
-        assert batch.lengths is not None
-        own = (batch.lengths * ratio).round().clamp_min(1).minimum(batch.lengths - 1).clamp(max=count)
-        return (score + 4.0 * ~valid).argsort(dim=1, stable=True).argsort(dim=1) < own[:, None]
+        return token_mask(score, ratio, valid_tokens(batch))
 
     def _mask_scores(self, batch: Batch, draw: Draw) -> Tensor:
         """(B, N) uniform numbers: the tokens with the lowest are hidden."""
