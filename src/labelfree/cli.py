@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-import json as jsonlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import typer
 from typer import Argument, Option
 
 from labelfree.errors import LabelfreeError
+from labelfree.files import json_text
 
 if TYPE_CHECKING:
     from labelfree.evaluation.protocol import Evaluation
@@ -104,11 +104,7 @@ def _streams(json: bool) -> Iterator[None]:
 def _print_json(answer: Answer) -> None:
     """One line on standard output; where torchrun or SLURM started several processes, only the first one speaks."""
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        print(jsonlib.dumps(answer, ensure_ascii=False, default=_plain), flush=True)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+        print(json_text(answer), flush=True)
 
 
 def _settings(words: Sequence[str] | None, config: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.files import json_text, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -29,19 +29,9 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    """Write JSON, so that a reader never sees half a file."""
+    with replacing(path) as beside:
+        beside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -150,6 +150,25 @@ def test_fine_tuning_refuses_before_it_trains(run: Run, train: Path, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
+def test_force_replaces_a_model_and_nothing_else(run: Run, train: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years")
+    for folder in (run.path, tmp_path, precious.parent, precious):
+        with pytest.raises(LabelfreeError, match="is not replaced"):
+            finetune(run, train, "label", folder, force=True)
+    (tmp_path / "model.json").write_text("{}")  # even then, a folder that holds the run stays
+    with pytest.raises(LabelfreeError, match="holds what the model is made from"):
+        finetune(run, train, "label", tmp_path, force=True)
+    assert precious.read_text() == "years"
+    assert Run(run.path, runs.Net()).encoder.dim == 16
+    few = {"budget": "2/class", "learning_rate": 1e-3, "most_steps": 2}
+    finetune(run, train, "label", tmp_path / "model", **few)
+    model = finetune(run, train, "label", tmp_path / "model", seed=1, force=True, **few)
+    assert model.path == tmp_path / "model"
+    assert Model.load(tmp_path / "model", runs.Net()).info["seed"] == 1
+
+
 def test_an_altered_model_is_not_loaded(run: Run, train: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     finetune(run, train, "label", folder, budget="2/class")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.files import replacing
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import build_from_config, encoder_config, read_json, write_json
 from labelfree.tasks.classifier import (
@@ -124,7 +124,7 @@ def finetune(
         group: column whose values the validation part keeps whole.
         seed: of every random number.
         time_limit: seconds or "10m"; lowers the number of steps.
-        force: replace the folder.
+        force: replace the folder of another model; no other folder is ever replaced.
         **settings: of `FinetuneSettings`.
 
     Raises:
@@ -140,7 +140,8 @@ def finetune(
             "Use its frozen features, or pretrain a transformer.",
         )
     runtime.prepare_machine()
-    folder = writable(out, force)
+    folder = _folder(out, force, run, train)
+    spec = read_json(run.path / "encoder" / "config.json")["encoder"]
     chosen = FinetuneSettings.read(settings, "finetune")
     limit = None if time_limit is None else parse_duration(time_limit)
     examples, labels = _examples(run, train, label, group, budget, seed)
@@ -168,12 +169,24 @@ def finetune(
         "versions": runtime.versions(),
     }
     model = Model(network.cpu(), run.modality, labels.classes, info, None)
-    if force and folder.is_dir():
-        shutil.rmtree(folder)
-    spec = read_json(run.path / "encoder" / "config.json")["encoder"]
-    model.save(folder, spec["spec"], spec["causal"])
+    with replacing(folder) as beside:
+        model.save(beside, spec["spec"], spec["causal"])
+    model.path = folder
     _say(model, found, labels)
     return model
+
+
+def _folder(out: str | Path, force: bool, run: Run, source: Any) -> Path:
+    """The model's folder. Raises LabelfreeError where something is there that must stay: all but a model, if forced."""
+    folder = writable(out, force)
+    if not folder.exists():
+        return folder
+    needed = [run.path, *([source] if isinstance(source, str | Path) else [])]
+    inside = any(Path(place).resolve().is_relative_to(folder.resolve()) for place in needed)
+    if inside or not (folder / "model.json").exists():
+        what = "holds what the model is made from" if inside else "is no model's folder"
+        raise LabelfreeError(f"'{folder}' {what}, and is not replaced.", "Name another folder with --out.")
+    return folder
 
 
 def _examples(

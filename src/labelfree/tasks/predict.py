@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from labelfree.files import json_text, replacing
 from labelfree.tasks.classifier import class_probabilities
-from labelfree.tasks.embed import not_written, writable
+from labelfree.tasks.embed import writable
 from labelfree.tasks.finetune import Model
 
 #: Kinds of tables that are written.
@@ -53,21 +53,13 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
 
 
 def write_table(table: Any, path: Path) -> None:
-    """Beside and rename, so that a reader never sees half a file. JSON knows no NaN: it is null there."""
+    """Write a table as the kind of file that its name says, so that a reader never sees half of it."""
     from pyarrow import csv, parquet
 
-    beside = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as beside:
         if path.suffix.lower() == ".parquet":
             parquet.write_table(table, beside)
         elif path.suffix.lower() == ".csv":
             csv.write_csv(table, beside)
         else:
-            import json
-
-            rows = ({key: None if value != value else value for key, value in row.items()} for row in table.to_pylist())
-            beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise not_written(path, error) from None
+            beside.write_text("".join(json_text(row) + "\n" for row in table.to_pylist()), encoding="utf-8")

@@ -19,27 +19,15 @@ from torch.optim import Optimizer
 from labelfree import distributed
 from labelfree.distributed import shard_like
 from labelfree.errors import LabelfreeError
+from labelfree.files import replacing
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside and rename; on a full disk nothing that was there is lost.
-
-    Raises:
-        LabelfreeError: the disk is full or the folder cannot be written.
-    """
-    beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        size = f"{len(content) / 1e6:.1f} MB"
-        raise LabelfreeError(
-            f"'{path}' could not be written ({size}): {error.strerror}.", "Free space, then resume."
-        ) from None
+    """Write a file that is on the disk, whole, when this returns; see `replacing`."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -76,23 +64,16 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer,
     model = distributed.whole_state(module)
     groups, moments, numbers = _split(optimizer)
     final = folder / f"step-{step:09d}"
-    beside = folder / f"step-{step:09d}.part"
     if distributed.rank() != 0:
         return final
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with replacing(final) as beside:
+        beside.mkdir()
         digests = {
             "model": write_tensors(beside / "model.safetensors", model),
             "optimizer": write_tensors(beside / "optimizer.safetensors", moments),
         }
         content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
         write_bytes(beside / "state.json", json.dumps(content).encode())
-    except LabelfreeError:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(beside, final)
     for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from labelfree.files import json_text
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -51,7 +53,7 @@ class MetricsFile:
         self._file = path.open("a", buffering=1)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json_text(line) + "\n")
 
     def close(self) -> None:
         self._file.close()

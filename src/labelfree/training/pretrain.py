@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from labelfree.data.batch import Unreadable
 from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.given_back import write_given_back
+from labelfree.files import json_text
 from labelfree.modalities.base import Dataset, Description, Modality
 from labelfree.run import Run, read_json, save_encoder, write_json
 from labelfree.training import job as jobs
@@ -437,5 +437,5 @@ class Recorder:
 def write_quarantine(path: Path, bad: list[Unreadable]) -> None:
     """List unreadable samples, each once."""
     seen = {(int(item.index), item.name): item.reason for item in bad}
-    lines = [json.dumps({"index": index, "name": name, "reason": seen[index, name]}) for index, name in sorted(seen)]
+    lines = [json_text({"index": index, "name": name, "reason": seen[index, name]}) for index, name in sorted(seen)]
     path.write_text("".join(line + "\n" for line in lines))

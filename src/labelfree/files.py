@@ -1,0 +1,67 @@
+"""Files and folders that appear under their name only when they are whole, and the JSON in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from labelfree.errors import LabelfreeError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder under; it takes the place of `path` when all went well.
+
+    Where something fails, what was at `path` stays, and nothing is left beside it.
+
+    Raises:
+        LabelfreeError: the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(beside)
+        yield beside
+        if beside.is_dir():  # a file takes another's place in one move
+            _remove(path)
+        os.replace(beside, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise LabelfreeError(f"'{path}' could not be written: {reason}.", "Free space, or write elsewhere.") from None
+    finally:
+        with suppress(OSError):
+            _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON of plain values, arrays and paths. Numbers that are not finite, which JSON does not know, are null.
+
+    Raises:
+        TypeError: a value of another kind.
+    """
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
