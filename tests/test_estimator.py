@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,13 @@ NOT_MET = {
 
 def not_met(estimator: SelfSupervised) -> dict[str, str]:
     return NOT_MET
+
+
+def test_ctrl_c_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = SimpleNamespace(state="stopped", encoder=SimpleNamespace(dim=1), modality=None, info={})
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", lambda *_, **__: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        quick("image").fit(pictures())
 
 
 @parametrize_with_checks([quick()], expected_failed_checks=not_met)

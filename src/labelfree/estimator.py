@@ -87,10 +87,13 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Raises:
             ValueError: X cannot be learnt from.
+            KeyboardInterrupt: Ctrl-C, once the step is done.
         """
         source = self._check(X, reset=True)
         with tempfile.TemporaryDirectory() as folder:
             run = self._pretrain(source, self.out if self.out is not None else Path(folder) / "run")
+            if run.state == "stopped":
+                raise KeyboardInterrupt
             self.encoder_, self.modality_, self.info_ = run.encoder, run.modality, run.info
         self._n_features_out = self.encoder_.dim
         return self

@@ -143,6 +143,13 @@ def test_health_tells_even_features_from_collapsed_ones():
     assert line["effective_rank"] < 1.5
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_health_of_features_that_are_not_finite_is_nan(bad):
+    features = torch.ones(4, 3)
+    features[1:, 0] = bad
+    assert all(value.isnan() for value in feature_health(features).values())
+
+
 @pytest.mark.parametrize(
     ("lines", "word"),
     [

@@ -1,9 +1,11 @@
 """What is chosen, and what is refused, before training."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import labelfree
 from labelfree.data.batch import Sample, Unreadable
@@ -53,6 +55,9 @@ def test_what_is_not_a_duration(words):
         ({"epochs": 1, "steps": 1}, "epochs and steps"),
         ({"epochs": 0}, "epochs=0"),
         ({"optimizer": "adam"}, "adamw"),
+        ({"accelerator": "gpu"}, "'auto', 'cpu', 'cuda' or 'mps'"),
+        ({"training.workers": -2}, "workers.*greater than or equal to 0"),
+        ({"shuffle_window": -5}, "shuffle_window.*greater than or equal to 0"),
         ({"init": "nowhere"}, "nowhere"),
     ],
 )
@@ -98,6 +103,32 @@ def test_a_batch_larger_than_the_source_is_cut(pictures, tmp_path):
         str(pictures), out=tmp_path / "run", steps=1, encoder="timm:test_resnet", **{**SMALL, "batch_size": 4096}
     )
     assert run.info["settings"]["training"]["batch_size"] == 24
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_opened(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(LabelfreeError, match=r"1 GPU\(s\) were asked for and 0 found. Set accelerator=cpu."):
+        labelfree.pretrain("no/such/place", steps=1, accelerator="cuda")
+
+
+def test_a_training_that_diverges_is_given_up_in_words_and_in_json(pictures, tmp_path, capfd):
+    options = {"method": "simclr", "encoder": "timm:test_resnet", "warmup": 0, "log_every": 1, **SMALL}
+    with pytest.raises(LabelfreeError, match="training stopped, the weights are whole"):
+        labelfree.pretrain(str(pictures), out=tmp_path / "run", steps=60, learning_rate=1e30, **options)
+    assert "The loss diverges" in "".join(capfd.readouterr())
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last, parse_constant=pytest.fail)["loss"] is None
+    assert json.loads((tmp_path / "run" / "run.json").read_text(), parse_constant=pytest.fail)["state"] == "failed"
+
+
+def test_the_program_around_a_training_finds_torch_as_it_was(pictures, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_num_threads(), torch.get_rng_state()
+    options = {**SMALL, "threads": 1 + before[0], "encoder": "timm:test_resnet", "deterministic": True}
+    labelfree.pretrain(str(pictures), out=tmp_path / "run", steps=1, **options)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_password_is_not_written_into_a_run() -> None:

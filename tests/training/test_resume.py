@@ -100,6 +100,13 @@ def test_a_finished_run_is_left_as_it_is(unbroken):
     assert (unbroken["memory"].path / "run.json").read_text() == before
 
 
+@pytest.mark.parametrize("other", [{"steps": 100}, {"learning_rate": 7}, {"seed": 3}, {"nonsense": 3}])
+def test_what_a_resumed_run_cannot_heed_is_refused(unbroken, other):
+    run = unbroken["memory"].path
+    with pytest.raises(LabelfreeError, match=rf"takes no other {next(iter(other))}.*--init {run}"):
+        labelfree.pretrain(resume=run, **other)
+
+
 def test_a_source_that_changed_is_not_continued(tmp_path):
     source, out = tmp_path / "pictures.npy", tmp_path / "run"
     generator = np.random.default_rng(0)

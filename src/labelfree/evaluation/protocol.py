@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.evaluation.bench import Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
@@ -99,6 +101,7 @@ class Evaluation:
         return table
 
 
+@runtime.state_kept()
 def evaluate(
     run: Run,
     train: Any,
@@ -143,6 +146,7 @@ def evaluate(
     wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in budgets))
     tuning = FinetuneSettings.read(settings, "finetune")
     runtime.prepare_machine()
+    torch.manual_seed(seed)
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
     parts = read_parts(run, train, test, label, group, seed)
     check_metric(metric, len(parts.classes))

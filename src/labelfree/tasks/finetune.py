@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from torch import nn
 
 from labelfree.errors import LabelfreeError, Refusal
@@ -97,6 +98,7 @@ class Model:
         return f"Model({str(self.path)!r}, {len(self.classes)} classes)"
 
 
+@runtime.state_kept()
 def finetune(
     run: Run,
     train: Any,
@@ -140,6 +142,7 @@ def finetune(
             "Use its frozen features, or pretrain a transformer.",
         )
     runtime.prepare_machine()
+    torch.manual_seed(seed)
     folder = _folder(out, force, run, train)
     spec = read_json(run.path / "encoder" / "config.json")["encoder"]
     chosen = FinetuneSettings.read(settings, "finetune")

@@ -20,21 +20,24 @@ def feature_health(features: Tensor) -> dict[str, Tensor]:
     `feature_std`: mean standard deviation per dimension of the normalised features, times √D: 1 for features spread
     evenly over the sphere, 0 when all are one point (Chen & He 2021, §4.1). `effective_rank`: exponential of the
     entropy of the singular values (RankMe, Garrido et al. 2023). `uniformity`: logarithm of the mean Gaussian potential
-    of pairs (Wang & Isola 2020); lower is more even.
+    of pairs (Wang & Isola 2020); lower is more even. All are NaN where a feature is not finite.
     """
     x = features.float()
     x = x[: 512 if x.shape[1] <= 1024 else 256]
     unit = torch.nn.functional.normalize(x, dim=1)
-    values = torch.linalg.svdvals(x - x.mean(dim=0)) if len(x) > 1 else x.new_zeros(1)
+    centred = x - x.mean(dim=0)
+    finite = torch.isfinite(centred).all()  # singular values of anything else are refused
+    values = torch.linalg.svdvals(torch.where(finite, centred, 0.0)) if len(x) > 1 else x.new_zeros(1)
     share = values / values.sum().clamp_min(1e-12)
     entropy = -(share * share.clamp_min(1e-12).log()).sum()
     distance = 2 - 2 * unit @ unit.T
     pairs = (-2 * distance).exp().sum() - len(x)
-    return {
+    found = {
         "feature_std": unit.std(dim=0, unbiased=False).mean() * math.sqrt(x.shape[1]),
         "effective_rank": entropy.exp() * (values.sum() > 1e-9),
         "uniformity": (pairs / max(1, len(x) * (len(x) - 1))).clamp_min(1e-12).log(),
     }
+    return {name: torch.where(finite, value, torch.nan) for name, value in found.items()}
 
 
 class Watch:

@@ -143,6 +143,8 @@ def make_plan(
         settings: flat `key: value` of the engine, the objective and the modality.
     """
     choices: list[Choice] = []
+    engine = _engine(settings)
+    check_device(engine)
     if modality is None or modality == "auto":
         modality, words = recognise(source)
         choices.append(Choice("modality", modality, words))
@@ -151,7 +153,7 @@ def make_plan(
     data = kind(kind.settings_class.read(own, kind.name))
     dataset = data.open(source)
     found = dataset.describe()
-    offered = {choice.key: choice for choice in data.defaults(found, _budget(settings, seconds, method))}
+    offered = {choice.key: choice for choice in data.defaults(found, _budget(engine, seconds, method))}
 
     def choose(key: str, given: str) -> str:
         if given != "auto":
@@ -258,10 +260,18 @@ def _owned(settings: Mapping[str, Any], kind: type[Modality]) -> dict[str, Any]:
     return own
 
 
-def _budget(settings: Mapping[str, Any], seconds: float | None, method: str) -> Budget:
-    device = runtime.device(str(settings.get("accelerator", "auto")))
-    precision = str(settings.get("precision", "auto"))
-    precision = runtime.best_precision(device) if precision == "auto" else precision
+def _engine(settings: Mapping[str, Any]) -> TrainSettings:
+    """The engine's settings, as far as they are given: they can be checked before anything is opened."""
+    own = {key.removeprefix("training."): value for key, value in settings.items()}
+    known = {key: value for key, value in own.items() if key in TrainSettings.model_fields}
+    return TrainSettings.read(
+        {key: value for key, value in known.items() if (key, value) != ("batch_size", "auto")}, "training"
+    )
+
+
+def _budget(engine: TrainSettings, seconds: float | None, method: str) -> Budget:
+    device = runtime.device(engine.accelerator)
+    precision = runtime.best_precision(device) if engine.precision == "auto" else engine.precision
     views = None if method == "auto" else Need.VIEWS in registry.method(method)[0].needs
     return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views)
 
@@ -298,13 +308,13 @@ def resolve_machine(plan: Plan, streamed: bool) -> Plan:
 
 
 def check_device(settings: TrainSettings) -> torch.device:
-    """The device, or LabelfreeError where there are too few, or none."""
+    """The device. Raises LabelfreeError where there are too few, or none."""
     device = runtime.device(settings.accelerator)
-    if device.type == "cuda":
-        have = torch.cuda.device_count()
-        if have < settings.devices:
-            raise LabelfreeError(
-                f"devices={settings.devices} were asked for and {have} GPU(s) found.",
-                f"Set devices={max(have, 1)} or accelerator=cpu.",
-            )
+    if device.type == "cuda" and (have := torch.cuda.device_count()) < settings.devices:
+        raise LabelfreeError(
+            f"{settings.devices} GPU(s) were asked for and {have} found.",
+            f"Set devices={have} or accelerator=cpu." if have else "Set accelerator=cpu.",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise LabelfreeError("There is no Apple GPU here.", "Set accelerator=cpu.")
     return device

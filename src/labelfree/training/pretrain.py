@@ -36,6 +36,7 @@ __all__ = ["parse_duration", "pretrain"]
 BUSY = 0.5
 
 
+@runtime.state_kept()
 def pretrain(
     source: Any = None,
     *,
@@ -63,7 +64,8 @@ def pretrain(
         seed: of every random number.
         init: a run to start from, whose kind of data, its settings, and encoder are taken; or a file of the library's
             weights.
-        resume: a run to continue; it ends as if it had never stopped (see `docs/resume.md` for time limits).
+        resume: a run to continue; it ends as if it had never stopped (see `docs/resume.md` for time limits). Only the
+            source, and a network of yours, may be given with it.
         **settings: of the engine, the objective and the modality, by name.
 
     Returns:
@@ -75,6 +77,10 @@ def pretrain(
     began = time.perf_counter()
     network = encoder if isinstance(encoder, nn.Module) else None
     if resume is not None:
+        options: dict[str, Any] = {"modality": modality, "method": method, "out": out, "epochs": epochs, "steps": steps}
+        options |= {"time_limit": time_limit, "seed": seed, "init": init, "encoder": None if network else encoder}
+        given = [key for key, value in options.items() if value not in (None, "auto", 0)]
+        _check_unchanged(resume, [*given, *settings])
         return _resume(Path(resume), source, network)
     if source is None:
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
@@ -107,6 +113,15 @@ def pretrain(
         _say_busy(busy, int(plan.training.threads))
     _start_folder(folder, job, source, found)
     return _launch(job, folder, source, network, job.modality.state(), accelerator)
+
+
+def _check_unchanged(run: str | Path, given: list[str]) -> None:
+    """Raises LabelfreeError where options or settings are given that a resumed run cannot heed."""
+    if given:
+        raise LabelfreeError(
+            f"'{run}' goes on as it was started, and takes no other {', '.join(given)}.",
+            f"Leave that out, or start a new run from its weights: --init {run}.",
+        )
 
 
 def _length(epochs: int | None, steps: int | None, time_limit: float | str | None) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import platform
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ def prepare_machine(threads: int | None = None) -> None:
             libc.mallopt(m_mmap_threshold, 1 << 30)
             libc.mallopt(m_trim_threshold, 2**31 - 1)
             libc.mallopt(m_top_pad, 64 << 20)
+
+
+@contextmanager
+def state_kept() -> Iterator[None]:
+    """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing."""
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact, warn_only=lenient)
 
 
 class Others:

@@ -43,7 +43,7 @@ class TrainSettings(OptimSettings):
     """rows that the encoder takes at a time, so that a large batch fits the memory of a small one; 0: all"""
     precision: Literal["auto", "bf16", "32"] = "auto"
     """bf16 (mixed) where the hardware has it, else 32"""
-    workers: int | Auto = "auto"
+    workers: NonNegativeInt | Auto = "auto"
     """processes that read a streamed source; 0 reads ahead in a thread"""
     threads: PositiveInt | Auto = "auto"
     """processor threads for tensor operations of each process"""
@@ -59,7 +59,7 @@ class TrainSettings(OptimSettings):
     """steps between logged lines"""
     cache: Literal["auto", "memory", "device", "none"] = "auto"
     """keep the decoded source in memory, on the device, or stream it"""
-    shuffle_window: int | Auto = "auto"
+    shuffle_window: NonNegativeInt | Auto = "auto"
     """samples within which a streamed source is shuffled, at least; 0 for all"""
     max_unreadable: Share = 0.05
     """share of unreadable samples above which pretraining refuses"""
