@@ -190,14 +190,14 @@ def prompts(options: argparse.Namespace) -> None:
             **settings,
         )
         print(f"pretraining: {time.process_time() - began:.0f} CPU seconds")
-        show("language", evaluate(run, train, test, "language", time_limit=options.time_limit))
+        show("language", evaluate(run, train, test, label="language", time_limit=options.time_limit))
         scores: dict[str, list[float]] = {}
         spoken = [row for row in rows if row["kind"] in ("digits", "letters")]
         for voice in sorted({row["voice"] for row in rows}):
             known = part(Path(name, "known", voice), source, [row for row in spoken if row["voice"] != voice])
             new = part(Path(name, "new", voice), source, [row for row in spoken if row["voice"] == voice])
             asked: dict[str, Any] = {"budgets": ("100%",), "protocols": ("linear",), "metric": "balanced_accuracy"}
-            found = evaluate(run, known, new, "kind", seeds=1, **asked)
+            found = evaluate(run, known, new, label="kind", seeds=1, **asked)
             for result in found.results:
                 scores.setdefault(result.method, []).append(result.score)
         print("digit or letter in a new voice, balanced accuracy, mean over voices and their standard error")

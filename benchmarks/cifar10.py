@@ -57,7 +57,7 @@ def main() -> None:
         found = run.evaluate(
             str(train),
             str(test),
-            "label",
+            label="label",
             budgets=options.budgets.split(","),
             protocols=options.protocols.split(","),
             seeds=options.seeds,

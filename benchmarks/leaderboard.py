@@ -168,7 +168,12 @@ def one(data: Path, task: str, method: str, seed: int, seconds: float) -> dict[s
                 encoder = TOKENS  # the usual network cannot do what the method needs
                 run = labelfree.pretrain(part.source, encoder=encoder, **asked)
             found = run.evaluate(
-                part.train, part.test, part.label, budgets=[part.budget], protocols=["knn", "linear"], metric="accuracy"
+                part.train,
+                part.test,
+                label=part.label,
+                budgets=[part.budget],
+                protocols=["knn", "linear"],
+                metric="accuracy",
             )
             for row in found.results:
                 scores.setdefault(f"{row.method}/{row.protocol}", []).append(row.score)

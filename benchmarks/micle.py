@@ -77,7 +77,9 @@ def measure(sources: dict[str, Path], method: str, seed: int, out: Path, options
         out=out,
         **settings,
     )
-    found = run.evaluate(sources["train"], sources["test"], "category", budgets=["100%"], protocols=["knn", "linear"])
+    found = run.evaluate(
+        sources["train"], sources["test"], label="category", budgets=["100%"], protocols=["knn", "linear"]
+    )
     scores = {f"{row.method}, {row.protocol}": row.score for row in found.results}
     held = [run.open(sources[name]) for name in ("test", "other")]
     for name, encoder in (("pretrained", run.encoder), ("random", fresh_encoder(run, seed))):

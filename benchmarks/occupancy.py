@@ -103,7 +103,9 @@ def classes(source: Path, threads: int, limit: str | None) -> dict[str, Any]:
         files = parts(source, Path(name))
         run = pretrained(files["week"], Path(name, "run"), 0, threads)
         budgets = ["1%", "10%", "100%"]
-        return run.evaluate(files["week"], files["open"], "occupancy", budgets=budgets, time_limit=limit).to_dict()
+        return run.evaluate(
+            files["week"], files["open"], label="occupancy", budgets=budgets, time_limit=limit
+        ).to_dict()
 
 
 def untrained(run: Run, sets: dict[str, Any], seed: int) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ def with_labels(
     found = run.evaluate(
         train,
         test,
-        label,
+        label=label,
         budgets=options.budgets.split(","),
         protocols=options.protocols.split(","),
         seeds=options.seeds,

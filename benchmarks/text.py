@@ -48,7 +48,7 @@ def measure(data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any
         found = run.evaluate(
             str(parts["train"]),
             str(parts["test"]),
-            "label",
+            label="label",
             budgets=options.budgets.split(","),
             protocols=options.protocols.split(","),
             seeds=options.seeds,

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
-from typing import Any
-
-from pydantic_core import PydanticUndefined
 
 from labelfree import catalogue, registry
 from labelfree.settings import Settings
@@ -61,7 +57,7 @@ def objectives() -> str:
         for recipe_name, recipe in cls.recipes.items():
             own = {**recipe.settings, **recipe.training, **recipe.options}
             own |= {"encoder": recipe.encoder} if recipe.encoder else {}
-            words = ", ".join(f"`{key}={shown(value)}`" for key, value in own.items())
+            words = ", ".join(f"`{key}={catalogue.written(value)}`" for key, value in own.items())
             parts.append(f"Recipe `{recipe_name}`: {words or 'as it is'}. {cell(recipe.source)}.\n")
     return "## Objectives\n\n" + "\n".join(parts)
 
@@ -73,33 +69,14 @@ def about(cls: type) -> str:
 
 
 def settings_table(cls: type[Settings]) -> str:
-    rows = [
-        [f"`{name}`", f"`{kind(field.annotation)}`", f"`{shown(default(field))}`", cell(field.description or "")]
-        for name, field in cls.model_fields.items()
-    ]
+    entries = catalogue.settings_of(cls, cls.__name__)
+    rows = [[f"`{e['setting']}`", f"`{bars(e['type'])}`", f"`{bars(e['default'])}`", cell(e["about"])] for e in entries]
     return table(["setting", "type", "default", "meaning"], rows) if rows else "No settings."
 
 
-def default(field: Any) -> Any:
-    return "required" if field.default is PydanticUndefined else field.default
-
-
-def shown(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def kind(annotation: Any) -> str:
-    """A type as a person would write it: `int | auto`."""
-    text = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-    text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
-    text = re.sub(r"Literal\[(.*?)\]", lambda m: m.group(1).replace("'", "").replace(", ", " | "), text)
-    text = re.sub(r"(typing|pydantic\.types|labelfree\.[\w.]+)\.", "", text)
-    return text.replace("NoneType", "none").replace("None", "none").replace("|", "\\|")
+def bars(text: str) -> str:
+    """A text whose bars do not end a cell."""
+    return text.replace("|", "\\|")
 
 
 def cell(text: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from labelfree.cli import app, main
+from labelfree.errors import LabelfreeError
 
 VERBS = ("pretrain", "evaluate", "finetune", "predict", "embed", "anomalies", "zeroshot", "retrieve", "report")
 VERBS += ("generate", "forecast", "doctor", "list", "demo")
@@ -103,7 +104,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "x"], "Missing option '--train'"),
         (["list", "method"], "methods"),
         (["pretrain"], "No source was given."),
-        (["pretrain", "x", "steps=3"], "Write --steps 3."),
+        (["pretrain", "x", "steps=3"], "Write it as --steps 3."),
+        (["pretrain", "batch_size=8"], "No source was given."),
+        (["pretrain", "x", "--batch-size", "4"], "If it is a setting, write batch_size=4."),
+        (["evaluate", "r", "--train", "a", "--label", "b", "budgets=50%"], "Write it as --budgets 50%."),
+        (["finetune", "r", "--train", "a", "--label", "b", "--out", "m", "out=x"], "Write it as --out x."),
+        (["doctor", "photos", "limit=5"], "Write it as --limit 5."),
+        (["doctor", "photos", "source=5"], "Write it before the settings."),
+        (["list", "methods", "simclr"], "'simclr' has no methods."),
+        (["list", "settings", "simclear"], "Did you mean 'simclr'?"),
         (["pretrain", "x", "fast"], "expected key=value"),
     ],
 )
@@ -134,6 +143,31 @@ def test_list_answers_with_stable_keys(capsys: pytest.CaptureFixture[str]) -> No
     assert {"timm", "transformer"} <= {encoder["name"] for encoder in encoders}
 
 
+def test_settings_are_listed_with_the_values_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {entry["setting"]: entry for entry in answer(capsys, "list", "settings", "mae")["settings"]}
+    assert (found["ratio"]["owner"], found["ratio"]["default"]) == ("masked", "0.75")
+    assert all({"type", "default", "about"} <= set(entry) and entry["about"] for entry in found.values())
+    owners = {entry["owner"] for entry in answer(capsys, "list", "settings")["settings"]}
+    assert {"training", "finetune", "image", "simclr"} <= owners
+    assert answer(capsys, "list") == {"lists": ["modalities", "encoders", "methods", "settings"]}
+
+
+def test_methods_are_listed_with_their_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    papers = {method["name"]: method["paper"] for method in answer(capsys, "list", "methods")["methods"]}
+    assert (papers["byol"], papers["cpc"], papers["mae"]) == (
+        "Grill et al. 2020",
+        "van den Oord et al. 2018",
+        "He et al. 2022",
+    )
+
+
+def test_without_a_verb_the_help_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("Usage: labelfree")
+    assert len(out.splitlines()) > len(VERBS)
+
+
 def test_list_shows_a_table_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "list", "methods")
     assert code == 0
@@ -161,6 +195,46 @@ def test_options_and_settings_may_come_from_a_file(
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["modality"]["size"] == 8
     assert settings["training"]["learning_rate"] == 1e-3
+
+
+def test_the_line_goes_over_the_file_and_the_file_over_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def taken(*_: object, **values: Any) -> None:
+        given.clear()
+        given.update(values)
+        raise LabelfreeError("Seen.")
+
+    (tmp_path / "all.yaml").write_text("source: a\nseeds: 1\nseed: 7\nbudgets: [5%]\nforce: true\nlabel: of-file\n")
+    file = ["--config", tmp_path / "all.yaml"]
+    monkeypatch.setattr("labelfree.run.Run.__init__", lambda *_: None)
+    monkeypatch.setattr("labelfree.run.Run.evaluate", taken)
+    call(capsys, "evaluate", "r", "--train", "t", "--label", "kind", *file)
+    assert {key: given[key] for key in ("seeds", "seed", "budgets")} == {"seeds": 1, "seed": 7, "budgets": ["5%"]}
+    assert (given["label"], "run" in given, "metric" in given) == ("kind", False, False)
+    call(capsys, "evaluate", "r", "--train", "t", "--label", "kind", *file, "--seeds", "2")
+    assert given["seeds"] == 2
+    monkeypatch.setattr("labelfree.run.Run.finetune", taken)
+    call(capsys, "finetune", "r", "--train", "t", "--label", "kind", "--out", "m", *file, "epochs=3")
+    assert (given["force"], given["out"], given["seed"], given["epochs"]) == (True, "m", 7, "3")
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", taken)
+    call(capsys, "pretrain", "b", *file)
+    assert given["source"] == "b"
+    call(capsys, "pretrain", *file, "batch_size=8")
+    assert (given["source"], given["batch_size"]) == ("a", "8")
+
+
+@pytest.mark.parametrize("verb", ["anomalies", "zeroshot", "doctor"])
+def test_an_output_that_exists_is_refused_before_the_work(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / ("there.html" if verb == "doctor" else "there.csv")
+    out.write_text("mine")
+    code, _, err = call(capsys, verb, "nowhere", *(["nowhere"] if verb != "doctor" else []), "--out", out)
+    assert (code, "exists already" in err) == (2, True)
+    assert out.read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "just words"])
@@ -285,10 +359,12 @@ def test_trouble_with_the_machine_is_one_sentence(
     assert expected in err
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("labelfree.training.pretrain.pretrain", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main(["pretrain", "x"])
+    code, out, err = call(capsys, "pretrain", "x")
+    assert (code, out) == (3, "")
+    assert "Traceback" in err
+    assert "ZeroDivisionError" in err
 
 
 def test_an_interrupt_leaves_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,10 @@ import errno
 import functools
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +32,6 @@ app = typer.Typer(
     name="labelfree",
     help="Pretrain an encoder on unlabelled data, prove what it was worth, use it.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,  # the plain help is three times as fast
     pretty_exceptions_enable=False,
 )
@@ -49,7 +50,9 @@ TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="Ho
 
 Config = Annotated[Path | None, Option("--config", metavar="FILE", help="Options and settings as YAML or JSON.")]
 
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+FAILED, MISTAKE, BUG, INTERRUPTED = 1, 2, 3, 130
+#: Arguments that are written without their name.
+POSITIONAL = ("source", "run")
 
 
 def _verb(*examples: str) -> Callable[[Callable[..., Answer]], Callable[..., int]]:
@@ -107,20 +110,25 @@ def _print_json(answer: Answer) -> None:
         print(json_text(answer), flush=True)
 
 
-def _settings(words: Sequence[str] | None, config: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options and settings of a verb: those of the file, over them those of the command line.
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Options and settings of a verb by name, where they were given: those of the file, over them those of the line.
+
+    Args:
+        arguments: the verb's own, of which `settings` are words and `config` names a file.
 
     Raises:
         LabelfreeError: the file cannot be read, or a setting is really an option.
     """
     from labelfree.settings import parse_assignments
 
-    given = parse_assignments(words or ())
-    for key in given:
-        if key in options:
-            raise LabelfreeError(f"'{key}' is an option.", f"Write --{key.replace('_', '-')} {given[key]}.")
-    values = _read_config(config) if config else {}
-    return values | {key: value for key, value in options.items() if value is not None} | given
+    words, config = arguments.pop("settings"), arguments.pop("config", None)
+    settings = parse_assignments(words or ())
+    for key, value in settings.items():
+        if key in arguments:
+            how = "before the settings" if key in POSITIONAL else f"as --{key.replace('_', '-')} {value}"
+            raise LabelfreeError(f"'{key}' is no setting.", f"Write it {how}.")
+    line = {key: value for key, value in arguments.items() if value is not None and value is not False}
+    return (_read_config(config) if config else {}) | line | settings
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -164,28 +172,14 @@ def pretrain(
     config: Config = None,
 ) -> Answer:
     """Learn an encoder from data without labels."""
-    words = list(settings or ())
-    if resume is not None and source is not None and "=" in source:
-        words, source = [source, *words], None
-    options = {
-        "modality": modality,
-        "method": method,
-        "encoder": encoder,
-        "out": out,
-        "epochs": epochs,
-        "steps": steps,
-        "time_limit": time_limit,
-        "seed": seed,
-        "init": init,
-        "resume": resume,
-    }
-    values = _settings(words, config, options)
-    source = values.pop("source", None) if source is None else source
-    if source is None and values.get("resume") is None:
+    if source is not None and re.match(r"[\w.-]+=", source) and not Path(source).exists():
+        settings, source = [source, *(settings or ())], None  # the first word may be a setting
+    values = _given(locals())
+    if not {"source", "resume"} & values.keys():
         raise LabelfreeError("No source was given.", "Name a folder or a file: labelfree pretrain photos/")
     from labelfree.training.pretrain import pretrain
 
-    run = pretrain(source, **values)
+    run = pretrain(**values)
     keys = ("state", "steps", "samples", "seconds", "samples_per_second", "health")
     answer: Answer = {"run": str(run.path)} | {key: run.info[key] for key in keys}
     answer["steps"] = run.info["step"]
@@ -201,14 +195,16 @@ def evaluate(
     test: Annotated[
         str | None, Option(metavar="SOURCE", help="Labelled data to score on; a fifth of --train if absent.")
     ] = None,
-    budgets: Annotated[str, Option(metavar="B,B", help="How many labels: 1%, 5/class or 200.")] = "1%,10%,100%",
-    protocols: Annotated[str, Option(metavar="P,P", help="knn, linear, finetune.")] = "knn,linear,finetune",
-    seeds: Annotated[int, Option(metavar="N", help="Repetitions with other labels and weights.")] = 3,
+    budgets: Annotated[
+        str | None, Option(metavar="B,B", help="How many labels: 1%, 5/class, 200; 1%,10%,100% if absent.")
+    ] = None,
+    protocols: Annotated[str | None, Option(metavar="P,P", help="knn, linear, finetune; all if absent.")] = None,
+    seeds: Annotated[int | None, Option(metavar="N", help="Repetitions with other labels; 3 if absent.")] = None,
     group: Group = None,
     metric: Annotated[
-        str, Option(metavar="M", help="accuracy, balanced_accuracy, macro_f1, average_precision, roc_auc.")
-    ] = "auto",
-    seed: Annotated[int, Option(help="Same seed, same labels and weights.")] = 0,
+        str | None, Option(metavar="M", help="accuracy, balanced_accuracy, macro_f1, average_precision, roc_auc.")
+    ] = None,
+    seed: Annotated[int | None, Option(help="Same seed, same labels and weights.")] = None,
     time_limit: TimeLimit = None,
     config: Config = None,
 ) -> Answer:
@@ -216,25 +212,15 @@ def evaluate(
 
     The frozen and the fine-tuned encoder stand beside the same network from scratch, a random one and raw features.
     """
-    options = {"group": group, "metric": metric, "seed": seed, "seeds": seeds, "time_limit": time_limit}
-    values = _settings(settings, config, options)
+    values = _given(locals())
     from labelfree.run import Run
 
-    evaluation = Run(run).evaluate(train, test, label, budgets=_listed(budgets), protocols=_listed(protocols), **values)
-    return _show(evaluation)
-
-
-def _listed(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",") if word.strip()]
+    return _show(Run(values.pop("run")).evaluate(**values))
 
 
 def _show(evaluation: Evaluation) -> Answer:
-    """Print the table of results and the verdict; the keys of the answer are documented in docs/json.md."""
-    from rich.console import Console
-
-    Console().print(evaluation.table())
-    for words in (*evaluation.warnings, *evaluation.left_out, evaluation.verdict):
-        print(words)
+    """Print what was found; the keys of the answer are documented in docs/json.md."""
+    print(evaluation)
     return evaluation.to_dict() | {"file": str(evaluation.path)}
 
 
@@ -247,17 +233,16 @@ def finetune(
     settings: Words = None,
     budget: Annotated[str | None, Option(metavar="B", help="Use only so many labels: 10%, 5/class or 200.")] = None,
     group: Group = None,
-    seed: Annotated[int, Option(help="Same seed, same model.")] = 0,
+    seed: Annotated[int | None, Option(help="Same seed, same model.")] = None,
     time_limit: TimeLimit = None,
     config: Config = None,
     force: Force = False,
 ) -> Answer:
     """Train a classifier that starts from a run's encoder."""
-    options = {"budget": budget, "group": group, "seed": seed, "time_limit": time_limit, "force": force}
-    values = _settings(settings, config, options)
+    values = _given(locals())
     from labelfree.run import Run
 
-    model = Run(run).finetune(train, label, out, **values)
+    model = Run(values.pop("run")).finetune(**values)
     return {"model": str(model.path), "classes": list(model.classes), "validation": model.info["validation"]}
 
 
@@ -343,10 +328,15 @@ def zeroshot(
     Needs a run on pairs of texts and something else.
     """
     from labelfree.run import Run
+    from labelfree.settings import listed
+    from labelfree.tasks.embed import writable
+    from labelfree.tasks.predict import table_path
 
     if label is None and out is None:
         raise LabelfreeError("There is nothing to do.", "Give --label to score the guesses, or --out to write them.")
-    found = Run(run).zero_shot(source, label, classes=_listed(classes or ""), prompts=prompt or ["{}"])
+    if out is not None:
+        writable(table_path(out), force)
+    found = Run(run).zero_shot(source, label, classes=listed(classes or ""), prompts=prompt or ["{}"])
     if out is not None:
         found.write(out, force)
         print(f"{len(found.names):,} names are in '{out}'.")
@@ -367,10 +357,11 @@ def retrieve(
 ) -> Answer:
     """Find each side of a row by its other sides, among those of all rows."""
     from labelfree.run import Run
+    from labelfree.settings import listed
 
-    if not all(word.isdigit() and int(word) for word in _listed(at)):
+    if not all(word.isdigit() and int(word) for word in listed(at)):
         raise LabelfreeError(f"--at {at} are no numbers above 0.", "Write for instance --at 1,5,10.")
-    found = Run(run).retrieve(source, [int(word) for word in _listed(at)])
+    found = Run(run).retrieve(source, [int(word) for word in listed(at)])
     for way in found:
         shares = [f"{s.value:.3f} ({s.low:.3f} … {s.high:.3f})" for s in way.recall.values()]
         rows = [[f"R@{k}", share, f"{way.chance[k]:.3f}"] for k, share in zip(way.recall, shares, strict=True)]
@@ -440,8 +431,12 @@ def doctor(
     label: Annotated[str | None, Option(metavar="NAME", help="Column of labels: counts, copies that disagree.")] = None,
     run: Annotated[str | None, Option(metavar="RUN", help="Find outliers in the features of this run.")] = None,
     limit: Annotated[int | None, Option(metavar="N", help="Look at so many samples; at all if absent.")] = None,
-    near: Annotated[float, Option(help="Two samples that differ by less than this share are near copies.")] = 0.15,
-    threshold: Annotated[float, Option(help="Share of faulty samples above which the exit code is 1.")] = 0.05,
+    near: Annotated[
+        float | None, Option(help="Samples that differ by less than this share are near copies; 0.15 if absent.")
+    ] = None,
+    threshold: Annotated[
+        float | None, Option(help="Share of faulty samples above which the exit code is 1; 0.05 if absent.")
+    ] = None,
     out: Annotated[str | None, Option(metavar="FILE", help="Page to write, .html, with .json beside it.")] = None,
     force: Force = False,
 ) -> Answer:
@@ -449,20 +444,14 @@ def doctor(
 
     Unreadable, empty, constant, copies and near copies, sizes, missing values, labels that disagree, outliers.
     """
-    from labelfree.settings import parse_assignments
+    values = _given(locals())
     from labelfree.tasks import doctor as task
+    from labelfree.tasks.embed import writable
 
-    checkup = task.doctor(
-        source,
-        modality=modality,
-        against=against,
-        label=label,
-        run=run,
-        limit=limit,
-        near=near,
-        threshold=threshold,
-        **parse_assignments(settings or ()),
-    )
+    out, force = values.pop("out", None), values.pop("force", False)
+    if out is not None:
+        writable(out, force)
+    checkup = task.doctor(**values)
     if rows := checkup.rows():
         _table(["check", "samples", "share", "for instance"], rows)
     task.show(checkup, print)
@@ -478,15 +467,26 @@ class Listed(StrEnum):
     modalities = "modalities"
     encoders = "encoders"
     methods = "methods"
+    settings = "settings"
 
 
-@_verb("methods", "encoders --json")
-def list_(what: Annotated[Listed, Argument(help="modalities, encoders or methods.")]) -> Answer:
-    """Show the kinds of data, encoders or methods there are."""
+@_verb("methods", "encoders --json", "settings simclr", "settings image")
+def list_(
+    what: Annotated[Listed | None, Argument(help="modalities, encoders, methods or settings.")] = None,
+    of: Annotated[
+        str | None, Argument(metavar="[METHOD|KIND]", help="Whose settings; training or finetune too. All if absent.")
+    ] = None,
+) -> Answer:
+    """Show the kinds of data, encoders or methods there are, and the settings of each."""
+    if what is None:
+        print("\n".join(f"labelfree list {each.value}" for each in Listed))
+        return {"lists": [each.value for each in Listed]}
     from labelfree import catalogue
 
-    entries = getattr(catalogue, what.value)()
-    shown = [key for key in entries[0] if key != "about"]
+    if of is not None and what is not Listed.settings:
+        raise LabelfreeError(f"'{of}' has no {what.value}.", f"Write labelfree list {what.value}.")
+    entries = catalogue.settings(of) if what is Listed.settings else getattr(catalogue, what.value)()
+    shown = [key for key in entries[0] if key != "about" or what is Listed.settings]
     _table(shown, [[", ".join(e[key]) if isinstance(e[key], list) else e[key] for key in shown] for e in entries])
     return {what.value: entries}
 
@@ -529,31 +529,44 @@ def _root(
         import labelfree
 
         print(f"labelfree {labelfree.__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit code: 0, 2 for a mistake that the user can mend, 130 if interrupted.
-
-    What is neither is a bug in Labelfree, and keeps its traceback.
-    """
+    """Run a verb and return its exit code, as docs/json.md lists them. A bug in Labelfree shows its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(app(words, prog_name="labelfree", standalone_mode=False) or 0)
     except typer.TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "labelfree")
-        failure = LabelfreeError(_sentence(error.format_message()), f"See `{command} --help`.")
+        failure = LabelfreeError(
+            _sentence(error.format_message()), _as_setting(error, words) or f"See `{command} --help`."
+        )
     except LabelfreeError as error:
         failure = error
     except Exception as error:
         mendable = _machine_trouble(error)
         if mendable is None:
-            raise
+            traceback.print_exc()
+            return BUG
         failure = mendable
     _warn(failure.problem, failure.remedy)
     if "--json" in words:
         _print_json({"error": failure.problem, "remedy": failure.remedy})
     return MISTAKE
+
+
+def _as_setting(error: typer.TyperException, words: Sequence[str]) -> str:
+    """How to write an option that does not exist and is like no other, if the verb takes settings; or nothing."""
+    name, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    takes = context is not None and any(parameter.name == "settings" for parameter in context.command.params)
+    if not name.startswith("--") or not takes or getattr(error, "possibilities", None):
+        return ""
+    given = next(word for word in words if word.split("=")[0] == name)
+    following = words[words.index(given) + 1 :]
+    value = given.partition("=")[2] or (following[0] if following else "VALUE")
+    return f"If it is a setting, write {name[2:].replace('-', '_')}={value}."
 
 
 def _sentence(text: str) -> str:

@@ -52,7 +52,7 @@ def demo(out: str | Path | None = None) -> tuple[Run, Evaluation, Path]:
     say(f"$ labelfree pretrain {pictures} --out {folder / 'run'} {_words(RECIPE)}", "bold")
     run = pretrain(pictures, out=folder / "run", **RECIPE)
     say(f"$ labelfree evaluate {run.path} --train {train} --test {test} --label digit {_words(EVALUATION)}", "bold")
-    evaluation = run.evaluate(train, test, "digit", **EVALUATION)
+    evaluation = run.evaluate(train, test, label="digit", **EVALUATION)
     say(f"$ labelfree report {run.path}", "bold")
     return run, evaluation, run.report()
 

@@ -232,11 +232,11 @@ class Run:
 
         return embed(self.encoder, self.modality, self.open(source), batch_size=batch_size)
 
-    def evaluate(self, train: Any, test: Any, label: str, **options: Any) -> Evaluation:
+    def evaluate(self, train: Any, test: Any = None, *, label: str, **options: Any) -> Evaluation:
         """Prove it with labels: see `labelfree.evaluation.protocol.evaluate`."""
         from labelfree.evaluation.protocol import evaluate
 
-        return evaluate(self, train, test, label, **options)
+        return evaluate(self, train, test, label=label, **options)
 
     def finetune(self, train: Any, label: str, out: str | Path, **options: Any) -> Model:
         """Train a classifier from the encoder: see `labelfree.tasks.finetune.finetune`."""

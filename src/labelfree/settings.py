@@ -12,12 +12,13 @@ from pydantic.fields import FieldInfo
 from labelfree.errors import LabelfreeError, nearest
 
 
-def _names(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """The words between the commas of a text; what is no text, as it is."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 #: Names that a user separates by commas; none in an empty word.
-Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(listed)]
 #: A share of something.
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -25,7 +26,7 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 class Settings(pydantic.BaseModel):
     """Base of every settings class: frozen, and unknown keys are refused.
 
-    Each field carries `Field(description=...)`: one line, which becomes help and reference text.
+    Below each field stands a string of one line, which becomes help and reference text.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -44,9 +45,10 @@ class Settings(pydantic.BaseModel):
                 {key: _from_text(value, cls.model_fields.get(key)) for key, value in values.items()}
             )
         except pydantic.ValidationError as error:
-            raise LabelfreeError(
-                _explain(error, cls, owner), "Run `labelfree list` for what each part accepts."
-            ) from None
+            unknown = [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "extra_forbidden"]
+            hints = [hint for key in unknown if (hint := nearest(key, cls.model_fields))]
+            pointer = f"`labelfree list settings {owner}` shows what there is."
+            raise LabelfreeError(_explain(error, owner), " ".join([*hints, pointer])) from None
 
 
 def _from_text(value: Any, field: FieldInfo | None) -> Any:
@@ -62,12 +64,12 @@ def _from_text(value: Any, field: FieldInfo | None) -> Any:
     return value
 
 
-def _explain(error: pydantic.ValidationError, cls: type[Settings], owner: str) -> str:
+def _explain(error: pydantic.ValidationError, owner: str) -> str:
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "value"
         if fault["type"] == "extra_forbidden":
-            faults.append(f"{owner} has no setting '{key}'. {nearest(key, cls.model_fields)}".strip())
+            faults.append(f"{owner} has no setting '{key}'")
         else:
             message = fault["msg"][0].lower() + fault["msg"][1:]
             faults.append(f"{owner} setting '{key}': {message}, but {fault.get('input')!r} was given")
@@ -114,7 +116,8 @@ def share_out(values: Mapping[str, Any], owners: Mapping[str, type[Settings]]) -
         takers = [name for name, cls in owners.items() if key in cls.model_fields]
         if not takers:
             where = ", ".join(owners)
-            raise LabelfreeError(f"There is no setting '{key}' in {where}.", nearest(key, known))
+            remedy = nearest(key, known) or "`labelfree list settings` shows what there is."
+            raise LabelfreeError(f"There is no setting '{key}' in {where}.", remedy)
         if len(takers) > 1:
             choices = " or ".join(f"{taker}.{key}" for taker in takers)
             raise LabelfreeError(f"Setting '{key}' belongs to {' and '.join(takers)}.", f"Write {choices}.")

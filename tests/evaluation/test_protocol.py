@@ -33,11 +33,11 @@ def run(tmp_path: Path, data: tuple[Path, Path]) -> Run:
 
 def quick(run: Run, train: Any, test: Any, **options: Any) -> Evaluation:
     given = {"budgets": ["2/class"], "protocols": ["linear"], "label": "label", **options}
-    return evaluate(run, train, test, given.pop("label"), **given)
+    return evaluate(run, train, test, **given)
 
 
 def test_every_method_is_scored_at_every_budget_and_saved(run: Run, data: tuple[Path, Path]) -> None:
-    found = evaluate(run, *data, "label", budgets=["100%", "2/class"], most_steps=4, learning_rate=0.01)
+    found = evaluate(run, *data, label="label", budgets=["100%", "2/class"], most_steps=4, learning_rate=0.01)
     answer = found.to_dict()
     assert set(answer) == KEYS
     assert all(set(row) == ROW for row in answer["results"])
@@ -194,8 +194,17 @@ def test_uneven_classes_are_scored_by_balanced_accuracy(run: Run, tmp_path: Path
     assert set(found.results[0].scores) == {"accuracy", "balanced_accuracy", "macro_f1"}
 
 
+def test_one_budget_and_one_protocol_may_be_given_as_words(run: Run, data: tuple[Path, Path]) -> None:
+    found = quick(run, *data, budgets="2/class", protocols="knn")
+    assert {(r.budget, r.protocol) for r in found.results} == {("2/class", "knn")}
+    assert {r.labels for r in quick(run, *data, budgets=12).results} == {12}
+    shown = str(found)
+    assert "pretrained" in shown
+    assert shown.splitlines()[-1] == found.verdict
+
+
 def test_a_time_limit_is_kept_and_what_it_left_out_is_said(run: Run, data: tuple[Path, Path]) -> None:
-    found = evaluate(run, *data, "label", budgets=["2/class", "100%"], time_limit=2, epochs=100_000, most_steps=10**7)
+    found = evaluate(run, *data, label="label", budgets="2/class,100%", time_limit=2, epochs=100_000, most_steps=10**7)
     assert found.about["seconds"] < 10
     assert any("finetune" in words for words in found.left_out)
     assert any(r.method == "pretrained" for r in found.results)

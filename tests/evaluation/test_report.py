@@ -80,7 +80,7 @@ def test_a_run_without_logs_is_reported(run: Run) -> None:
 def test_an_evaluation_is_reported_with_its_verdict_first(run: Run, tmp_path: Path) -> None:
     test = runs.save(tmp_path / "test.npz", 40, seed=2)
     found = evaluate(
-        run, tmp_path / "train.npz", test, "label", budgets=["2/class", "100%"], protocols=["knn", "linear"]
+        run, tmp_path / "train.npz", test, label="label", budgets=["2/class", "100%"], protocols=["knn", "linear"]
     )
     text = check(run.report())
     heading = re.search(r"<h1>(.*?)</h1>", text)
@@ -97,7 +97,7 @@ def test_names_cannot_break_out_of_the_page(run: Run, tmp_path: Path) -> None:
     x, y = runs.pictures(40, seed=2)
     names = np.array(["</script><script>alert(1)</script>", "<b>", "c"])[y]
     np.savez(tmp_path / "evil.npz", images=x, label=names)
-    evaluate(run, tmp_path / "evil.npz", None, "label", budgets=["100%"], protocols=["knn"])
+    evaluate(run, tmp_path / "evil.npz", None, label="label", budgets=["100%"], protocols=["knn"])
     text = check(run.report())
     assert "<script>alert" not in text
     assert "<b>c" in text

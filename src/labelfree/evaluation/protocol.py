@@ -16,6 +16,7 @@ from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
 from labelfree.run import Run, write_json
+from labelfree.settings import listed
 from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
 from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
@@ -89,6 +90,15 @@ class Evaluation:
         values.pop("path")
         return values
 
+    def __str__(self) -> str:
+        """The results as a table, what limits them, and the verdict."""
+        from rich.console import Console
+
+        console = Console(color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return "\n".join([captured.get().rstrip(), *self.warnings, *self.left_out, self.verdict])
+
     def table(self) -> Any:
         """A small rich table of the results."""
         from rich import box
@@ -105,11 +115,11 @@ class Evaluation:
 def evaluate(
     run: Run,
     train: Any,
-    test: Any | None,
-    label: str,
+    test: Any | None = None,
     *,
-    budgets: Sequence[str | float | int] = ("1%", "10%", "100%"),
-    protocols: Sequence[str] = PROTOCOLS,
+    label: str,
+    budgets: str | float | Sequence[str | float] = ("1%", "10%", "100%"),
+    protocols: str | Sequence[str] = PROTOCOLS,
     seeds: int = 3,
     time_limit: float | str | None = None,
     group: str | None = None,
@@ -127,8 +137,8 @@ def evaluate(
         train: labelled source; its samples without the label are not used.
         test: labelled source to score on; None to hold out a fifth of `train`.
         label: name of the label column.
-        budgets: how many of the labels may be used: "1%", "5/class", 200.
-        protocols: of knn, linear, finetune.
+        budgets: how many of the labels may be used, one or several: "1%", "5/class", 200, "1%,10%".
+        protocols: of knn, linear, finetune, one or several.
         seeds: repetitions, with other labels and initial weights.
         time_limit: seconds or "10m"; what does not fit is left out, and said.
         group: column whose values no split may cut.
@@ -142,8 +152,10 @@ def evaluate(
     """
     from labelfree.training.pretrain import parse_duration
 
+    protocols = listed(protocols)
     _check(protocols, seeds, metric)
-    wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in budgets))
+    asked = (budgets,) if isinstance(budgets, int | float) else listed(budgets)
+    wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in asked))
     tuning = FinetuneSettings.read(settings, "finetune")
     runtime.prepare_machine()
     torch.manual_seed(seed)
