@@ -135,6 +135,7 @@ class Run:
     Attributes:
         path: its folder.
         info: the contents of `run.json`.
+        own_encoder: the user's own network, where one was given.
     """
 
     def __init__(self, path: str | Path, encoder: torch.nn.Module | None = None) -> None:
@@ -142,13 +143,13 @@ class Run:
         if not self.path.is_dir():
             raise LabelfreeError(f"There is no run at '{path}'.", "Name the folder that `labelfree pretrain` wrote.")
         self.info: dict[str, Any] = read_json(self.path / "run.json")
-        self._own_encoder = encoder
+        self.own_encoder = encoder
         self._maker: Objective | None = None
         self._loaded: tuple[Modality, Encoder] | None = None
 
     def _load(self) -> tuple[Modality, Encoder]:
         if self._loaded is None:
-            self._loaded = load_encoder(self.path / "encoder", self._own_encoder)
+            self._loaded = load_encoder(self.path / "encoder", self.own_encoder)
         return self._loaded
 
     @property

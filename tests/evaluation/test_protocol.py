@@ -12,6 +12,7 @@ import runs
 import torch
 from torch import nn
 
+from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.parts import fresh_encoder, read_parts
 from labelfree.evaluation.protocol import Evaluation, evaluate
@@ -84,7 +85,6 @@ def test_a_good_encoder_is_told_from_a_useless_one(run: Run, data: tuple[Path, P
             return self.weight * x.new_ones(len(x), 1)
 
     good = quick(run, *data, budgets=["100%"]).results
-    from labelfree.encoders.custom import Custom
     from labelfree.run import save_encoder
 
     save_encoder(tmp_path / "blind" / "encoder", Custom(Blind(), 16, "pooled"), run.modality, "custom:Blind", False)
@@ -210,6 +210,38 @@ def test_a_time_limit_is_kept_and_what_it_left_out_is_said(run: Run, data: tuple
     assert any(r.method == "pretrained" for r in found.results)
 
 
+def test_the_map_is_drawn_in_the_time_that_is_left(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
+    from labelfree.evaluation.bench import Bench, Clock
+    from labelfree.evaluation.gallery import write_gallery
+    from labelfree.tasks.classifier import FinetuneSettings
+
+    drawn = []
+    for limit in (None, 0.1):
+        bench = Bench(run, read_parts(run, *data, "label", None, 0), [], 1, "auto", 0, FinetuneSettings(), Clock(limit))
+        bench.frozen([])
+        write_gallery(tmp_path / "map.json", run.modality, bench)
+        found = json.loads((tmp_path / "map.json").read_text())["map"]
+        drawn.append(found["method"])
+        assert np.isfinite(found["points"]).all()
+    assert drawn == ["t-SNE", "PCA"]
+
+
+def test_samples_that_cannot_be_read_are_no_copies_of_one_another(run: Run, data: tuple[Path, Path]) -> None:
+    from labelfree.data.batch import Unreadable
+    from labelfree.evaluation.parts import Part, _duplicates, digests
+    from labelfree.tasks.labels import Subset
+
+    class Holes(Subset):
+        def read(self, indices: Any) -> list[Any]:
+            items = super().read(indices)
+            return [Unreadable(item.index, "x", "hole") if item.index < 3 else item for item in items]
+
+    parts = [Part(Holes(run.open(path), np.arange(20)), np.arange(20), np.zeros(20, int)) for path in data]
+    marks = [digests(part) for part in parts]
+    assert all((each < 0).sum() == 3 for each in marks)
+    assert _duplicates(*parts, *marks)["test_in_train"] == 0
+
+
 def test_methods_of_one_seed_get_the_same_labels(run: Run, data: tuple[Path, Path]) -> None:
     from labelfree.evaluation.bench import Bench, Clock
     from labelfree.tasks.classifier import FinetuneSettings
@@ -235,7 +267,17 @@ def test_a_fresh_encoder_has_new_weights_by_seed_and_leaves_the_generator_alone(
     assert not torch.equal(first.state_dict()[name], run.encoder.state_dict()[name])
 
 
-def test_a_network_that_cannot_be_initialised_anew_is_named(run: Run) -> None:
+def test_an_encoder_object_of_the_users_is_evaluated_too(run: Run, data: tuple[Path, Path]) -> None:
+    class Mine(Custom):
+        def __init__(self) -> None:
+            super().__init__(runs.Net(), 16, "pooled")
+
+    own = Run(run.path, Mine())
+    assert isinstance(fresh_encoder(own, 0), Mine)
+    assert {"random", "raw"} < {r.method for r in quick(own, *data, seeds=1).results}
+
+
+def test_a_network_that_cannot_be_initialised_anew_is_named(run: Run, data: tuple[Path, Path]) -> None:
     class Stubborn(nn.Module):
         dim = 16
 
@@ -244,6 +286,17 @@ def test_a_network_that_cannot_be_initialised_anew_is_named(run: Run) -> None:
             self.body = runs.Net().body
             self.own = nn.Parameter(torch.ones(1))
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.own * torch.cat([self.body(x).mean(dim=(2, 3)), self.body(x).amax(dim=(2, 3))], dim=1)
+
     run.encoder.network = Stubborn()
+    found = quick(run, *data, protocols=["knn", "linear", "finetune"], most_steps=2, learning_rate=1e-3, seeds=1)
+    assert {(r.protocol, r.method) for r in found.results} == {
+        ("knn", "pretrained"),
+        ("linear", "pretrained"),
+        ("linear", "raw"),
+        ("finetune", "pretrained"),
+    }
+    assert any("random and scratch: Stubborn has 1 weights" in words for words in found.left_out)
     with pytest.raises(LabelfreeError, match="Stubborn has 1 weights that cannot be initialised anew"):
         fresh_encoder(run, 0)

@@ -112,6 +112,13 @@ def test_smaller_budgets_lie_within_larger_ones() -> None:
     assert np.bincount(y[few]).tolist() == [2, 2, 2]
 
 
+def test_a_sample_without_a_group_is_a_group_alone() -> None:
+    found = read_labels(Table(y=["a", "b"] * 3, who=[1.0, None, 1, float("nan"), 2, "2"]), "y", "who")
+    assert found.groups[[0, 2, 4, 5]].tolist() == ["1", "1", "2", "2"]
+    assert len(set(found.groups.tolist())) == 4
+    assert "2 samples have no value in 'who'" in found.notes[0]
+
+
 def test_budgets_of_grouped_data_open_few_groups() -> None:
     y, groups = np.tile([0, 1], 100), np.repeat(np.arange(20), 10)
     taken = choose(y, np.array([10, 10]), np.random.default_rng(0), groups)

@@ -134,9 +134,13 @@ def test_fine_tuning_is_the_same_for_the_same_seed(run: Run, train: Path, tmp_pa
     np.testing.assert_array_equal(first.probabilities(train), second.probabilities(train))
 
 
-def test_a_time_limit_lowers_the_steps(run: Run, train: Path, tmp_path: Path) -> None:
+def test_a_time_limit_lowers_the_steps_and_says_so(
+    run: Run, train: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = finetune(run, train, "label", tmp_path / "model", time_limit=0.5, epochs=3000, most_steps=10**6)
     assert 1 <= model.info["steps"] < 5000
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"Trained for {model.info['steps']:,} of {model.info['wanted_steps']:,} steps, for want of time." in said
 
 
 def test_fine_tuning_refuses_before_it_trains(run: Run, train: Path, tmp_path: Path) -> None:
@@ -147,6 +151,8 @@ def test_fine_tuning_refuses_before_it_trains(run: Run, train: Path, tmp_path: P
         finetune(run, train, "lable", tmp_path / "new")
     with pytest.raises(LabelfreeError, match=r"no setting 'epoch'.*'epochs'"):
         finetune(run, train, "label", tmp_path / "new", epoch=3)
+    with pytest.raises(LabelfreeError, match="'light', 'contrast' or 'none'"):
+        finetune(run, train, "label", tmp_path / "new", augment="lite")
     assert not (tmp_path / "new").exists()
 
 
@@ -227,6 +233,7 @@ def test_the_search_tries_as_much_for_a_network_from_scratch() -> None:
     assert len(own.paces(True)) == len(own.paces(False)) == 3
     assert {pace.decay for pace in own.paces(True)} == {0.75, 1.0}
     assert {pace.decay for pace in own.paces(False)} == {1.0}
+    assert len(FinetuneSettings(layer_decay=0.9).paces(True)) == 3
     fixed = FinetuneSettings(learning_rate=1e-3, layer_decay=0.9)
     assert fixed.paces(True) == (Pace(1e-3, 0.9),)
     assert fixed.paces(False) == (Pace(1e-3),)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from labelfree.encoders.base import Encoder
+from labelfree.errors import LabelfreeError
 from labelfree.evaluation.parts import Part, Parts, fresh_encoder
 from labelfree.evaluation.probes import Labelled, Probed, boosting_probe, knn_probe, linear_probe
 from labelfree.evaluation.statistics import TestPart
@@ -66,6 +67,7 @@ class Bench:
         margins: the same keys → (seeds, test samples) how much the second of two classes is preferred.
         validation: the same keys → mean score on held-out training samples.
         features: pretrained features of the training and of the test part.
+        trained: what is fine-tuned: the pretrained network, and the same from scratch where it can be made anew.
         left_out: what was not measured, in words.
     """
 
@@ -83,6 +85,7 @@ class Bench:
         self.run, self.seeds, self.seed = run, seeds, seed
         self.tuning, self.clock = tuning, clock
         self.left_out: list[str] = []
+        self.trained = self._trainable()
         self.parts = parts
         suitable = "balanced_accuracy" if is_uneven(self._counts(parts.train)) else "accuracy"
         self.metric = suitable if metric == "auto" else metric
@@ -97,6 +100,14 @@ class Bench:
         self.validation: dict[tuple[str, str, str], float | None] = {}
         self.features: tuple[np.ndarray, np.ndarray] | None = None
         self.embedding_seconds = 0.0
+
+    def _trainable(self) -> tuple[str, ...]:
+        try:
+            fresh_encoder(self.run, self.seed)
+        except LabelfreeError as error:
+            self.left_out.append(f"random and scratch: {error}")
+            return ("pretrained",)
+        return ("pretrained", "scratch")
 
     # ---- samples
 
@@ -167,7 +178,7 @@ class Bench:
             return
         if self.embedding_seconds * self.seeds > self.clock.left / 2:
             self.left_out.append("A random frozen encoder: no time to embed with it.")
-        else:
+        elif "scratch" in self.trained:
             fresh = [self._embed(fresh_encoder(self.run, self.seed + number)) for number in range(self.seeds)]
             self._probe("random", lambda number: fresh[number], protocols)
         if "linear" in protocols:
@@ -245,7 +256,7 @@ class Bench:
             share = self._affordable(left, step_seconds)
             while share < LEAST_STEPS and left:
                 gone = left.pop()
-                self.left_out.append(f"finetune at {gone.name} (pretrained and scratch): no time left.")
+                self.left_out.append(f"finetune at {gone.name} ({' and '.join(self.trained)}): no time left.")
                 share = self._affordable(left, step_seconds)
             if budget not in left:
                 continue
@@ -255,7 +266,7 @@ class Bench:
                 self.left_out.append(
                     f"finetune at {budget.name}: {steps} steps instead of {nominal}, for want of time."
                 )
-            for method in ("pretrained", "scratch"):
+            for method in self.trained:
                 self._keep("finetune", budget, method, self._train_all(budget, method, steps))
             left.remove(budget)
 
@@ -269,7 +280,7 @@ class Bench:
             size = self.tuning.batch(self.labels(budget.name))
             if size not in found:
                 examples = self._examples(budget, 0)
-                model = Classifier(fresh_encoder(self.run, self.seed), examples.classes)
+                model = Classifier(self.run.encoder, examples.classes)
                 found[size] = seconds_a_step(model, self.run.modality, examples, self.tuning)
         return found
 
@@ -280,11 +291,11 @@ class Bench:
         training = testing = 0.0
         for budget in budgets:
             labels = self.labels(budget.name)
-            trials = sum(len(self.tuning.paces(pretrained)) for pretrained in (True, False))
-            rounds = 2 * self.seeds + trials / 2
+            trials = sum(len(self.tuning.paces(method == "pretrained")) for method in self.trained)
+            rounds = len(self.trained) * self.seeds + trials / 2
             training += rounds * self._steps(budget) * step_seconds[self.tuning.batch(labels)]
             each = self.embedding_seconds / (len(self.train) + len(self.test))
-            testing += 2 * self.seeds * each * (len(self.test) + 2 * labels)
+            testing += len(self.trained) * self.seeds * each * (len(self.test) + 2 * labels)
         return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:

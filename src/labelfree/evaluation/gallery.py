@@ -15,6 +15,8 @@ from labelfree.run import write_json
 
 #: Points of the map, rows of neighbours, neighbours a row, and characters of HTML that looking at points may cost.
 POINTS, ROWS, NEAR, SHOWN = 1000, 8, 6, 800_000
+#: Points that t-SNE needs, and seconds that each may cost it.
+FEWEST, POINT = 30, 0.01
 
 
 def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
@@ -23,11 +25,12 @@ def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
     train, test, features = bench.train, bench.test, bench.features
     rng = np.random.default_rng(0)
     places = np.sort(rng.permutation(len(test))[:POINTS])
+    tsne = len(places) >= FEWEST and len(places) * POINT < bench.clock.left
     content = {
         "classes": list(bench.parts.classes),
         "map": {
-            "method": "t-SNE" if _enough(len(places)) else "PCA",
-            "points": np.round(project(features[1][places]), 2).tolist(),
+            "method": "t-SNE" if tsne else "PCA",
+            "points": np.round(project(features[1][places], tsne), 2).tolist(),
             "y": test.y[places].tolist(),
             "names": test.names(places),
             "html": _shown(modality, test, places),
@@ -37,12 +40,8 @@ def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
     write_json(path, content)
 
 
-def _enough(count: int) -> bool:
-    return count >= 30
-
-
-def project(x: np.ndarray) -> np.ndarray:
-    """(N, D) → (N, 2): t-SNE from the principal components (van der Maaten & Hinton 2008), or these where few."""
+def project(x: np.ndarray, tsne: bool) -> np.ndarray:
+    """(N, D) → (N, 2): principal components, or t-SNE that starts from them (van der Maaten & Hinton 2008)."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -51,7 +50,7 @@ def project(x: np.ndarray) -> np.ndarray:
     if len(x) < 3 or float(x.std(axis=0).max()) < 1e-9:
         return np.zeros((len(x), 2), dtype=np.float32)
     x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
-    if not _enough(len(x)):
+    if not tsne:
         return np.pad(x, ((0, 0), (0, 2)))[:, :2]
     # the components' scale is t-SNE's recommended start
     start = np.pad(x, ((0, 0), (0, 2)))[:, :2] / max(1e-9, float(x[:, 0].std())) * 1e-4

@@ -13,7 +13,6 @@ from labelfree.data.batch import Sample
 from labelfree.data.cache import Cached, cached
 from labelfree.data.doctor import digest, nearby
 from labelfree.encoders.base import Encoder
-from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import Run, build_from_config, read_json
@@ -124,7 +123,7 @@ def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, i
 
 
 def digests(part: Part) -> np.ndarray:
-    """(N,) equal for samples that are copies; unreadable samples have numbers of their own."""
+    """(N,) equal for samples that are copies; those that cannot be read have numbers below 0, each its own."""
     out = np.array([-1 - place for place in range(len(part))], dtype=np.int64)
     for place, item in enumerate(nearby(part.dataset, part.rows.tolist())):
         if isinstance(item, Sample):
@@ -133,7 +132,7 @@ def digests(part: Part) -> np.ndarray:
 
 
 def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarray) -> dict[str, Any]:
-    first = {mark: place for place, mark in reversed(list(enumerate(of_train.tolist())))}
+    first = {mark: place for place, mark in reversed(list(enumerate(of_train.tolist()))) if mark >= 0}
     copies = np.array([place for place, mark in enumerate(of_test.tolist()) if mark in first], dtype=np.int64)
     originals = np.array([first[mark] for mark in of_test[copies].tolist()], dtype=np.int64)
     pairs = zip(test.names(copies[:NAMED]), train.names(originals[:NAMED]), strict=True)
@@ -188,7 +187,7 @@ def fresh_encoder(run: Run, seed: int) -> Encoder:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not isinstance(run.encoder, Custom):
+        if run.own_encoder is None:
             return build_from_config(read_json(run.path / "encoder" / "config.json"))[1].eval()
         encoder = copy.deepcopy(run.encoder)
         untouched = {id(p) for p in encoder.parameters()}
@@ -197,8 +196,9 @@ def fresh_encoder(run: Run, seed: int) -> Encoder:
                 reset()
                 untouched -= {id(p) for p in module.parameters(recurse=False)}
         if untouched:
+            name = type(getattr(encoder, "network", encoder)).__name__
             raise LabelfreeError(
-                f"{type(encoder.network).__name__} has {len(untouched)} weights that cannot be initialised anew, "
+                f"{name} has {len(untouched)} weights that cannot be initialised anew, "
                 "so it cannot be compared with itself from scratch.",
                 "Give the modules that own them a method reset_parameters().",
             )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labelfree.tasks.labels import folds
 from labelfree.tasks.logistic import Scaler, fit_logistic, span
-from labelfree.tasks.metrics import EVEN, judge, margin
+from labelfree.tasks.metrics import class_weights, judge, margin
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURE = 0.07
@@ -51,8 +51,7 @@ class Labelled:
 
     def class_weights(self) -> np.ndarray:
         """(C,) weight of a sample of each class."""
-        counts = np.bincount(self.y, minlength=self.classes)
-        return len(self.y) / (self.classes * counts.clip(1)) if self.metric in EVEN else np.ones(self.classes)
+        return class_weights(self.metric, self.y, self.classes)
 
     def score(self, y: np.ndarray, odds: np.ndarray) -> float:
         """The metric by which things are chosen, of (n, C) odds."""

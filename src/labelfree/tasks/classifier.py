@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from labelfree.settings import Settings, Share
 from labelfree.tasks.embed import apply, embed
 from labelfree.tasks.labels import Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
-from labelfree.tasks.metrics import EVEN, judge
+from labelfree.tasks.metrics import class_weights, judge
 from labelfree.training import runtime
 from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto
@@ -56,7 +56,7 @@ class FinetuneSettings(Settings):
     """weight decay"""
     layer_decay: PositiveFloat | Auto = "auto"
     """each layer of a pretrained encoder learns at this multiple of the rate of the layer after it; auto: chosen too"""
-    augment: str = "light"
+    augment: Literal["light", "contrast", "none"] = "light"
     """views that are learnt from: light, contrast or none"""
     warmup: Share = 0.1
     """share of the training in which the learning rate rises"""
@@ -75,14 +75,12 @@ class FinetuneSettings(Settings):
 
         Layers that know little need to move as far as new ones, layers that know much must not (Howard & Ruder 2018).
         """
-        if self.learning_rate == "auto":
-            tried = [Pace(2e-3, 0.75), Pace(4e-4, 0.75), Pace(2e-3)] if pretrained else [*map(Pace, (2e-3, 4e-4, 9e-4))]
-        else:
-            rate = float(self.learning_rate)
-            tried = [Pace(rate, 0.75), Pace(rate)] if pretrained else [Pace(rate)]
-        if pretrained and self.layer_decay != "auto":
-            tried = [replace(pace, decay=float(self.layer_decay)) for pace in tried]
-        return tuple(dict.fromkeys(tried))
+        rates = (2e-3, 4e-4, 9e-4) if self.learning_rate == "auto" else (float(self.learning_rate),)
+        if not pretrained:
+            return tuple(Pace(rate) for rate in rates)
+        if self.layer_decay != "auto":
+            return tuple(Pace(rate, float(self.layer_decay)) for rate in rates)
+        return *(Pace(rate, 0.75) for rate in rates[:2]), Pace(rates[0])
 
 
 class Classifier(nn.Module):
@@ -129,9 +127,7 @@ class Examples:
 
     def class_weights(self) -> Tensor:
         """(C,) weight of each class in the loss; their mean over samples is 1."""
-        counts = np.bincount(self.y, minlength=self.classes)
-        weights = len(self.y) / (self.classes * counts.clip(1)) if self.metric in EVEN else np.ones(self.classes)
-        return torch.as_tensor(weights, dtype=torch.float32)
+        return torch.as_tensor(class_weights(self.metric, self.y, self.classes), dtype=torch.float32)
 
     def in_memory(self, modality: Modality) -> Examples:
         """The same, read once where they fit."""

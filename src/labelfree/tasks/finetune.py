@@ -148,12 +148,12 @@ def finetune(
     chosen = FinetuneSettings.read(settings, "finetune")
     limit = None if time_limit is None else parse_duration(time_limit)
     examples, labels = _examples(run, train, label, group, budget, seed)
-    steps = chosen.steps(len(examples.y))
+    steps = wanted = chosen.steps(len(examples.y))
     if limit is not None:
         # trials of half the steps, and the training itself
         cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
         left = limit - (time.perf_counter() - began)
-        steps = max(1, min(steps, int(0.9 * left / cost / (1 + len(chosen.paces(True)) / 2))))
+        steps = max(1, min(wanted, int(0.9 * left / cost / (1 + len(chosen.paces(True)) / 2))))
     network, found = train_searched(
         lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed
     )
@@ -166,6 +166,7 @@ def finetune(
         "learning_rate": found.pace.rate,
         "layer_decay": found.pace.decay,
         "steps": steps,
+        "wanted_steps": wanted,
         "seed": seed,
         "validation": {"metric": found.metric, "score": found.score},
         "seconds": round(time.perf_counter() - began, 1),
@@ -213,5 +214,7 @@ def _say(model: Model, found: Search, labels: Labels) -> None:
     for note in labels.notes:
         say(note)
     score = "" if found.score is None else f": {found.metric.replace('_', ' ')} {found.score:.3f} on a validation part"
-    took = duration(model.info["seconds"])
+    took, steps, wanted = duration(model.info["seconds"]), model.info["steps"], model.info["wanted_steps"]
+    if steps < wanted:
+        say(f"Trained for {steps:,} of {wanted:,} steps, for want of time.", "yellow")
     say(f"Fine-tuned on {model.info['labels']:,} labels in {took}{score}. '{model.path}'", "bold green")

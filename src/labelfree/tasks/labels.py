@@ -125,8 +125,19 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         notes.append(f"{strange.total():,} test samples are of classes without training labels ({names}); left out.")
     if (y < 0).all():
         raise LabelfreeError(f"No sample has a usable label in '{label}'.", "Name the column that holds the classes.")
-    groups = None if group is None else np.array([str(value) for value in dataset.column(group).tolist()])
+    groups = None
+    if group is not None:
+        groups, alone = _groups(dataset, group)
+        notes += [f"{alone:,} samples have no value in '{group}', and are each a group alone."] if alone else []
     return Labels(known, y, groups, notes)
+
+
+def _groups(dataset: Dataset, column: str) -> tuple[np.ndarray, int]:
+    """(N,) group of each sample, and how many have none written: each of these is a group that no source shares."""
+    words = [_word(value) for value in dataset.column(column).tolist()]
+    alone = sum(word is None for word in words)
+    source = dataset.fingerprint() if alone else ""
+    return np.array([f"{source} {i}" if word is None else word for i, word in enumerate(words)]), alone
 
 
 def _sorted(words: set[str]) -> tuple[str, ...]:

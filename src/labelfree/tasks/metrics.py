@@ -13,6 +13,12 @@ EVEN = ("balanced_accuracy", "macro_f1")
 METRICS = ("accuracy", *EVEN, *RANKINGS)
 
 
+def class_weights(metric: str, y: np.ndarray, classes: int) -> np.ndarray:
+    """(C,) weight of a sample of each class, by which samples (N,) of `y` are learnt: even where the metric is."""
+    counts = np.bincount(y, minlength=classes)
+    return len(y) / (classes * counts.clip(1)) if metric in EVEN else np.ones(classes)
+
+
 def check_metric(metric: str, classes: int) -> None:
     """Raises LabelfreeError where a metric of rankings meets more than two classes."""
     if metric in RANKINGS and classes != 2:
