@@ -73,6 +73,19 @@ def test_convolution_weights_go_back_to_timm(name: str, size: int) -> None:
     torch.testing.assert_close(theirs(batch(size).data), encoder(batch(size)).pooled, atol=1e-5, rtol=1e-4)
 
 
+def test_vision_transformers_hide_tokens_only_where_theirs_are_the_patches() -> None:
+    deit = build("deit_tiny_patch16_224", modality(32, patch=8))
+    mask = torch.arange(16).expand(2, -1) % 2 == 0
+    assert Need.MASK in deit.can
+    tokens = deit(batch(), mask, "drop").tokens
+    assert tokens is not None
+    assert tokens.shape[1] == 8
+    hybrid = build("vit_tiny_r_s16_p8_224", modality(32, patch=8))
+    assert hybrid.can == {Need.TOKENS}
+    assert hybrid.hides == ()
+    assert hybrid(batch()).pooled.shape == (2, hybrid.dim)
+
+
 def test_transformer_weights_go_back_to_timm_and_come_from_it() -> None:
     encoder = build("test_vit", modality(32, patch=4))
     theirs = timm.create_model("test_vit", num_classes=0, img_size=32, patch_size=4).eval()

@@ -80,9 +80,11 @@ class Timm(Encoder):
         self.dim = int(network.num_features)
         # Elsewhere the places of a picture are not the tokens that the data is masked, ordered and cropped by.
         self.can = frozenset({Need.TOKENS} if modality.patched else ())
-        self.sees_order = modality.picture_form().count == 1
+        form = modality.picture_form()
+        self.sees_order = form.count == 1
         self._plain_vit = isinstance(network, VisionTransformer)
-        if self._plain_vit and modality.patched:
+        grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+        if self._plain_vit and modality.patched and grid == (form.height // form.patch, form.width // form.patch):
             self.can |= {Need.MASK} | ({Need.CAUSAL} if causal else set())
             self.hides = ("drop", "replace")
             self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim))
@@ -99,7 +101,7 @@ class Timm(Encoder):
             )
         form = modality.picture_form()
         create = partial(timm.create_model, variant, pretrained=False, num_classes=0, in_chans=form.channels)
-        vit = is_model_in_modules(variant, ("vision_transformer",))
+        vit = is_model_in_modules(variant, ("vision_transformer", "deit"))
         if vit and (modality.patched or not causal):
             sizes: dict[str, Any] = {
                 "img_size": (form.height, form.width),
