@@ -40,10 +40,16 @@ def texts() -> list[str]:
     return [f"The {things[i % 6]} number {i} is {things[i // 7]}." for i in range(40)]
 
 
+def rows() -> pd.DataFrame:
+    ages, jobs = np.random.default_rng(0).integers(18, 90, 40), ["smith", "nurse", None, "cook"] * 10
+    return pd.DataFrame({"age": ages, "job": jobs, "paid": [True, False] * 20})
+
+
 KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "image": (pictures, {"modality": "image", "encoder": "timm:test_resnet"}),
     "series": (series, {"modality": "series"}),
     "text": (texts, {}),
+    "table": (rows, {}),
 }
 
 NOT_MET = {
@@ -91,6 +97,19 @@ def test_features_of_a_sample_do_not_depend_on_its_company(fitted: tuple[str, An
 def test_a_pickled_model_gives_the_same_features(fitted: tuple[str, Any, SelfSupervised]) -> None:
     _, X, model = fitted
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).transform(X), model.transform(X))
+
+
+def test_columns_of_a_data_frame_are_found_by_name() -> None:
+    frame = rows()
+    model = quick().fit(frame)
+    assert model.feature_names_in_.tolist() == ["age", "job", "paid"]
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.transform(frame.rename(columns={"job": "work"}))
+    numbers = frame.assign(job=np.arange(40.0) % 7, paid=np.arange(40.0))
+    model = quick("table").fit(numbers)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        found = model.transform(numbers.to_numpy())
+    np.testing.assert_allclose(found, model.transform(numbers), rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_random_state_gives_the_same_encoder() -> None:

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from labelfree.data.sources import frame
 from labelfree.errors import LabelfreeError
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Learns an encoder from X alone and turns samples into its features.
 
-    X may be pictures (N, H, W[, C]), series (N, T[, C]) with NaN where a value is missing, or N strings. A
-    two-dimensional X is series of one channel.
+    X may be pictures (N, H, W[, C]), series (N, T[, C]) with NaN where a value is missing, N strings, or a data frame,
+    whose rows are samples of a table with columns of any type. A two-dimensional array is series of one channel.
 
     Args:
-        modality: "image", "series" or "text"; "auto" recognises it.
+        modality: "image", "series", "text" or "table"; "auto" recognises it.
         method: an objective or a recipe, as `labelfree list methods` names them; "auto" fits it to the data.
         encoder: such as "timm:resnet18" or "transformer:tiny", or a torch module (a copy of it is trained).
         epochs, steps, time_limit: how long to train, at most one of them; time_limit is seconds or "10m".
@@ -40,7 +41,8 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         encoder_: the trained encoder.
         modality_: the kind of data, with the statistics of X.
         info_: what `run.json` says: choices with their reasons, health, versions.
-        n_features_in_: X.shape[1], for arrays.
+        n_features_in_: X.shape[1], for arrays and data frames.
+        feature_names_in_: the columns, for data frames.
 
     Examples:
         >>> from sklearn.linear_model import LogisticRegression
@@ -107,25 +109,35 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return embed(self.encoder_, self.modality_, self.modality_.open(source))
 
     def _check(self, X: Any, reset: bool) -> Any:
-        """X as a source: a list of strings, or an array of the shape that was fitted."""
+        """X as a source: a list of strings, a table, or an array of the shape that was fitted."""
         first = next(iter(X), None) if isinstance(X, list | tuple | np.ndarray) or hasattr(X, "str") else None
         if isinstance(first, str):
+            if reset:
+                self._columns: list[str] = []
             return [str(text) for text in X]
+        if self.modality in ("auto", "table") and (reset or self._columns) and (table := frame(X)) is not None:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if reset:
+                self._columns, self._shape = table.column_names, (table.num_columns,)
+            return table
         array = validate_data(self, X, reset=reset, dtype="numeric", allow_nd=True, ensure_all_finite="allow-nan")
         if reset:
-            self._shape = array.shape[1:]
+            self._columns, self._shape = [], array.shape[1:]
         elif array.shape[1:] != self._shape:
             raise ValueError(
                 f"X has samples of shape {array.shape[1:]}, but {type(self).__name__} was fitted with {self._shape}."
             )
-        return array
+        return dict(zip(self._columns, array.T, strict=True)) if self._columns else array
 
     def _pretrain(self, source: Any, out: Path | str) -> Any:
         from labelfree.training.logs import silence
         from labelfree.training.pretrain import pretrain
 
-        two_dimensional = isinstance(source, np.ndarray) and source.ndim == 2
-        modality = "series" if self.modality == "auto" and two_dimensional else self.modality
+        modality = self.modality
+        if modality == "auto" and self._columns:
+            modality = "table"
+        elif modality == "auto" and isinstance(source, np.ndarray) and source.ndim == 2:
+            modality = "series"
         seed = self.random_state
         if not isinstance(seed, int):
             seed = int(check_random_state(seed).randint(2**31 - 1))
