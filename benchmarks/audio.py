@@ -1,6 +1,5 @@
 """Audio: how fast recordings become log-mel views, and what pretraining on spoken prompts is worth.
 
-    python shared/data/get.py prompts --to data
     python benchmarks/audio.py speed data/prompts [--count 800] [--passes 10]
     python benchmarks/audio.py prompts data/prompts [--method byol-a] [--steps 600]
 
@@ -12,6 +11,8 @@ waveform first, as BYOL-A's published pipeline does. Both sides have the same ba
 `prompts` pretrains without labels on four fifths of the prompts (the same words in every voice) and asks for the
 language of the other fifth; and whether a prompt is a digit or a letter, in a voice whose labels were never given, each
 of the six voices in turn. Beside: statistics of MFCC with logistic regression, a random encoder, from scratch.
+
+The data, `prompts`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

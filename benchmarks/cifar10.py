@@ -6,6 +6,8 @@ DATA is a folder with train.parquet and test.parquet (columns image and label, a
 first 10,000 pictures of the training part are used, for pretraining and, with few of their labels, for the probe; the
 whole test part is scored on. Everything else is what Labelfree chooses by itself, unless settings are given. Trials by
 which settings are chosen leave the test part alone: `--held-out 2000` scores on as many further training pictures.
+
+DATA is laid down as benchmarks/README.md says.
 """
 
 from __future__ import annotations

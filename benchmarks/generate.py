@@ -10,6 +10,8 @@ The folder holds train.parquet and test.parquet with a column "text". Perplexity
 texts (`--rows`), per token and per byte, beside models that count tokens: one of single tokens, and one of three in a
 row with interpolated Kneser-Ney smoothing (Chen & Goodman 1999, §3), on the same tokens of all training texts. A few
 texts that the model writes are printed. The result is printed as JSON; `--out` keeps it beside the run.
+
+DATA is laid down as benchmarks/README.md says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Graphs: Cora without its words, MUTAG, and a million edges.
 
-    python shared/data/get.py cora mutag --to data
     python benchmarks/graph.py --data data --out benchmarks/results
 
 `cora`, `mutag`: for each of ten seeds, pretrain without labels, freeze, and read out with logistic regression, whose
@@ -9,6 +8,8 @@ it: the network untrained; the features it is given, classically; degrees alone;
 "Network Embedding as Matrix Factorization", §3); a network of PyTorch Geometric trained on the labels alone. All see
 the same splits. `million`: memory and speed while a graph of a million edges is trained on, with edges streamed from
 memory, beside PyTorch Geometric on the whole graph at once. Finished seeds are kept: an interrupted run goes on.
+
+The data, `cora`, `mutag`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Which method learns most in a minute? Every method on every kind of data that it fits, with equal time.
 
-    python shared/data/get.py cifar10 fashion-mnist ucr newsgroups prompts adult cora --to data
     python benchmarks/leaderboard.py data --out benchmarks/results [--time 60] [--jobs 2] [--tasks cifar10,adult]
     python benchmarks/leaderboard.py data --out benchmarks/results --table
 
@@ -9,6 +8,8 @@ kind of data, then asks for the labels with k-NN and a linear probe, beside the 
 All methods get one seed; then the best three of each task, by the linear probe, get two more. A cell is a process of
 its own with one thread, `--jobs` of them at a time, and is kept in `leaderboard.jsonl` when it is done, so that an
 interrupted script goes on. `--table` prints what is there as Markdown.
+
+The data, `cifar10`, `fashion-mnist`, `ucr`, `newsgroups`, `prompts`, `adult`, `cora`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

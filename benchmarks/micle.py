@@ -8,6 +8,8 @@ two views of one drawing are. Then a probe learns categories from one house's dr
 those of the held-out emoji in the other house's drawing; and each held-out emoji looks for its other drawing among all
 held-out ones, by the cosine of frozen features. Seeds are of the pretraining and of the untrained network; the
 emoji that are held out stay. A finished cell is kept in DIR and not measured again with the same settings.
+
+DATA is laid down as benchmarks/README.md says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Occupancy of a room: is another regime noticed, and is it told from 1 % of the labels whether someone is there?
 
-    python shared/data/get.py occupancy --to data
     python benchmarks/occupancy.py --data data/occupancy/data.csv --out benchmarks/results
 
 TS2Vec learns from the week of 4 February 2015, while the door was mostly shut, without labels, in windows of
@@ -12,6 +11,8 @@ the regime is noticed, not why. `switch`: how far are the features of neighbouri
 empties, and where it does not? Beside both: the same measures on raw features and on the untrained network.
 `classes`: `labelfree evaluate` with the labels of the week, scored on 11–18 February, beside raw features, the
 untrained network and the network from scratch.
+
+The data, `occupancy`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ category. Measured on the held-out ones: R@1/5/10 from picture to name and back;
 alone; and the same emoji among Twitter's drawings, which pretraining never saw, by the picture tower. Beside them stand
 chance, the same towers untrained, and pixels: a picture's name is then guessed as that of the nearest training picture
 (TF-IDF of its words ranks the names), its category as that of the nearest training picture, which needs labels.
+
+DATA is laid down as benchmarks/README.md says.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Tables: census rows and card payments with few labels and none; memory and time of corruption on a million rows.
 
-    python shared/data/get.py adult creditcard --to data
     OMP_NUM_THREADS=1 python benchmarks/table.py data [--parts adult,creditcard,large] [--out benchmarks/results]
 
 Pretraining never sees the labels (columns income and Class are left out). Adult has its own test part. Of the payments
 the first four fifths in time are learnt from, the last fifth is tested on. Anomaly scores use no label at all: distance
 from the mean of the features, beside the same distance of raw features and of a random encoder, and an isolation
 forest. `large` makes a million rows of fifty columns, as Parquet, and takes SCARF steps on it in a process of its own.
+
+The data, `adult`, `creditcard`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

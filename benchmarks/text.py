@@ -9,6 +9,8 @@ random one, and with TF-IDF (words and pairs of words) and logistic regression. 
 by itself, unless settings are given, those of the fine-tuning as `finetune.key=value`; `--modality bytes` reads the
 texts as bytes. `--rows` keeps so many texts of each part, drawn by seed, where time is short. The result is printed as
 JSON; `--out` keeps it, and a table, beside the runs.
+
+DATA is laid down as benchmarks/README.md says.
 """
 
 from __future__ import annotations

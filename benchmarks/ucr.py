@@ -1,12 +1,13 @@
 """UCR archive: TS2Vec with an SVM readout, beside a plain PyTorch loop and MiniRocket with ridge.
 
-    python shared/data/get.py ucr --to data
     OMP_NUM_THREADS=1 python benchmarks/ucr.py --data data/ucr --out benchmarks/results
 
 For each of 20 sets: pretrain on the training series without labels, freeze, read out with an RBF-SVM whose penalty is
 chosen on the training part, score on the test part, once. `plain` is `plain_ts2vec.py` at the same settings, trained
 right after on the same machine. Finished parts are kept in `ucr.json`, so an interrupted run goes on. The part
 `minirocket` needs `pip install aeon` and no torch: `--parts minirocket` can be run from another environment.
+
+The data, `ucr`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

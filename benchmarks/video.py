@@ -1,6 +1,5 @@
 """Films: does a network learn order and what comes next, whom do its features put together, does decoding keep up?
 
-    python shared/data/get.py clips --to data
     python benchmarks/video.py --data data/clips --out benchmarks/results/video.json [--parts learn,drift,decode]
 
 `learn`: five short films, each cut in time: the first 70 % to learn from without labels, the last 25 % held out. Frame
@@ -14,6 +13,8 @@ speed can be seen in each.
 `decode`: clips a second of reading alone, of the network alone, and of the training loop that reads ahead from files.
 With `--network wait` the network's time is waited for instead, as a processor waits for an accelerator; otherwise the
 loop needs two cores to overlap.
+
+The data, `clips`, lie as benchmarks/README.md says.
 """
 
 from __future__ import annotations

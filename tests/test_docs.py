@@ -97,6 +97,17 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} → {target}"
 
 
+def test_scripts_that_are_to_be_run_are_there() -> None:
+    """On the pages, in the measured results, and in the first lines of the scripts themselves."""
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").glob("*.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in [*PAGES, ROOT / "benchmarks" / "README.md", *scripts]}
+    named = {
+        (path.name, script) for path, text in texts.items() for script in re.findall(r"python ([\w/.-]+\.py)", text)
+    }
+    assert ("README.md", "benchmarks/throughput.py") in named
+    assert [(page, script) for page, script in sorted(named) if not (ROOT / script).exists()] == []
+
+
 def test_the_reference_is_current() -> None:
     """Run `python docs/make_reference.py` if this fails. In a process of its own, which knows no classes of tests."""
     code = "import make_reference as m; assert m.reference() == m.TARGET.read_text(encoding='utf-8')"
