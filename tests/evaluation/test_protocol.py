@@ -228,8 +228,8 @@ def test_the_map_is_drawn_in_the_time_that_is_left(run: Run, data: tuple[Path, P
 
 def test_samples_that_cannot_be_read_are_no_copies_of_one_another(run: Run, data: tuple[Path, Path]) -> None:
     from labelfree.data.batch import Unreadable
-    from labelfree.evaluation.parts import Part, _duplicates, digests
-    from labelfree.tasks.labels import Subset
+    from labelfree.evaluation.parts import _duplicates, digests
+    from labelfree.tasks.labels import Part, Subset
 
     class Holes(Subset):
         def read(self, indices: Any) -> list[Any]:

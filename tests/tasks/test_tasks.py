@@ -241,7 +241,7 @@ def test_the_search_tries_as_much_for_a_network_from_scratch() -> None:
 
 def test_balanced_examples_weigh_rare_classes_more(run: Run, train: Path) -> None:
     y = np.array([0] * 40 + [1] * 10 + [2] * 10)
-    examples = Examples(run.open(train), np.arange(60), y, 3, metric="balanced_accuracy")
+    examples = Examples(run.open(train), np.arange(60), y, classes=3, metric="balanced_accuracy")
     weights = examples.class_weights().numpy()
     assert weights[1] / weights[0] == pytest.approx(4)
     assert weights[y].mean() == pytest.approx(1)
@@ -250,7 +250,7 @@ def test_balanced_examples_weigh_rare_classes_more(run: Run, train: Path) -> Non
 def test_training_on_a_source_that_is_not_cached_gives_the_same(run: Run, train: Path) -> None:
     x, y = runs.pictures(60, seed=1)
     del x
-    streamed = Examples(run.open(train), np.arange(60), y, 3)
+    streamed = Examples(run.open(train), np.arange(60), y, classes=3)
     states = []
     for examples in (streamed, streamed.in_memory(run.modality)):
         torch.manual_seed(0)

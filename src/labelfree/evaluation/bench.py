@@ -10,7 +10,7 @@ import numpy as np
 
 from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError
-from labelfree.evaluation.parts import Part, Parts, fresh_encoder
+from labelfree.evaluation.parts import Parts, fresh_encoder
 from labelfree.evaluation.probes import Labelled, Probed, boosting_probe, knn_probe, linear_probe
 from labelfree.evaluation.statistics import TestPart
 from labelfree.run import Run
@@ -25,7 +25,7 @@ from labelfree.tasks.classifier import (
     with_probe,
 )
 from labelfree.tasks.embed import embed
-from labelfree.tasks.labels import LabelBudget, choose, is_uneven
+from labelfree.tasks.labels import LabelBudget, Part, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
 from labelfree.tasks.metrics import RANKINGS
 from labelfree.training import runtime
@@ -299,7 +299,9 @@ class Bench:
         return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
-        chosen = self.train.examples(self.rows(budget, number), len(self.parts.classes), self.metric, self.wanted)
+        part = self.train.only(self.rows(budget, number))
+        among = len(self.parts.classes)
+        chosen = Examples(part.dataset, part.rows, part.y, part.groups, self.metric, self.wanted, classes=among)
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:

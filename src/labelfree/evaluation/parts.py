@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,48 +16,10 @@ from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import Run, build_from_config, read_json
-from labelfree.tasks.classifier import Examples
-from labelfree.tasks.labels import Labels, Subset, check_enough, folds, read_labels
+from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, read_labels
 
 #: Pairs of copies that are named.
 NAMED = 5
-
-
-@dataclass(frozen=True)
-class Part:
-    """Labelled samples.
-
-    Attributes:
-        dataset: where they are, in memory if they fit.
-        rows: (N,) places in it.
-        y: (N,) classes.
-        groups: (N,) names of groups, or None.
-    """
-
-    dataset: Dataset
-    rows: np.ndarray
-    y: np.ndarray
-    groups: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def only(self, which: np.ndarray) -> Part:
-        """Those that `which` (bool or places) points at."""
-        groups = None if self.groups is None else self.groups[which]
-        return replace(self, rows=self.rows[which], y=self.y[which], groups=groups)
-
-    def alone(self) -> Dataset:
-        """A dataset of these samples and no others."""
-        return Subset(self.dataset, self.rows)
-
-    def examples(self, which: np.ndarray, classes: int, metric: str, wanted: int) -> Examples:
-        """Some of them to fine-tune on."""
-        part = self.only(which)
-        return Examples(part.dataset, part.rows, part.y, classes, part.groups, metric, wanted)
-
-    def names(self, places: np.ndarray) -> list[str]:
-        return [self.dataset.name(int(self.rows[place])) for place in places]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from labelfree.encoders.base import Encoder
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.settings import Settings, Share
 from labelfree.tasks.embed import apply, embed
-from labelfree.tasks.labels import Subset, folds
+from labelfree.tasks.labels import Part, Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
 from labelfree.tasks.metrics import class_weights, judge
 from labelfree.training import runtime
@@ -99,31 +99,18 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Part):
     """Labelled samples to learn from.
 
     Attributes:
-        dataset: an opened source, cached or not.
-        rows: (n,) places in it.
-        y: (n,) int64 classes of those.
         classes: how many classes there are.
-        groups: (n,) groups that a validation part keeps whole, or None.
         metric: by which things are chosen; where it is one of `EVEN`, each class counts the same in the loss.
         wanted: the class that metrics of rankings look for.
     """
 
-    dataset: Dataset
-    rows: np.ndarray
-    y: np.ndarray
-    classes: int
-    groups: np.ndarray | None = None
+    classes: int = field(kw_only=True)
     metric: str = "accuracy"
     wanted: int = 1
-
-    def only(self, which: np.ndarray) -> Examples:
-        """Those that `which` (bool or places) points at."""
-        groups = None if self.groups is None else self.groups[which]
-        return replace(self, rows=self.rows[which], y=self.y[which], groups=groups)
 
     def class_weights(self) -> Tensor:
         """(C,) weight of each class in the loss; their mean over samples is 1."""

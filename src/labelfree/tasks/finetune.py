@@ -206,7 +206,7 @@ def _examples(
         rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), groups)]
     y, groups = labels.y[rows], None if labels.groups is None else labels.groups[rows]
     metric = "balanced_accuracy" if is_uneven(labels.counts) else "accuracy"
-    examples = Examples(dataset, rows, y, len(labels.classes), groups, metric)
+    examples = Examples(dataset, rows, y, groups, classes=len(labels.classes), metric=metric)
     return examples.in_memory(run.modality), labels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,6 +65,38 @@ class Subset(Dataset):
 
     def column(self, name: str) -> np.ndarray:
         return self._dataset.column(name)[self._rows]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labelled samples.
+
+    Attributes:
+        dataset: an opened source, cached or not.
+        rows: (N,) places in it.
+        y: (N,) classes.
+        groups: (N,) names of groups, which no split may cut, or None.
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    y: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def only(self, which: np.ndarray) -> Self:
+        """Those that `which` (bool or places) points at."""
+        groups = None if self.groups is None else self.groups[which]
+        return replace(self, rows=self.rows[which], y=self.y[which], groups=groups)
+
+    def alone(self) -> Dataset:
+        """A dataset of these samples and no others."""
+        return Subset(self.dataset, self.rows)
+
+    def names(self, places: np.ndarray) -> list[str]:
+        return [self.dataset.name(int(self.rows[place])) for place in places]
 
 
 def _word(value: object) -> str | None:
