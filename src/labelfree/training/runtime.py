@@ -46,8 +46,10 @@ def state_kept() -> Iterator[None]:
     """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing."""
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    # asking a GPU that nobody has used yet would have every process of torchrun hold memory on the first one
+    used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        with torch.random.fork_rng(used):
             yield
     finally:
         torch.set_num_threads(threads)
