@@ -23,7 +23,7 @@ import typer
 from typer import Argument, Option
 
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text
+from labelfree.files import json_text, writable
 
 if TYPE_CHECKING:
     from labelfree.evaluation.protocol import Evaluation
@@ -294,7 +294,6 @@ def anomalies(
     Writes a score for every sample, and the share of the reference that is less strange.
     """
     from labelfree.run import Run
-    from labelfree.tasks.embed import writable
     from labelfree.tasks.predict import TABLES
 
     writable(out, force, TABLES)
@@ -329,13 +328,12 @@ def zeroshot(
     """
     from labelfree.run import Run
     from labelfree.settings import listed
-    from labelfree.tasks.embed import writable
-    from labelfree.tasks.predict import table_path
+    from labelfree.tasks.predict import TABLES
 
     if label is None and out is None:
         raise LabelfreeError("There is nothing to do.", "Give --label to score the guesses, or --out to write them.")
     if out is not None:
-        writable(table_path(out), force)
+        writable(out, force, TABLES)
     found = Run(run).zero_shot(source, label, classes=listed(classes or ""), prompts=prompt or ["{}"])
     if out is not None:
         found.write(out, force)
@@ -398,7 +396,6 @@ def forecast(
 ) -> Answer:
     """Continue series with a run of `--method next`."""
     from labelfree.run import Run
-    from labelfree.tasks.embed import writable
     from labelfree.tasks.predict import TABLES
 
     writable(out, force, TABLES)
@@ -446,11 +443,10 @@ def doctor(
     """
     values = _given(locals())
     from labelfree.tasks import doctor as task
-    from labelfree.tasks.embed import writable
 
     out, force = values.pop("out", None), values.pop("force", False)
     if out is not None:
-        writable(out, force)
+        writable(out, force, (".html",))
     checkup = task.doctor(**values)
     if rows := checkup.rows():
         _table(["check", "samples", "share", "for instance"], rows)

@@ -6,12 +6,39 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from labelfree.errors import LabelfreeError
+
+
+def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
+    """The path of what is to be written, the folder around it made.
+
+    Args:
+        out: a file, or a folder where there are no `formats`.
+        force: it may be replaced.
+        formats: suffixes of the files that can be written.
+
+    Raises:
+        LabelfreeError: another kind of file; it exists and `force` is false; a folder, or where no folder can be.
+    """
+    path = Path(out)
+    if formats and path.suffix.lower() not in formats:
+        raise LabelfreeError(f"'{out}' is not a kind of file that can be written.", f"Use {', '.join(formats)}.")
+    if formats and path.is_dir():
+        raise LabelfreeError(f"'{path}' is a folder.", "Name a file.")
+    if path.exists() and not force:
+        raise LabelfreeError(f"'{path}' exists already.", "Name another file, or allow it to be replaced with --force.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabelfreeError(
+            f"There is no place for '{path}': {error.strerror or error}.", "Name another place."
+        ) from None
+    return path
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import torch
 
 from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.tasks.embed import embed, writable
+from labelfree.files import writable
+from labelfree.tasks.embed import embed
 from labelfree.training import runtime
 from labelfree.training.logs import say
 

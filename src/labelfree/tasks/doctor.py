@@ -14,6 +14,7 @@ from labelfree import registry
 from labelfree.data.doctor import Finding, Survey, nearby
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError
+from labelfree.files import writable
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import Run, write_json
 from labelfree.settings import share_out
@@ -127,13 +128,7 @@ class Checkup:
         from labelfree.evaluation.doctor_page import page_of
         from labelfree.training.checkpoint import write_bytes
 
-        target = Path(path)
-        if target.suffix.lower() != ".html":
-            raise LabelfreeError(
-                f"'{path}' is no page: a name that ends in .html was expected.", "Write --out FILE.html"
-            )
-        if target.exists() and not force:
-            raise LabelfreeError(f"'{path}' exists already.", "Choose another --out, or replace it with --force.")
+        target = writable(path, force, (".html",))
         write_bytes(target, page_of(self).encode())
         write_json(target.with_suffix(".json"), self.to_dict())
 

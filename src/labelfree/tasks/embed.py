@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from labelfree.data.batch import Batch
 from labelfree.data.cache import Cached
 from labelfree.data.loader import batches
 from labelfree.encoders.base import Encoder
-from labelfree.errors import LabelfreeError
+from labelfree.files import replacing, writable
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.training import runtime
 
@@ -127,17 +126,11 @@ def write_embeddings(run: Run, source: Any, file: str | Path, force: bool = Fals
     dataset, encoder = run.open(source), run.encoder
     # one that remembers would begin anew with each chunk
     chunk = max(1, len(dataset)) if encoder.remembers else CHUNK
-    beside = path.with_name(path.name + ".part")
-    try:
-        with _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
-            for start in range(0, len(dataset), chunk):
-                rows = range(start, min(start + chunk, len(dataset)))
-                features = embed(encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
-                write([dataset.name(row) for row in rows], features)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise not_written(path, error) from None
+    with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
+        for start in range(0, len(dataset), chunk):
+            rows = range(start, min(start + chunk, len(dataset)))
+            features = embed(encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
+            write([dataset.name(row) for row in rows], features)
     return len(dataset)
 
 
@@ -165,36 +158,3 @@ def _writer(file: Path, kind: str, count: int, dim: int) -> Iterator[Callable[[l
             yield lambda names, features: out.write_table(
                 pa.table([names, [None if np.isnan(row[0]) else row for row in features]], schema=schema)
             )
-
-
-def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
-    """The path of what is to be written, the folder around it made.
-
-    Args:
-        out: a file, or a folder where there are no `formats`.
-        force: it may be replaced.
-        formats: suffixes of the files that can be written.
-
-    Raises:
-        LabelfreeError: another kind of file; it exists and `force` is false; a folder, or where no folder can be.
-    """
-    path = Path(out)
-    if formats and path.suffix.lower() not in formats:
-        raise LabelfreeError(f"'{out}' is not a kind of file that can be written.", f"Use {', '.join(formats)}.")
-    if formats and path.is_dir():
-        raise LabelfreeError(f"'{path}' is a folder.", "Name a file.")
-    if path.exists() and not force:
-        raise LabelfreeError(f"'{path}' exists already.", "Name another file, or allow it to be replaced with --force.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabelfreeError(
-            f"There is no place for '{path}': {error.strerror or error}.", "Name another place."
-        ) from None
-    return path
-
-
-def not_written(path: Path, error: OSError) -> LabelfreeError:
-    return LabelfreeError(
-        f"'{path}' could not be written: {error.strerror or error}.", "Free space, or name another place."
-    )

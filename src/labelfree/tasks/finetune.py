@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import replacing
+from labelfree.files import replacing, writable
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import build_from_config, encoder_config, read_json, write_json
 from labelfree.tasks.classifier import (
@@ -24,7 +24,6 @@ from labelfree.tasks.classifier import (
     train_searched,
     with_probe,
 )
-from labelfree.tasks.embed import writable
 from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
 from labelfree.training import runtime
 from labelfree.training.checkpoint import read_tensors, write_tensors

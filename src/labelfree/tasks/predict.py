@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from labelfree.files import json_text, replacing
+from labelfree.files import json_text, replacing, writable
 from labelfree.tasks.classifier import class_probabilities
-from labelfree.tasks.embed import writable
 from labelfree.tasks.finetune import Model
 
 #: Kinds of tables that are written.

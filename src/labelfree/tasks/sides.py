@@ -98,7 +98,7 @@ class ZeroShot:
         """
         import pyarrow as pa
 
-        from labelfree.tasks.embed import writable
+        from labelfree.files import writable
         from labelfree.tasks.predict import TABLES, write_table
 
         path = writable(out, force, TABLES)
