@@ -1,6 +1,7 @@
 """Tables and data frames; telling what one holds costs its head, not the whole."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
