@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import EMPTY, SOURCES, assemble, cannot, every_cell, make_sources, own, steps_of
+from cells import EMPTY, SOURCES, assemble, cannot, every_cell, fits, make_sources, own, steps_of
 
 from labelfree import registry
 from labelfree.data.draw import Draw
@@ -121,6 +121,14 @@ def test_cell_learns_and_resumes_or_refuses(
         assert refusal.value.remedy, "a refusal says what to use instead"
         return
     check_cell(sources[kind], kind, method, encoder, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "method", "encoder"), [cell for cell in every_cell() if fits(*cell)])
+def test_cell_takes_steps_in_mixed_precision(kind: str, method: str, encoder: str, sources: dict[str, Path]) -> None:
+    training = assemble(sources[kind], kind, method, encoder, precision="bf16")
+    advance(training, 0, 2)
+    assert training.skipped_in_a_row == 0
+    assert all(value.isfinite().all() for value in training.objective.state_dict().values())
 
 
 @pytest.mark.parametrize(("kind", "name"), RECIPES)

@@ -49,10 +49,11 @@ def sinkhorn(scores: Tensor, temperature: float | Tensor, iterations: int = 3, w
 
 
 @torch.no_grad()
+@full_precision
 def mean_over_batch(logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """(B, K) → (K,): the mean over the samples of all processes, weighted by (B,); zeros where nothing weighs."""
-    share = logits.new_ones(len(logits)).float() if weight is None else weight.float()
-    return all_sum(share @ logits.float()) / all_sum(share.sum()).clamp_min(1e-30)
+    share = logits.new_ones(len(logits)) if weight is None else weight.to(logits.dtype)
+    return all_sum(share @ logits) / all_sum(share.sum()).clamp_min(1e-30)
 
 
 @full_precision
