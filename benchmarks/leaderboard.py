@@ -7,7 +7,7 @@ Each cell pretrains for `--time` seconds on training samples without labels, wit
 kind of data, then asks for the labels with k-NN and a linear probe, beside the same network untrained and raw features.
 All methods get one seed; then the best three of each task, by the linear probe, get two more. A cell is a process of
 its own with one thread, `--jobs` of them at a time, and is kept in `leaderboard.jsonl` when it is done, so that an
-interrupted script goes on. `--table` prints what is there as Markdown.
+interrupted script goes on; one that failed is tried again. `--table` prints what is there as Markdown.
 
 The data, `cifar10`, `fashion-mnist`, `ucr`, `newsgroups`, `prompts`, `adult`, `cora`, lie as benchmarks/README.md says.
 """
@@ -185,7 +185,7 @@ def one(data: Path, task: str, method: str, seed: int, seconds: float) -> dict[s
 
 def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], cell: tuple[str, str, int]) -> None:
     """Run a cell in a process of its own, and keep what comes out, also that it failed."""
-    if cell in done:
+    if cell in done and "error" not in done[cell]:
         return
     began = time.time()
     words = [sys.executable, __file__, options.data, "--cell", *map(str, cell)]
@@ -206,7 +206,7 @@ def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], 
 
 
 def kept(path: Path) -> dict[tuple[str, str, int], Any]:
-    """What was measured already."""
+    """What was measured already, the last time that it was."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     return {(row["task"], row["method"], row["seed"]): row for row in rows}
