@@ -69,11 +69,11 @@ STEPS: Mapping[str, int] = {
     "simclr": 32,
     "vicreg": 48,
     "moco": 24,
-    "instance": 32,
+    "instance": 48,
     "deepcluster": 28,
 }
 USUAL_STEPS = 16
-#: Steps after which the loss is first looked at: before, a memory is empty, or labels are not there yet.
+#: Steps after which the loss is first looked at: before, a memory holds nothing learnt, or labels are not there yet.
 EMPTY: Mapping[str, int] = {"instance": 11, "deepcluster": 13}
 BATCH = 16
 

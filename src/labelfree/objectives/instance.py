@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -31,6 +31,8 @@ class InstanceSettings(Settings):
     """divides the cosine similarities"""
     projector: tuple[PositiveInt, ...] = (128,)
     """widths of the projection head's layers"""
+    head_norm: bool = True
+    """batch normalisation after the head; the paper's residual networks have their own"""
     negatives: NonNegativeInt = 4096
     """entries of the memory, drawn anew each step, that a sample is told from; 0 for all"""
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -49,6 +51,7 @@ class Instance(Objective):
     recipes = {
         "instance-resnet": Recipe(
             source="Wu et al. 2018, §3, §4: width 128, temperature .07, 4096 negatives, SGD .03, weight decay 5e-4",
+            settings={"head_norm": False},
             training={"optimizer": "sgd", "learning_rate": 0.03, "weight_decay": 5e-4, "warmup": 0.01},
             options={"augment": "V"},
             modalities=("image",),
@@ -58,12 +61,21 @@ class Instance(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: InstanceSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
+        own = self.settings
+        projector = mlp(encoder.dim, *own.projector, norm=False)
+        # Without any normalisation a network may give all samples one vector, and the memory soon holds nothing else.
+        self.projector = (
+            projector.append(nn.BatchNorm1d(own.projector[-1], affine=False)) if own.head_norm else projector
+        )
         self.bank: Bank | None = None
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def expect(self, samples: int) -> None:
         self.bank = Bank(samples, self.settings.projector[-1])
+        # At random at first, as in the authors' code. Were samples told from what the network said of others alone, all
+        # would flee from where these were a pass ago, to one and the same place.
+        anywhere = torch.randn(self.bank.rows.shape, generator=torch.Generator().manual_seed(0))
+        self.bank.rows.copy_(F.normalize(anywhere, dim=1))
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         if self.bank is None:
@@ -73,10 +85,7 @@ class Instance(Objective):
         v = F.normalize(z.detach().float(), dim=1)
         chosen = self._negatives(draw)
         mine, others = self.bank.rows[batch.index], self.bank.rows[chosen]
-        # Who was never seen stands for itself, so that the first pass does no more than spread the samples.
-        mine = torch.where(mine.any(dim=1, keepdim=True), mine, v)
-        none = (batch.index[:, None] == chosen) | ~others.any(dim=1)
-        loss = among_instances(z, mine, others, none, self.settings.temperature)
+        loss = among_instances(z, mine, others, batch.index[:, None] == chosen, self.settings.temperature)
         self._seen = F.normalize(torch.lerp(v, mine, self.settings.memory_momentum), dim=1), batch.index
         return Step(loss, h.detach(), {"memory_agreement": (v * mine).sum(dim=1).mean()})
 
