@@ -65,6 +65,13 @@ def test_byol_keeps_its_student_and_moves_its_teacher_after_the_step(source: Pat
     assert objective.product is objective.encoder
 
 
+def test_byol_can_do_without_a_projector(source: Path) -> None:
+    training = assemble(source, "series", "byol", "transformer:nano", projector=())
+    batch = next(iter(training.loader.steps(0, 1)))
+    training.step(0, batch)
+    assert isinstance(training.objective.projector, torch.nn.Identity)
+
+
 def test_byol_has_a_bounded_loss_and_no_gradient_in_its_target(source: Path) -> None:
     training = assemble(source, "series", "byol", "transformer:nano")
     batch, draw = first_batch(training)

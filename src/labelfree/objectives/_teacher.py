@@ -24,7 +24,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     Running statistics of normalisation layers are not averaged: the teacher stays in training mode, sees the same
     batches as the student and has its own, as BYOL's target network does (Grill et al. 2020, §3.3).
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    if any(True for _ in teacher.parameters()):
+        torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
 def cosine_between(start: float, progress: float, end: float) -> float:
