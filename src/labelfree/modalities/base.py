@@ -119,7 +119,7 @@ def _no_column(name: str, known: Sequence[str]) -> Refusal:
     return Refusal(f"There is no column '{name}' in the source: {has}.", nearest(name, known))
 
 
-def _seen(name: str, what: str) -> LabelfreeError:
+def seen_by_encoder(name: str, what: str) -> LabelfreeError:
     """Why a column that is `what` to the encoder ("a channel") is no label: the answer would be in the question."""
     return LabelfreeError(
         f"'{name}' is {what}, which the encoder sees, so it cannot be a label.", f"Pretrain without it: exclude={name}."

@@ -30,9 +30,17 @@ from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
 from labelfree.modalities import _event_views as views
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, span_mask
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Modality,
+    Transformation,
+    seen_by_encoder,
+    span_mask,
+)
 from labelfree.modalities.base import _no_column as no_column
-from labelfree.modalities.base import _seen as seen_by_encoder
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings
 
