@@ -321,6 +321,6 @@ def assemble(source: Path, kind: str, method: str, encoder: str, **more: Any) ->
     data.fit(dataset)
     nearby, plan = jobs.near(data.training_set(dataset, cls.needs), data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), world_size()), streamed=False)
-    objective = jobs.build_objective(plan, data, nearby, None, None)
+    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
     job = jobs.Job(plan.model_copy(update={"steps": steps_of(method)}), data, nearby, objective)
     return jobs.new_training(job, torch.device("cpu"), rank(), world_size())

@@ -18,6 +18,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._text_tokens import Blocks, Vocabulary
+from labelfree.modalities._text_vectors import word_vectors
 from labelfree.modalities.base import hidden_count
 from labelfree.modalities.text import Text, TextSettings
 from labelfree.needs import Need
@@ -443,3 +444,61 @@ def test_line_ends_of_windows_make_no_difference(tmp_path: Path) -> None:
         documents = Text().open(tmp_path / f"{name}.txt")
         found.append(documents.texts(range(len(documents))))
     assert found[0] == found[1] == text.split("\n\n")
+
+
+def neighbours(run, word: str) -> list[str]:
+    """The words whose vectors are nearest to that of `word`."""
+    vocabulary, table = run.modality.vocabulary, run.encoder.token_table().detach()
+    ids = {name: int(vocabulary.encode([name])[0][0]) for name in ("cat", "dog", "sun", "moon", "red", "blue")}
+    near = torch.nn.functional.cosine_similarity(table[ids[word]], table[[ids[name] for name in ids]], dim=1)
+    return [list(ids)[i] for i in near.argsort(descending=True).tolist()]
+
+
+@pytest.mark.parametrize(("start", "found"), [("counted", True), ("random", False)])
+def test_word_vectors_start_at_which_words_stand_near_which(tmp_path, start, found):
+    """Words that come in the same company lie together before a step of any size is made."""
+    generator = np.random.default_rng(0)
+    company = [("cat", "dog", "eats sleeps barks"), ("sun", "moon", "rises sets shines"), ("red", "blue", "paint ink")]
+    texts = []
+    for _ in range(300):
+        *either, around = company[generator.integers(3)]
+        texts.append(" ".join(generator.permutation([generator.choice(either), *around.split()])))
+    options = {"modality": "text", "method": "masked", "encoder": "transformer:pico", "steps": 1, "threads": 1}
+    options |= {"length": 8, "vocabulary": 400, "batch_size": 8, "learning_rate": 1e-9, "word_vectors": start}
+    run = labelfree.pretrain(texts, out=tmp_path / "run", **options)
+    pairs = {"cat": "dog", "sun": "moon", "red": "blue"}
+    assert all(neighbours(run, word)[:2] == [word, other] for word, other in pairs.items()) == found
+    noted = [choice for choice in run.info["choices"] if choice["key"] == "word_vectors"]
+    assert bool(noted) == found
+
+
+def test_word_vectors_are_the_factorised_mutual_information():
+    """Beside a plain reference: pairs at most ten words apart in one text, none across texts or with special tokens."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(2, 12, 400)
+    ids[::37] = 1  # ends of texts
+    vectors, seen = word_vectors(ids, size=14, dim=14, special=[0, 1], end=1)
+    counts = np.zeros((14, 14))
+    for text in np.split(ids, np.flatnonzero(ids == 1)):
+        words = text[text > 1]
+        for place, word in enumerate(words):
+            for other in words[place + 1 : place + 11]:
+                counts[word, other] += 1
+                counts[other, word] += 1
+    often = counts.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = np.log(counts / often[:, None] / (often**0.75 / (often**0.75).sum()))
+    information = np.where(np.isfinite(information), information.clip(0), 0)
+    assert seen.tolist() == (information.any(axis=1)).tolist()
+    # all directions but the smallest: rows keep their inner products
+    left, values, _ = np.linalg.svd(information)
+    kept = int(seen.sum()) - 1
+    expected = (left * values)[:, :kept]
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("ids", [[], [1, 1], [5], [5, 1, 5]])
+def test_without_company_no_word_has_a_counted_vector(ids):
+    vectors, seen = word_vectors(np.array(ids, dtype=np.int64), size=8, dim=4, special=[0, 1], end=1)
+    assert vectors.shape == (8, 4)
+    assert not seen.any()

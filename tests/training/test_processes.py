@@ -110,3 +110,12 @@ def test_a_batch_script_without_srun_is_one_process(pictures, tmp_path, monkeypa
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert processes.outside_world() == 1
     assert labelfree.pretrain(str(pictures), out=tmp_path / "run", **TINY).state == "finished"
+
+
+def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tmp_path):
+    runs = {"one": [], "two": ["devices=2"]}
+    for name, more in runs.items():
+        words = [*command(pictures, tmp_path / name), "--init", str(alone.path), *more]
+        done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    check_equal(tmp_path / "one", tmp_path / "two")

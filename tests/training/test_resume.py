@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,3 +146,15 @@ def test_a_run_of_something_else_is_no_start(pictures, unbroken, tmp_path, optio
     options = {**TINY, "steps": 1, **options}
     with pytest.raises(LabelfreeError, match=words):
         labelfree.pretrain(str(pictures), out=tmp_path / "run", init=unbroken["memory"].path, **options)
+
+
+def test_a_run_killed_before_its_first_checkpoint_still_starts_where_it_was_told_to(pictures, unbroken, tmp_path):
+    """Nothing in the plan says which weights another run had: the run keeps what it starts from."""
+    out, options = tmp_path / "run", {**TINY, "steps": 1, "learning_rate": 1e-9, "optimizer": "sgd"}
+    run = labelfree.pretrain(str(pictures), out=out, init=unbroken["memory"].path, **options)
+    whole = weights(run)
+    shutil.rmtree(out / "checkpoints" / "step-000000001")
+    shutil.rmtree(out / "encoder")
+    (out / "run.json").write_text(json.dumps({**run.info, "state": "running", "step": 0}))
+    again = weights(labelfree.pretrain(resume=out))
+    assert all(torch.equal(again[name], value) for name, value in whole.items())

@@ -241,6 +241,13 @@ class TextStem(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return self.embedding(batch.data), valid_tokens(batch)
 
+    @torch.no_grad()
+    def start_from(self, vectors: np.ndarray, seen: np.ndarray) -> None:
+        """Begin with the directions of `vectors` (V, D) where `seen` (V,), as long as random ones are."""
+        rows = torch.from_numpy(vectors[seen])
+        rows -= rows.mean(dim=1, keepdim=True)
+        self.embedding.weight[torch.from_numpy(seen)] = EMBEDDED * rows / rows.std(dim=1, keepdim=True)
+
 
 def valid_tokens(batch: Batch) -> Tensor | None:
     """(B, N) bool: which tokens are no padding; None where all are."""

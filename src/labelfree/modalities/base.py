@@ -278,6 +278,12 @@ class Modality(ABC):
     def fit(self, dataset: Dataset) -> None:
         """Learn statistics (means, vocabulary) from the training source. Pure function of the data and settings."""
 
+    def warm(self, encoder: Encoder) -> Choice | None:
+        """Start weights of a new encoder from what `fit` counted, where counting says in seconds what training learns
+        slowly. Returns what was done; None where nothing was.
+        """
+        return None
+
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """What `fit` learnt, as JSON-ready values."""

@@ -22,7 +22,8 @@ from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
 from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
-from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, count_ids, some_texts, valid_tokens
+from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, some_texts, valid_tokens
+from labelfree.modalities._text_vectors import word_vectors
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 #: Texts that are enough to tell from one another; `benchmarks/README.md` has the trial of both methods.
 MANY_TEXTS = 256
-#: Characters in which ids are counted.
-COUNTED = 2_000_000
+#: Characters in which words are counted.
+COUNTED = 20_000_000
 
 
 class TextSettings(Settings):
@@ -66,6 +67,8 @@ class TextSettings(Settings):
     """two views of a document: random spans with a tenth of the tokens left out, only the latter, or only dropout"""
     dropout: float = Field(0.1, ge=0, lt=1)
     """dropout of the transformer"""
+    word_vectors: Literal["counted", "random"] = "counted"
+    """where a new transformer's vectors of words start: at which words stand near which in the source, or at random"""
 
 
 class Text(Modality):
@@ -82,6 +85,7 @@ class Text(Modality):
         super().__init__(settings)
         self._vocabulary: Vocabulary | None = None
         self._counts: np.ndarray | None = None
+        self._read: np.ndarray | None = None
         self._ordinary: Tensor | None = None
 
     # ---- reading
@@ -138,7 +142,9 @@ class Text(Modality):
             self._vocabulary = Vocabulary.learn(some_texts(dataset), self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
-        self._counts = count_ids(self._vocabulary, some) if some else None
+        if some:
+            self._read = np.concatenate(self._vocabulary.encode(some))
+            self._counts = np.bincount(self._read, minlength=self._vocabulary.size)
         self._check_enough(some)  # last, so that texts that teach nothing can still be read
 
     def _check_enough(self, texts: list[str]) -> None:
@@ -256,6 +262,13 @@ class Text(Modality):
         shape, own = SIZES[size], self.settings
         stem = TextStem(self.vocabulary.size, shape.dim)
         return Trunk(stem, shape.dim, shape.depth, shape.heads, causal, own.dropout, window=own.length)
+
+    def warm(self, encoder: Encoder) -> Choice | None:
+        stem, own, read = getattr(encoder, "stem", None), self.vocabulary, self._read
+        if not isinstance(stem, TextStem) or read is None or self.settings.word_vectors == "random":
+            return None
+        stem.start_from(*word_vectors(read, own.size, encoder.dim, own.special, own.sep))
+        return Choice("word_vectors", "counted", f"which words stand near which, in {len(read):,} of them")
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Words are hidden, special tokens only where there are too few words, padding never."""

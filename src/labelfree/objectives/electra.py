@@ -51,6 +51,7 @@ class Electra(Objective):
             "third here), λ 50, Adam 5e-4, weight decay .01",
             settings={"ratio": 0.15, "generator": "pico", "detection": 50.0},
             training={"learning_rate": 5e-4, "weight_decay": 0.01, "beta2": 0.999, "warmup": 0.01},
+            options={"word_vectors": "random"},
             modalities=("text",),
             encoder="transformer:tiny",
         ),

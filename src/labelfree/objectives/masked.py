@@ -100,7 +100,7 @@ class Masked(Objective):
             "2023, Cramming, §4.3: Adam 1e-3, weight decay .01, clipping .5, no dropout",
             settings={"ratio": 0.15, "hide": "replace", "head_layers": 1},
             training={"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98, "clip": 0.5},
-            options={"dropout": 0.0},
+            options={"dropout": 0.0, "word_vectors": "random"},
             modalities=("text",),
             encoder="transformer:nano",
         ),

@@ -46,6 +46,7 @@ class Next(Objective):
         "gpt": Recipe(
             source="Radford et al. 2018, GPT, §3.1; optimiser of Brown et al. 2020, GPT-3, appendix B",
             training={"weight_decay": 0.1, "beta2": 0.95, "clip": 1.0},
+            options={"word_vectors": "random"},
             modalities=("text",),
             encoder="transformer:nano",
         ),

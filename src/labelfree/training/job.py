@@ -35,6 +35,7 @@ class Job:
     Attributes:
         dataset: what training draws from: the source's training set, cached where that was chosen.
         quarantine: samples found unreadable.
+        given: whether the first weights come from elsewhere than the plan and its seed, and must be kept.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class Job:
     dataset: Dataset
     objective: Objective
     quarantine: list[Unreadable] = field(default_factory=list)
+    given: bool = False
 
     def loader(self, device: torch.device, part: int = 0, parts: int = 1) -> Loader:
         settings = self.plan.training
@@ -135,19 +137,17 @@ def fit_batch(plan: Plan, count: int, world: int) -> Plan:
     return plan.model_copy(update={"training": training, "choices": choices, "count": count})
 
 
-def build_objective(
-    plan: Plan, modality: Modality, dataset: Dataset, network: nn.Module | None, init: str | Path | None
-) -> Objective:
-    """The objective with its encoder, initialised from the plan's seed, or from `init`."""
+def build_encoder(plan: Plan, modality: Modality, dataset: Dataset, network: nn.Module | None) -> Encoder:
+    """The encoder, initialised from the plan's seed; a network of the user's is as it comes."""
     torch.manual_seed(plan.seed)
-    encoder: Encoder
     if network is None:
-        encoder = registry.build_encoder(plan.encoder, modality, plan.causal)
-    else:
-        first = [item for item in dataset.read(range(min(4, len(dataset)))) if isinstance(item, Sample)]
-        encoder = Custom.wrap(network, modality, modality.prepare(modality.collate(first)))
-    if init is not None:
-        load_weights(encoder, Path(init))
+        return registry.build_encoder(plan.encoder, modality, plan.causal)
+    first = [item for item in dataset.read(range(min(4, len(dataset)))) if isinstance(item, Sample)]
+    return Custom.wrap(network, modality, modality.prepare(modality.collate(first)))
+
+
+def build_objective(plan: Plan, modality: Modality, dataset: Dataset, encoder: Encoder) -> Objective:
+    """The objective around an encoder that was built just before, so that its weights follow from the seed too."""
     cls = plan.objective_class()
     registry.check_fit(cls, modality, encoder)
     objective = cls(encoder, modality, cls.settings_class.read(plan.objective_settings, cls.name))

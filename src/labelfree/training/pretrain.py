@@ -112,6 +112,8 @@ def pretrain(
     if device.type == "cpu" and world == 1 and not plan.training.workers:  # processes of ours would count as others
         _say_busy(busy, int(plan.training.threads))
     _start_folder(folder, job, source, found)
+    if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
+        save_state(folder / "checkpoints", 0, job.objective, jobs.new_training(job, device).optimizer)
     return _launch(job, folder, source, network, job.modality.state(), accelerator)
 
 
@@ -187,8 +189,14 @@ def _prepare(
     _say_quick_look(nearby if nearby.origin()[0] is dataset else dataset, data)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
     plan = resolve_machine(plan, streamed=plan.training.cache == "none")
-    objective = jobs.build_objective(plan, data, nearby, network, init)
-    return Job(plan, data, nearby, objective, quarantine), plan
+    encoder = jobs.build_encoder(plan, data, nearby, network)
+    counted = None
+    if init is not None:
+        jobs.load_weights(encoder, Path(init))
+    elif network is None and (counted := data.warm(encoder)):
+        plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
+    objective = jobs.build_objective(plan, data, nearby, encoder)
+    return Job(plan, data, nearby, objective, quarantine, given=bool(init or counted)), plan
 
 
 def _say_quick_look(dataset: Dataset, data: Modality) -> None:
@@ -303,7 +311,8 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     opened = data.open(source)
     dataset, _ = jobs.near(data.training_set(opened, plan.objective_class().needs), data, plan)
     bad = jobs.check_readable(dataset, plan.training)
-    return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, network, None), bad)
+    encoder = jobs.build_encoder(plan, data, dataset, network)
+    return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, encoder), bad)
 
 
 @dataclass
