@@ -155,11 +155,14 @@ def methods(kind: str) -> list[str]:
 def one(data: Path, task: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
     """Pretrain and judge: mean scores over the parts of a task."""
     import labelfree
+    from labelfree import registry
     from labelfree.errors import Refusal
 
     kind, parts_of = TASKS[task]
     scores: dict[str, list[float]] = {}
-    steps, spent, encoder = 0, 0.0, "auto"
+    _, recipe = registry.method(method)
+    of_tokens = recipe is not None and str(recipe.encoder).startswith("transformer:")
+    steps, spent, encoder = 0, 0.0, TOKENS if of_tokens else "auto"  # papers' own sizes would take a dozen steps
     with tempfile.TemporaryDirectory() as name:
         parts = list(parts_of(data, Path(name)))
         limit = seconds if len(parts) == 1 else seconds / 4
