@@ -16,6 +16,7 @@ import labelfree
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
+from labelfree.encoders.trunk import positions
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._text_tokens import Blocks, Vocabulary
 from labelfree.modalities._text_vectors import word_vectors
@@ -470,6 +471,19 @@ def test_word_vectors_start_at_which_words_stand_near_which(tmp_path, start, fou
     assert all(neighbours(run, word)[:2] == [word, other] for word, other in pairs.items()) == found
     noted = [choice for choice in run.info["choices"] if choice["key"] == "word_vectors"]
     assert bool(noted) == found
+
+
+def test_a_network_that_starts_counted_passes_words_on(tmp_path):
+    """Before training the features of a text are the mean of its words' vectors, and say which company it is of."""
+    texts = corpus()
+    options = {"modality": "text", "method": "masked", "encoder": "transformer:pico", "steps": 1, "threads": 1}
+    options |= {"vocabulary": 300, "batch_size": 8, "learning_rate": 1e-9, "precision": "32"}
+    run = labelfree.pretrain(texts, out=tmp_path / "run", **options)
+    batch = run.modality.prepare(run.modality.collate(run.open(texts).read([0])))
+    with torch.no_grad():
+        words = run.encoder.norm_in(run.encoder.stem(batch)[0])
+        expected = run.encoder.norm(words + positions(words)).mean(dim=1)
+        torch.testing.assert_close(run.encoder(batch).pooled, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_word_vectors_are_the_factorised_mutual_information():

@@ -157,6 +157,16 @@ class Trunk(Transformer):
         return cast(nn.Parameter, embedding.weight) if isinstance(embedding, nn.Embedding) else None
 
     @torch.no_grad()
+    def pass_tokens_on(self) -> None:
+        """Let every block begin as if it were not there: the last layer of each branch is zero (Zhang et al. 2019,
+        "Fixup Initialization", §3), and what the stem knows of tokens comes out as it went in.
+        """
+        for block in self.blocks:
+            branches: Any = block
+            nn.init.zeros_(branches.attn.proj.weight)
+            nn.init.zeros_(branches.mlp.fc2.weight)
+
+    @torch.no_grad()
     def rescale(self) -> None:
         table = self.token_table()
         if table is not None:

@@ -264,10 +264,14 @@ class Text(Modality):
         return Trunk(stem, shape.dim, shape.depth, shape.heads, causal, own.dropout, window=own.length)
 
     def warm(self, encoder: Encoder) -> Choice | None:
-        stem, own, read = getattr(encoder, "stem", None), self.vocabulary, self._read
-        if not isinstance(stem, TextStem) or read is None or self.settings.word_vectors == "random":
+        from labelfree.encoders.trunk import Trunk
+
+        own, read = self.vocabulary, self._read
+        if not isinstance(encoder, Trunk) or read is None or self.settings.word_vectors == "random":
             return None
+        stem: Any = encoder.stem
         stem.start_from(*word_vectors(read, own.size, encoder.dim, own.special, own.sep))
+        encoder.pass_tokens_on()
         return Choice("word_vectors", "counted", f"which words stand near which, in {len(read):,} of them")
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
