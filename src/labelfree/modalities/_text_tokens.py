@@ -245,7 +245,6 @@ class TextStem(nn.Module):
     def start_from(self, vectors: np.ndarray, seen: np.ndarray) -> None:
         """Begin with the directions of `vectors` (V, D) where `seen` (V,), as long as random ones are."""
         rows = torch.from_numpy(vectors[seen])
-        rows -= rows.mean(dim=1, keepdim=True)
         self.embedding.weight[torch.from_numpy(seen)] = EMBEDDED * rows / rows.std(dim=1, keepdim=True)
 
 
