@@ -32,7 +32,7 @@ class AutoencoderSettings(Settings):
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of the tokens that is hidden from the encoder; all are given back"""
     decoder_width: PositiveInt | Literal["auto"] = "auto"
-    """width of the decoder; auto: the encoder's, at most 512"""
+    """width of the decoder; auto: the encoder's, at most 256"""
     decoder_depth: PositiveInt = 2
     """blocks of the decoder"""
 
@@ -76,7 +76,7 @@ class Autoencoder(Objective):
 
     def _new_decoder(self, dim: int) -> Broadcast:
         own = self.settings
-        width = min(512, self.encoder.dim) if own.decoder_width == "auto" else own.decoder_width
+        width = min(256, self.encoder.dim) if own.decoder_width == "auto" else own.decoder_width
         return Broadcast(dim, width, own.decoder_depth, self.modality.target_dim)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
