@@ -23,7 +23,7 @@ from labelfree.modalities._text_vectors import word_vectors
 from labelfree.modalities.base import hidden_count
 from labelfree.modalities.text import Text, TextSettings
 from labelfree.needs import Need
-from labelfree.training.plan import recognise
+from labelfree.training.plan import make_plan, recognise
 
 WORDS = [
     "river",
@@ -471,6 +471,14 @@ def test_word_vectors_start_at_which_words_stand_near_which(tmp_path, start, fou
     assert all(neighbours(run, word)[:2] == [word, other] for word, other in pairs.items()) == found
     noted = [choice for choice in run.info["choices"] if choice["key"] == "word_vectors"]
     assert bool(noted) == found
+
+
+@pytest.mark.parametrize(("method", "start"), [("masked", "counted"), ("bert", "random"), ("gpt", "random")])
+def test_recipes_of_papers_that_start_at_random_do(method, start):
+    plan, *_ = make_plan(
+        corpus(), modality="text", method=method, encoder="auto", seed=0, seconds=None, settings={"vocabulary": 300}
+    )
+    assert plan.modality_settings["word_vectors"] == start
 
 
 def test_a_network_that_starts_counted_passes_words_on(tmp_path):
