@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 #: Texts that are enough to tell from one another; `benchmarks/README.md` has the trial of both methods.
 MANY_TEXTS = 256
-#: Characters in which words are counted.
-COUNTED = 20_000_000
 
 
 class TextSettings(Settings):
@@ -135,16 +133,15 @@ class Text(Modality):
     # ---- statistics
 
     def fit(self, dataset: Dataset) -> None:
-        some = list(some_texts(dataset, characters=COUNTED)) if isinstance(dataset, Documents) else []
+        some = list(some_texts(dataset)) if isinstance(dataset, Documents) else []
         if self.settings.tokenizer is not None:
             self._vocabulary = Vocabulary.read(self.settings.tokenizer)
         elif isinstance(dataset, Documents):
-            self._vocabulary = Vocabulary.learn(some_texts(dataset), self.settings.vocabulary, self.settings.lowercase)
+            self._vocabulary = Vocabulary.learn(some, self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
-        if some:
-            self._read = np.concatenate(self._vocabulary.encode(some))
-            self._counts = np.bincount(self._read, minlength=self._vocabulary.size)
+        self._read = np.concatenate(self._vocabulary.encode(some)) if some else None
+        self._counts = None if self._read is None else np.bincount(self._read, minlength=self._vocabulary.size)
         self._check_enough(some)  # last, so that texts that teach nothing can still be read
 
     def _check_enough(self, texts: list[str]) -> None:
