@@ -126,5 +126,16 @@ def test_charts_thin_long_lines_and_skip_what_is_no_number() -> None:
     assert chart([Line("plain", "loss", [3], [0.5], [0.4], [0.6])], "one", log=True, dots=True)
 
 
+def test_scores_with_one_number_of_labels_stand_side_by_side() -> None:
+    lines = [
+        Line(name, name, [100], [score], [score - 0.1], [score + 0.1]) for name, score in [("a", 0.5), ("b", 0.52)]
+    ]
+    drawn = chart(lines, "scores", [(100, "100")], log=True, dots=True)
+    dots = [float(x) for x in re.findall(r'cx="([0-9.]+)"', drawn)]
+    (mark,) = re.findall(r'x="([0-9.]+)" y="[0-9.]+" text-anchor="middle">100<', drawn)
+    assert dots[1] - dots[0] > 50
+    assert sum(dots) / 2 == pytest.approx(float(mark), abs=0.1)
+
+
 def test_a_map_of_one_place_is_drawn() -> None:
     assert scatter(np.zeros((3, 2)), ["k0"] * 3, "map").count("<circle") == 3

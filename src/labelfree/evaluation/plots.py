@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -97,16 +97,28 @@ def chart(
     lines = [line for line in (_finite(line) for line in lines) if len(line.x)]
     if not lines:
         return ""
+    xs = [x for line in lines for x in line.x]
+    log = log and min(xs) < max(xs)
+    if dots and min(xs) == max(xs):
+        lines, marks = _side_by_side(lines, marks)
+        xs = [0.0, len(lines) + 1.0]
     everything = np.concatenate([np.asarray([*line.y, *line.low, *line.high], dtype=float) for line in lines])
     low, high = span or _padded(float(everything.min()), float(everything.max()))
-    xs = [x for line in lines for x in line.x]
-    frame = Frame(min(xs), max(xs), low, high, log and min(xs) < max(xs), *size)
+    frame = Frame(min(xs), max(xs), low, high, log, *size)
     body = [_axes(frame, marks, percent)]
     body += [_band(frame, line) for line in lines if len(line.low)]
     for line in lines:
         body.append(f'<polyline class="line {line.style}" points="{frame.path(line.x, line.y)}"/>')
         body += [_dot(frame, line, i, percent) for i in range(len(line.x))] if dots else []
     return _svg(frame, name, "".join(body))
+
+
+def _side_by_side(
+    lines: Sequence[Line], marks: Sequence[tuple[float, str]]
+) -> tuple[list[Line], list[tuple[float, str]]]:
+    """Lines of one point each, which would hide each other in one place, at 1, 2, …; their mark below the middle."""
+    middle = (len(lines) + 1) / 2
+    return [replace(line, x=[place + 1.0]) for place, line in enumerate(lines)], [(middle, words) for _, words in marks]
 
 
 def _svg(frame: Frame, name: str, body: str) -> str:
