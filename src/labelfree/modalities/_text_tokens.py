@@ -27,8 +27,8 @@ SPECIAL = {
     "sep": ("[SEP]", "</s>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>"),
 }
-#: Characters from which a vocabulary is learnt and its words are counted, and documents read at a time.
-LEARN_FROM, CHUNK = 20_000_000, 1024
+#: Characters from which a vocabulary is learnt, those in which its words are counted, and documents read at a time.
+LEARN_FROM, COUNT_IN, CHUNK = 8_000_000, 20_000_000, 1024
 #: How a hidden token looks to people.
 HIDDEN = "▢"
 #: Characters above which packed tokens go to a temporary file instead of memory.
@@ -143,11 +143,11 @@ class Vocabulary:
         return len(self.decode(ids).encode())
 
 
-def some_texts(documents: Documents) -> Iterator[str]:
-    """Texts spread evenly over the source, about `LEARN_FROM` characters of them."""
-    share = min(1.0, LEARN_FROM / max(1, int(documents.characters().sum())))
+def some_texts(documents: Documents, characters: int) -> Iterator[str]:
+    """Texts spread evenly over the source, about so many characters of them."""
+    share = min(1.0, characters / max(1, int(documents.characters().sum())))
     rows = np.unique(np.linspace(0, len(documents) - 1, max(1, round(share * len(documents)))).astype(int))
-    left = 2 * LEARN_FROM
+    left = 2 * characters
     for start in range(0, len(rows), CHUNK):
         for text in documents.texts(rows[start : start + CHUNK].tolist()):
             if isinstance(text, str) and left > 0:

@@ -22,7 +22,15 @@ from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
 from labelfree.modalities import _text_views as views
 from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
-from labelfree.modalities._text_tokens import Blocks, TextStem, Vocabulary, some_texts, valid_tokens
+from labelfree.modalities._text_tokens import (
+    COUNT_IN,
+    LEARN_FROM,
+    Blocks,
+    TextStem,
+    Vocabulary,
+    some_texts,
+    valid_tokens,
+)
 from labelfree.modalities._text_vectors import word_vectors
 from labelfree.modalities.base import (
     Budget,
@@ -133,11 +141,12 @@ class Text(Modality):
     # ---- statistics
 
     def fit(self, dataset: Dataset) -> None:
-        some = list(some_texts(dataset)) if isinstance(dataset, Documents) else []
+        some = list(some_texts(dataset, COUNT_IN)) if isinstance(dataset, Documents) else []
         if self.settings.tokenizer is not None:
             self._vocabulary = Vocabulary.read(self.settings.tokenizer)
         elif isinstance(dataset, Documents):
-            self._vocabulary = Vocabulary.learn(some, self.settings.vocabulary, self.settings.lowercase)
+            less = some_texts(dataset, LEARN_FROM)
+            self._vocabulary = Vocabulary.learn(less, self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
         self._read = np.concatenate(self._vocabulary.encode(some)) if some else None
