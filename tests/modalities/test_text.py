@@ -482,7 +482,7 @@ def test_recipes_of_papers_that_start_at_random_do(method, start):
 
 
 def test_a_network_that_starts_counted_passes_words_on(tmp_path):
-    """Before training the features of a text are the mean of its words' vectors, and say which company it is of."""
+    """Before training the features of a text are the mean of its words' vectors, normalised, with their places."""
     texts = corpus()
     options = {"modality": "text", "method": "masked", "encoder": "transformer:pico", "steps": 1, "threads": 1}
     options |= {"vocabulary": 300, "batch_size": 8, "learning_rate": 1e-9, "precision": "32"}

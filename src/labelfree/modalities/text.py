@@ -32,15 +32,7 @@ from labelfree.modalities._text_tokens import (
     valid_tokens,
 )
 from labelfree.modalities._text_vectors import word_vectors
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    Transformation,
-    token_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
