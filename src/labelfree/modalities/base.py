@@ -109,10 +109,10 @@ class Dataset(ABC):
         Raises:
             LabelfreeError: no such column; names those that exist.
         """
-        raise _no_column(name, self.columns())
+        raise no_column(name, self.columns())
 
 
-def _no_column(name: str, known: Sequence[str]) -> Refusal:
+def no_column(name: str, known: Sequence[str]) -> Refusal:
     from labelfree.errors import nearest
 
     has = f"it has {', '.join(known)}" if known else "it has no columns"

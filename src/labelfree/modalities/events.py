@@ -37,10 +37,10 @@ from labelfree.modalities.base import (
     Description,
     Modality,
     Transformation,
+    no_column,
     seen_by_encoder,
     span_mask,
 )
-from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings
 

@@ -21,8 +21,17 @@ from labelfree.losses.masked import take
 from labelfree.modalities import _graph_views as augment
 from labelfree.modalities._graph_features import drawing, scale_of, summary
 from labelfree.modalities._graph_sources import Column, GraphOptions, looks_like_graph, read_graphs
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Links, Modality, seen_by_encoder, token_mask
-from labelfree.modalities.base import _no_column as no_column
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Links,
+    Modality,
+    no_column,
+    seen_by_encoder,
+    token_mask,
+)
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

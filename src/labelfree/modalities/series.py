@@ -31,10 +31,10 @@ from labelfree.modalities.base import (
     Modality,
     Shared,
     Transformation,
+    no_column,
     seen_by_encoder,
     span_mask,
 )
-from labelfree.modalities.base import _no_column as no_column
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
 

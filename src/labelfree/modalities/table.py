@@ -21,8 +21,16 @@ from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
 from labelfree.modalities._table_columns import Column, Found, Wanted, encode, find_columns, require, words
 from labelfree.modalities._table_fields import Fields, TableStem, Typed
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, seen_by_encoder, token_mask
-from labelfree.modalities.base import _no_column as no_column
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Modality,
+    no_column,
+    seen_by_encoder,
+    token_mask,
+)
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
 
