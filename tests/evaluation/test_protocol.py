@@ -257,6 +257,51 @@ def test_methods_of_one_seed_get_the_same_labels(run: Run, data: tuple[Path, Pat
         np.testing.assert_array_equal(bench._examples(budget, number).y, parts.train.y[rows[number]])
 
 
+def test_samples_that_no_budget_looks_at_are_not_embedded(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelfree.evaluation import bench as module
+    from labelfree.tasks.classifier import FinetuneSettings
+    from labelfree.tasks.embed import embed
+    from labelfree.tasks.labels import LabelBudget
+
+    monkeypatch.setattr(module, "OTHERS", 10)
+    parts = read_parts(run, *data, "label", None, 0)
+    budget = LabelBudget.parse("2/class")
+    bench = module.Bench(run, parts, [budget], 3, "auto", 0, FinetuneSettings(), module.Clock(None))
+    assert [len(bench._embed(run.encoder, [number]).train) for number in range(3)] != [len(parts.train)] * 3
+    bench.frozen(["linear"])
+    assert bench.features is not None
+    assert 10 <= len(bench.features.train) <= 10 + 3 * 6 < len(parts.train)
+    assert len(bench.features.test) == len(parts.test)
+    whole = embed(run.encoder, run.modality, parts.train.dataset, indices=parts.train.rows)
+    for number in range(3):
+        rows = bench.rows(budget, number)
+        np.testing.assert_allclose(bench.features.of(rows), whole[rows], rtol=0.02, atol=0.02)  # other batches, in bf16
+    assert bench.guesses[("linear", "2/class", "random")].shape == (3, len(parts.test))
+
+
+def test_samples_found_unreadable_late_are_left_out_of_labels_and_scores(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelfree.evaluation import bench as module
+
+    embed, holes = module.embed, {3, 4, 50}
+
+    def torn(encoder: Any, modality: Any, dataset: Any, *, indices: np.ndarray, **options: Any) -> np.ndarray:
+        features = embed(encoder, modality, dataset, indices=indices, **options)
+        features[np.isin(indices, list(holes))] = np.nan
+        return features
+
+    monkeypatch.setattr(module, "OTHERS", 5)
+    monkeypatch.setattr(module, "embed", torn)
+    found = quick(run, *data, budgets=["2/class", "100%"])
+    assert found.about["train"] == 87
+    assert found.about["test"] == 57
+    assert {r.labels for r in found.results} == {6, 87}
+    assert "6 samples cannot be read and are left out." in found.warnings
+
+
 def test_a_fresh_encoder_has_new_weights_by_seed_and_leaves_the_generator_alone(run: Run) -> None:
     before = torch.get_rng_state()
     first, again, other = fresh_encoder(run, 0), fresh_encoder(run, 0), fresh_encoder(run, 1)

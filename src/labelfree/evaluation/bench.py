@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from labelfree.training.logs import say
 
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
 LEAST_STEPS = 0.5
+#: Training samples without a label in use that are embedded too: for the scale of features, and as neighbours shown.
+OTHERS = 1000
 
 
 class Clock:
@@ -59,6 +62,28 @@ class Clock:
         return work(), self.spent - began
 
 
+@dataclass(frozen=True)
+class Features:
+    """What is measured of samples: of (n,) places in the training part, sorted, and of the whole test part.
+
+    Attributes:
+        places: (n,) int64.
+        train: (n, D), dense or a scipy sparse matrix.
+        test: (N, D).
+    """
+
+    places: np.ndarray
+    train: Any
+    test: Any
+
+    def __len__(self) -> int:
+        return self.train.shape[0] + self.test.shape[0]
+
+    def of(self, rows: np.ndarray) -> Any:
+        """Training features of these places in the training part."""
+        return self.train[np.searchsorted(self.places, rows)]
+
+
 class Bench:
     """The measurements of one evaluation.
 
@@ -66,7 +91,7 @@ class Bench:
         guesses: (protocol, budget, method) → (seeds, test samples) guessed classes.
         margins: the same keys → (seeds, test samples) how much the second of two classes is preferred.
         validation: the same keys → mean score on held-out training samples.
-        features: pretrained features of the training and of the test part.
+        features: pretrained features; `embedding_seconds` is what each took.
         trained: what is fine-tuned: the pretrained network, and the same from scratch where it can be made anew.
         left_out: what was not measured, in words.
     """
@@ -89,16 +114,17 @@ class Bench:
         self.parts = parts
         suitable = "balanced_accuracy" if is_uneven(self._counts(parts.train)) else "accuracy"
         self.metric = suitable if metric == "auto" else metric
-        self.train, self.test = self._thinned(parts)
-        self.quotas = {budget.name: budget.quotas(self._counts(self.train)) for budget in budgets}
-        self.budgets = sorted(budgets, key=lambda budget: self.labels(budget.name))
+        self.train, self.test = parts.train, parts.test
+        self._count(budgets)
+        self._thin()
+        self._count(budgets)
         counts = self._counts(parts.train)
         self.wanted = int(counts[1] <= counts[0])  # rankings look for the rarer of two classes
         self.judge = TestPart(self.test.y, self.test.groups, seed, self.wanted)
         self.guesses: dict[tuple[str, str, str], np.ndarray] = {}
         self.margins: dict[tuple[str, str, str], np.ndarray] = {}
         self.validation: dict[tuple[str, str, str], float | None] = {}
-        self.features: tuple[np.ndarray, np.ndarray] | None = None
+        self.features: Features | None = None
         self.embedding_seconds = 0.0
 
     def _trainable(self) -> tuple[str, ...]:
@@ -114,16 +140,22 @@ class Bench:
     def _counts(self, part: Part) -> np.ndarray:
         return np.bincount(part.y, minlength=len(self.parts.classes))
 
-    def _thinned(self, parts: Parts) -> tuple[Part, Part]:
-        """Training and test part; fewer samples of them, said so, where embedding alone would use up the time."""
+    def _count(self, budgets: list[LabelBudget]) -> None:
+        """How many labels of each class the budgets are, out of the training part."""
+        self.quotas = {budget.name: budget.quotas(self._counts(self.train)) for budget in budgets}
+        self.budgets = sorted(budgets, key=lambda budget: self.labels(budget.name))
+
+    def _thin(self) -> None:
+        """Fewer samples of both parts, said so, where embedding alone would use up the time."""
         if self.clock.limit is None:
-            return parts.train, parts.test
-        few = parts.train.only(np.arange(min(64, len(parts.train))))
+            return
+        few = self.train.only(np.arange(min(64, len(self.train))))
         self._embed_part(self.run.encoder, few)  # the first time is slower
         _, seconds = self.clock.time(lambda: self._embed_part(self.run.encoder, few))
-        total = seconds / len(few) * (len(parts.train) + len(parts.test)) * (1 + self.seeds)
-        share = 0.3 * self.clock.limit / max(total, 1e-9)
-        return self._fewer(parts.train, share, "training"), self._fewer(parts.test, share, "test")
+        networks = [range(self.seeds), *([number] for number in range(self.seeds))]
+        total = sum(len(self._places(numbers)) + len(self.test) for numbers in networks)
+        share = 0.3 * self.clock.limit / max(seconds / len(few) * total, 1e-9)
+        self.train, self.test = self._fewer(self.train, share, "training"), self._fewer(self.test, share, "test")
 
     def _fewer(self, part: Part, share: float, name: str) -> Part:
         size = max(200, 2 * len(self.parts.classes), int(share * len(part)))
@@ -138,22 +170,35 @@ class Bench:
         precision = runtime.best_precision(runtime.device())
         return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision=precision)
 
-    def _embed(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the training and of the test part."""
-        return self._embed_part(encoder, self.train), self._embed_part(encoder, self.test)
+    def _embed(self, encoder: Encoder, numbers: Iterable[int]) -> Features:
+        """Features of the test part and of what seeds `numbers` look at in the training part."""
+        places = self._places(numbers)
+        train, test = (self._embed_part(encoder, part) for part in (self.train.only(places), self.test))
+        return Features(places, train, test)
 
-    def _drop_unreadable(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Leave out samples that turned out to be unreadable (sources too large for memory are found out here)."""
-        good, fine = ~np.isnan(train[:, 0]), ~np.isnan(test[:, 0])
-        if good.all() and fine.all():
-            return train, test
-        bad = int((~good).sum() + (~fine).sum())
-        self.parts.warnings.append(f"{bad:,} samples cannot be read and are left out.")
-        self.train, self.test = self.train.only(good), self.test.only(fine)
-        most = self._counts(self.train)
-        self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
-        self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.wanted)
-        return train[good], test[fine]
+    def _places(self, numbers: Iterable[int]) -> np.ndarray:
+        """Places in the training part: labels that seeds `numbers` use, and a few others."""
+        chosen = [self.rows(budget, number) for budget in self.budgets for number in numbers]
+        others = np.random.default_rng(self.seed).permutation(len(self.train))[:OTHERS]
+        return np.unique(np.concatenate([*chosen, others]))
+
+    def _embed_readable(self, encoder: Encoder) -> Features:
+        """Features; samples that turn out to be unreadable, in sources too large for memory, are left out."""
+        bad = 0
+        while True:
+            found = self._embed(encoder, range(self.seeds))
+            holes, gaps = np.isnan(found.train[:, 0]), np.isnan(found.test[:, 0])
+            if not holes.any() and not gaps.any():
+                break
+            bad += int(holes.sum() + gaps.sum())
+            kept = np.delete(np.arange(len(self.train)), found.places[holes])
+            self.train, self.test = self.train.only(kept), self.test.only(~gaps)
+            most = self._counts(self.train)
+            self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
+            self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.wanted)
+        if bad:
+            self.parts.warnings.append(f"{bad:,} samples cannot be read and are left out.")
+        return found
 
     def rows(self, budget: LabelBudget, number: int) -> np.ndarray:
         """Places in the training part of the labels that seed `number` may use; smaller budgets are inside larger."""
@@ -171,15 +216,15 @@ class Bench:
 
     def frozen(self, protocols: list[str]) -> None:
         """Probes of the pretrained encoder, of random ones and of raw features, at every budget."""
-        features, self.embedding_seconds = self.clock.time(lambda: self._embed(self.run.encoder))
-        self.features = self._drop_unreadable(*features)
-        self._probe("pretrained", lambda _: self.features, protocols)
+        features, seconds = self.clock.time(lambda: self._embed_readable(self.run.encoder))
+        self.features, self.embedding_seconds = features, seconds / len(features)
+        self._probe("pretrained", lambda _: features, protocols)
         if not protocols:
             return
-        if self.embedding_seconds * self.seeds > self.clock.left / 2:
+        if seconds * self.seeds > self.clock.left / 2:
             self.left_out.append("A random frozen encoder: no time to embed with it.")
         elif "scratch" in self.trained:
-            fresh = [self._embed(fresh_encoder(self.run, self.seed + number)) for number in range(self.seeds)]
+            fresh = [self._embed(fresh_encoder(self.run, self.seed + number), [number]) for number in range(self.seeds)]
             self._probe("random", lambda number: fresh[number], protocols)
         if "linear" in protocols:
             self._raw()
@@ -189,10 +234,11 @@ class Bench:
             self.left_out.append("Raw features: no time left.")
             return
         found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
-        clean = [np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found]
-        self._probe("raw", lambda _: (clean[0], clean[1]), list(self.run.modality.classical))
+        train, test = (np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found)
+        whole = Features(np.arange(len(self.train)), train, test)
+        self._probe("raw", lambda _: whole, list(self.run.modality.classical))
 
-    def _probe(self, method: str, features: Callable[[int], Any], protocols: list[str]) -> None:
+    def _probe(self, method: str, features: Callable[[int], Features], protocols: list[str]) -> None:
         """Every budget and protocol of one method, small budgets first."""
         scalers = {}
         took = 0.0
@@ -206,26 +252,28 @@ class Bench:
                 once = method != "random" and self._is_all(budget)
                 probed = []
                 for number in range(1 if once else self.seeds):
-                    train, test = features(number)
-                    if protocol == "linear" and id(train) not in scalers:
-                        scalers[id(train)] = Scaler.fit(train)
-                    probed.append(self._one_probe(protocol, budget, number, train, test, scalers.get(id(train))))
+                    found = features(number)
+                    if protocol == "linear" and id(found) not in scalers:
+                        scalers[id(found)] = Scaler.fit(found.train)
+                    probed.append(self._one_probe(protocol, budget, number, found, scalers.get(id(found))))
                 self._keep(protocol, budget, method, probed * (self.seeds if once else 1))
                 took = self.clock.spent - began
 
     def _one_probe(
-        self, protocol: str, budget: LabelBudget, number: int, train: Any, test: Any, scaler: Scaler | None
+        self, protocol: str, budget: LabelBudget, number: int, features: Features, scaler: Scaler | None
     ) -> Probed:
         rows = self.rows(budget, number)
         groups = None if self.train.groups is None else self.train.groups[rows]
-        part = Labelled(train[rows], self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted)
+        part = Labelled(
+            features.of(rows), self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted
+        )
         rng = np.random.default_rng((self.seed, number, 1))
         if protocol == "knn":
-            return knn_probe(part, test, rng)
+            return knn_probe(part, features.test, rng)
         if protocol == "boosting":
-            return boosting_probe(part, test, rng)
+            return boosting_probe(part, features.test, rng)
         assert scaler is not None
-        return linear_probe(part, test, scaler, rng)
+        return linear_probe(part, features.test, scaler, rng)
 
     def _keep(self, protocol: str, budget: LabelBudget, method: str, probed: Sequence[Probed]) -> None:
         key = (protocol, budget.name, method)
@@ -294,8 +342,7 @@ class Bench:
             trials = sum(len(self.tuning.paces(method == "pretrained")) for method in self.trained)
             rounds = len(self.trained) * self.seeds + trials / 2
             training += rounds * self._steps(budget) * step_seconds[self.tuning.batch(labels)]
-            each = self.embedding_seconds / (len(self.train) + len(self.test))
-            testing += len(self.trained) * self.seeds * each * (len(self.test) + 2 * labels)
+            testing += len(self.trained) * self.seeds * self.embedding_seconds * (len(self.test) + 2 * labels)
         return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from labelfree.data.batch import Sample
-from labelfree.evaluation.bench import Bench
+from labelfree.evaluation.bench import Bench, Features
 from labelfree.modalities.base import Modality
 from labelfree.run import write_json
 from labelfree.tasks.labels import Part
@@ -22,7 +22,7 @@ FEWEST, POINT = 30, 0.01
 def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
     """Write the map and the neighbours as JSON, so that the report does not need the source."""
     assert bench.features is not None
-    train, test, features = bench.train, bench.test, bench.features
+    features, test = bench.features, bench.test
     rng = np.random.default_rng(0)
     places = np.sort(rng.permutation(len(test))[:POINTS])
     tsne = len(places) >= FEWEST and len(places) * POINT < bench.clock.left
@@ -30,12 +30,12 @@ def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
         "classes": list(bench.parts.classes),
         "map": {
             "method": "t-SNE" if tsne else "PCA",
-            "points": np.round(project(features[1][places], tsne), 2).tolist(),
+            "points": np.round(project(features.test[places], tsne), 2).tolist(),
             "y": test.y[places].tolist(),
             "names": test.names(places),
             "html": _shown(modality, test, places),
         },
-        "neighbours": neighbours(modality, train, test, features, rng),
+        "neighbours": neighbours(modality, bench.train.only(features.places), test, features, rng),
     }
     write_json(path, content)
 
@@ -71,14 +71,14 @@ def neighbours(
     modality: Modality,
     train: Part,
     test: Part,
-    features: tuple[np.ndarray, np.ndarray],
+    features: Features,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """For a few test samples of different classes: the training samples nearest by cosine."""
     order = rng.permutation(len(test))
     firsts = {int(test.y[place]): place for place in order[::-1]}
     asked = [*firsts.values(), *[place for place in order if place not in set(firsts.values())]][:ROWS]
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in features]
+    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (features.train, features.test)]
     rows = []
     for place in asked:
         similarity = unit[0] @ unit[1][place]

@@ -127,7 +127,7 @@ def linear_probe(part: Labelled, test: Any, scaler: Scaler, rng: np.random.Gener
     Args:
         part: features as they come.
         test: (N, D) features of the test part.
-        scaler: fitted on all training features, which needs no labels.
+        scaler: fitted on training features, those without a label in use too.
         rng: of the validation split.
     """
     weights = part.class_weights()[part.y][:, None]
