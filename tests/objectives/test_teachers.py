@@ -14,12 +14,14 @@ from cells import assemble, make_sources
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.losses.distillation import centred, mean_over_batch
+from labelfree.losses.masked import hidden_positions
 from labelfree.losses.regression import token_distance
+from labelfree.objectives._decoder import Decoder
 from labelfree.objectives._teacher import cosine_between
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.dino import DINO, DINOSettings
 from labelfree.objectives.ibot import IBOT, IBOTSettings
-from labelfree.objectives.latent import Latent, LatentSettings
+from labelfree.objectives.latent import Latent, LatentSettings, all_hidden
 
 HEAD: dict[str, Any] = {"projector": (32, 16), "prototypes": 24}
 
@@ -142,6 +144,23 @@ def test_ibot_without_hidden_tokens_is_dino(sources: dict[str, Path]) -> None:
     assert float(a.logs["hidden"]) == 0
 
 
+def test_tokens_may_have_a_head_of_their_own(sources: dict[str, Path]) -> None:
+    ibot, batch, draw = objective(sources, "series", "ibot", **HEAD, token_head=True, frozen_prototypes=0.0)
+    shared, _, _ = objective(sources, "series", "ibot", **HEAD, frozen_prototypes=0.0)
+    shared.load_state_dict(ibot.state_dict(), strict=False)
+    ours, theirs = ibot.eval().loss(batch, draw), shared.eval().loss(batch, draw)
+    assert float(ours.logs["hidden"]) != float(theirs.logs["hidden"])
+    samples = [step.loss - step.logs["hidden"] for step in (ours, theirs)]
+    torch.testing.assert_close(*samples)  # what is said of whole samples stays
+    ours.loss.backward()
+    assert all(p.grad is not None for p in ibot.token_head.parameters())
+    before = ibot.teacher_token_head.prototypes.clone()
+    with torch.no_grad():
+        ibot.token_head.prototypes += 1.0
+    ibot.after_step(0.0)
+    assert torch.allclose(ibot.teacher_token_head.prototypes, before + 0.004, atol=1e-5)
+
+
 def test_ibot_says_that_a_convolution_cannot_hide(sources: dict[str, Path]) -> None:
     with pytest.raises(Refusal):
         assemble(sources["image"], "image", "ibot", "timm:test_resnet")
@@ -178,6 +197,53 @@ def test_latent_predicts_the_teacher_where_the_student_saw_nothing(sources: dict
     latent.after_step(0.0)
     moved = [a - b for a, b in zip(latent.teacher.parameters(), before, strict=True)]
     assert all(torch.allclose(m, torch.full_like(m, 0.001), atol=1e-5) for m in moved)
+
+
+def test_hidden_parts_are_predicted_one_by_one(sources: dict[str, Path]) -> None:
+    asked = {"hide": "drop", "decoder_width": 32, "decoder_depth": 1, "ratio": 0.5}
+    latent, batch, draw = objective(sources, "image", "latent", **asked, target_blocks=3)
+    latent.eval()
+    found = float(latent.loss(batch, draw).loss.detach())
+    view = latent.modality.view(batch, draw, "light")
+    parts = [latent.modality.sample_mask(view, draw.view(f"block {number}"), 0.5 / 3) for number in range(3)]
+    mask = all_hidden(torch.stack(parts), draw, 3 * int(parts[0][0].sum()))
+    assert all((mask | ~part).all() for part in parts)  # all that is predicted is hidden
+    errors = []
+    with torch.no_grad():
+        target = latent.teacher.deep(view, latent.settings.top_layers)
+        tokens = latent.encoder(view, mask, "drop").tokens
+        for part in parts:
+            for row in range(len(batch)):
+                places = part[row].nonzero().T
+                seen = (tokens[row : row + 1], mask[row : row + 1])
+                guess = latent.head(*seen, places, latent.modality.grid(mask.shape[1]), alone=True)
+                errors.append((guess - target[row, places]).square().mean())
+    assert found == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+
+
+def test_parts_that_overlap_leave_as_many_tokens() -> None:
+    draw = Draw.start(0, 0, 0, torch.arange(5))
+    parts = torch.zeros(2, 5, 12, dtype=torch.bool)
+    parts[0, :, :4] = parts[1, :, 2:6] = True
+    hidden = all_hidden(parts, draw, 8)
+    assert hidden.sum(dim=1).tolist() == [8] * 5
+    assert hidden[:, :6].all()
+    assert len({tuple(row) for row in hidden[:, 6:].tolist()}) > 1
+    assert all_hidden(torch.ones_like(parts), draw, 24).sum(dim=1).tolist() == [11] * 5
+
+
+def test_hidden_parts_that_are_replaced_cannot_be_predicted_one_by_one(sources: dict[str, Path]) -> None:
+    with pytest.raises(Refusal, match="one by one"):
+        objective(sources, "image", "latent", hide="replace", target_blocks=2)
+
+
+def test_a_decoder_asked_about_all_that_is_hidden_says_the_same_either_way() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(16, 32, 2, 5).eval()
+    mask = torch.rand(3, 12).argsort(dim=1) < 7
+    positions, _ = hidden_positions(mask, 7)
+    asked = (torch.randn(3, 5, 16), mask, positions, (3, 4))
+    torch.testing.assert_close(decoder(*asked), decoder(*asked, alone=True))
 
 
 def test_smooth_l1_is_squared_near_and_straight_far() -> None:

@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from labelfree.losses.masked import fill_in, take
+from labelfree.losses.masked import fill_in, hidden_positions, take
 
 #: Channels of one attention head.
 HEAD = 32
@@ -33,17 +33,25 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, out)
 
-    def forward(self, visible: Tensor, mask: Tensor, positions: Tensor, grid: Sequence[int]) -> Tensor:
+    def forward(
+        self, visible: Tensor, mask: Tensor, positions: Tensor, grid: Sequence[int], alone: bool = False
+    ) -> Tensor:
         """Predictions (B, K, out) at `positions` (B, K).
 
         Args:
             visible: (B, V, D) encoded tokens that were not dropped, in order.
             mask: (B, N) bool, true where dropped.
             grid: how the N tokens lie.
+            alone: without mask tokens for what is hidden elsewhere (Assran et al. 2023, I-JEPA, §3).
         """
-        x = fill_in(self.embed(visible), mask, self.mask_token)
+        x = self.embed(visible)
         place = sinusoids(grid, x.shape[2], x.device).to(x.dtype)
-        return self.predict(take(self.norm(self.blocks(x + place)), positions))
+        if not alone:
+            x = fill_in(x, mask, self.mask_token) + place
+            return self.predict(take(self.norm(self.blocks(x)), positions))
+        seen, _ = hidden_positions(~mask, x.shape[1])
+        x = torch.cat([x + place[seen], self.mask_token.to(x.dtype) + place[positions]], dim=1)
+        return self.predict(self.norm(self.blocks(x)[:, seen.shape[1] :]))
 
 
 class Broadcast(nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -107,8 +107,9 @@ class DINO(Objective):
             loss = loss + own.koleo * (koleo(first) + koleo(second))
         return Step(loss, first.detach(), logs)
 
-    def _cosines(self, features: Tensor) -> Tensor:
-        return self.head(features, (self.progress >= self.settings.frozen_prototypes).float())
+    def _cosines(self, features: Tensor, head: nn.Module | None = None) -> Tensor:
+        """The student's, of its head for samples where no other is given."""
+        return (head or self.head)(features, (self.progress >= self.settings.frozen_prototypes).float())
 
     def _of_crops(self, batch: Batch, draw: Draw) -> Tensor | None:
         """(L, B, K) the student's cosines of the small crops."""
@@ -150,10 +151,12 @@ class DINO(Objective):
         share = (self.progress / max(own.temperature_warmup, 1e-9)).clamp(max=1.0)
         return own.teacher_temperature_start + share * (own.teacher_temperature - own.teacher_temperature_start)
 
+    def _momentum(self, progress: float) -> float:
+        return cosine_between(self.settings.teacher_momentum, progress, self.settings.teacher_momentum_end)
+
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        own = self.settings
-        momentum = cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end)
+        momentum = self._momentum(progress)
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_head, self.head, momentum)
         if self._next_centre is not None:

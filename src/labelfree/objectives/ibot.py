@@ -16,6 +16,8 @@ from labelfree.losses.masked import hidden_positions, take
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
+from labelfree.objectives._prototypes import PrototypeHead
+from labelfree.objectives._teacher import follow, frozen_copy
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.base import Recipe, Step
 from labelfree.objectives.dino import DINO, DINOSettings, entropy_share
@@ -31,11 +33,14 @@ class IBOTSettings(DINOSettings):
     """share of the views that hide tokens"""
     token_weight: NonNegativeFloat = 1.0
     """weight of the hidden tokens' part"""
+    token_head: bool = False
+    """give hidden tokens a head and prototypes of their own (DINOv2) instead of those of whole samples"""
 
 
 class IBOT(DINO):
     """Image BERT with an online tokenizer (Zhou et al. 2022, "iBOT", §3.2): the teacher, who sees all tokens, gives
-    those that are hidden from the student their soft labels. Head and prototypes are those of the whole sample too.
+    those that are hidden from the student their soft labels. Head and prototypes are those of the whole sample,
+    unless tokens have their own.
     """
 
     name = "ibot"
@@ -54,8 +59,9 @@ class IBOT(DINO):
         ),
         "dinov2": Recipe(
             source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn's equal shares in place of centres, KoLeo .1, "
-            "eight small crops. There are more prototypes there, and heads of samples and tokens are not shared",
-            settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)},
+            "eight small crops, a head for samples and one for tokens. There are more prototypes there",
+            settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)}
+            | {"token_head": True},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2},
             options={"mask_shape": "blocks"},
             modalities=("image",),
@@ -69,6 +75,9 @@ class IBOT(DINO):
             raise Refusal(f"Encoder '{encoder.name}' cannot replace hidden tokens.", "Use a transformer.")
         self.register_buffer("token_centre", torch.zeros(self.settings.prototypes))
         self._next_token_centre: Tensor | None = None
+        if self.settings.token_head:
+            self.token_head = PrototypeHead(encoder.dim, self.settings.projector, self.settings.prototypes)
+            self.teacher_token_head = frozen_copy(self.token_head)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
@@ -92,22 +101,27 @@ class IBOT(DINO):
     def _hidden(self, mask: Tensor, seen: Features, teacher: Features) -> Tensor:
         """Mean cross-entropy of the hidden tokens (eq. 2)."""
         own = self.settings
+        head, teacher_head = self.head, self.teacher_head
+        if own.token_head:
+            head, teacher_head = self.token_head, self.teacher_token_head
         places, hidden = hidden_positions(mask, hidden_count(mask.shape[1], own.ratio))
         assert seen.tokens is not None
         assert teacher.tokens is not None
         with torch.no_grad():
-            told = self.teacher_head(take(teacher.tokens, places)).flatten(0, 1)
+            told = teacher_head(take(teacher.tokens, places)).flatten(0, 1)
         there = hidden.flatten()
         if own.centring == "sinkhorn":
             label = sinkhorn(told, self.temperature, weight=there)
         else:
             label, self._next_token_centre = self._centred(told, self.token_centre, there)
         label = label.unflatten(0, places.shape)
-        guess = self._cosines(take(seen.tokens, places)) / own.student_temperature
+        guess = self._cosines(take(seen.tokens, places), head) / own.student_temperature
         return weighted_mean(soft_cross_entropy(label, guess), hidden)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         if self._next_token_centre is not None:
             self.token_centre.copy_(self._next_token_centre)
+        if self.settings.token_head:
+            follow(self.teacher_token_head, self.token_head, self._momentum(progress))
         super().after_step(progress)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -41,6 +41,8 @@ class LatentSettings(Settings):
     """the same at the end; it rises along a cosine"""
     beta: NonNegativeFloat = 0.0
     """errors below this are squared, larger ones not (smooth L1); 0: all are squared"""
+    target_blocks: PositiveInt = 1
+    """parts that are hidden, each predicted without a word of the others (I-JEPA: 4), where tokens are dropped"""
     decoder_width: Annotated[int, Field(gt=0, multiple_of=HEAD)] | Literal["auto"] = "auto"
     """width of the decoder, where tokens are dropped, a multiple of 32; auto: half the encoder's"""
     decoder_depth: PositiveInt = 2
@@ -87,17 +89,17 @@ class Latent(Objective):
         ),
         "ijepa": Recipe(
             source="Assran et al. 2023, I-JEPA, §3, §4: large blocks are hidden and predicted from what is left, in "
-            "the space of the teacher's last layer; narrow predictor. There four blocks of 15–20 % are predicted one "
-            "by one, here all that is hidden at once",
-            settings={"ratio": 0.6, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.996, "decoder_depth": 4},
-            options={"mask_shape": "blocks"},
+            "the space of the teacher's last layer, by a narrow predictor: four of 15–20 % there, squares of 15 % here",
+            settings={"ratio": 0.6, "hide": "drop", "target_blocks": 4, "top_layers": 1, "teacher_momentum": 0.996}
+            | {"decoder_depth": 4},
+            options={"mask_shape": "block"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
         "vjepa": Recipe(
             source="Bardes et al. 2024, V-JEPA, §3: tubes through all frames are hidden, and predicted in the "
-            "teacher's space. There with an absolute error, here with a squared one",
-            settings={"ratio": 0.75, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.998},
+            "teacher's space, with an absolute error",
+            settings={"ratio": 0.75, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.998, "beta": 0.001},
             modalities=("video",),
             encoder="transformer:tiny",
         ),
@@ -110,6 +112,8 @@ class Latent(Objective):
         if self.hide not in encoder.hides:
             known = " or ".join(encoder.hides)
             raise Refusal(f"Encoder '{encoder.name}' cannot {self.hide} hidden tokens.", f"Set hide={known}.")
+        if own.target_blocks > 1 and self.hide != "drop":
+            raise Refusal("Hidden parts are predicted one by one where tokens are dropped.", "Set target_blocks=1.")
         if self.hide == "drop":
             width = max(HEAD, encoder.dim // 2 // HEAD * HEAD) if own.decoder_width == "auto" else own.decoder_width
             self.head: nn.Module = Decoder(encoder.dim, width, own.decoder_depth, encoder.dim)
@@ -120,20 +124,38 @@ class Latent(Objective):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
         view = self.modality.view(batch, draw, own.views)
-        mask = self.modality.sample_mask(view, draw, own.ratio)
-        positions, hidden = hidden_positions(mask, hidden_count(mask.shape[1], own.ratio))
+        blocks = self._blocks(view, draw)
+        times, _, count = blocks.shape
+        each = hidden_count(count, own.ratio / times)
+        mask = all_hidden(blocks, draw, times * each) if times > 1 else blocks[0]
+        positions, hidden = hidden_positions(blocks.flatten(0, 1), each)
         with torch.no_grad():
-            target = take(self.teacher.deep(view, own.top_layers), positions)
+            target = take(self.teacher.deep(view, own.top_layers).repeat(times, 1, 1), positions)
         features = self.encoder(view, mask, self.hide)
+        assert features.tokens is not None
         if self.hide == "drop":
-            prediction = self.head(features.tokens, mask, positions, self.modality.grid(mask.shape[1]))
+            seen, left = features.tokens.repeat(times, 1, 1), mask.repeat(times, 1)
+            prediction = self.head(seen, left, positions, self.modality.grid(count), alone=True)
         else:
-            assert features.tokens is not None
             prediction = self.head(take(features.tokens, positions))
         loss = weighted_mean(token_distance(prediction, target, own.beta), hidden)
         spread = target.float().flatten(0, 1).std(dim=0).mean()
         return Step(loss, features.pooled.detach(), {"target_std": spread})
 
+    def _blocks(self, view: Batch, draw: Draw) -> Tensor:
+        """(M, B, N) bool: the parts that are to be predicted, which may overlap."""
+        times, ratio = self.settings.target_blocks, self.settings.ratio
+        draws = [draw] if times == 1 else [draw.view(f"block {number}") for number in range(times)]
+        return torch.stack([self.modality.sample_mask(view, each, ratio / times) for each in draws])
+
     def after_step(self, progress: float) -> None:
         own = self.settings
         follow(self.teacher, self.encoder, cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end))
+
+
+def all_hidden(blocks: Tensor, draw: Draw, count: int) -> Tensor:
+    """(M, B, N) parts → (B, N) bool, true for `count` tokens of each sample: those of its parts, and where these
+    overlap others at random, so that all samples keep as many tokens. One is kept where parts are everywhere.
+    """
+    scores = draw.uniform("further", blocks.shape[2]) - blocks.any(dim=0).float()
+    return scores.argsort(dim=1).argsort(dim=1) < min(count, blocks.shape[2] - 1)
