@@ -213,8 +213,10 @@ def test_shuffled_nodes_stay_in_their_sample(bank: Path) -> None:
         assert sorted(before[:length, 1:].tolist()) == sorted(after[:length, 1:].tolist())
 
 
-def test_hidden_links_are_gone_and_other_pairs_are_none(bank: Path) -> None:
-    modality, dataset = fitted(bank)
+@pytest.mark.parametrize("level", ["node", "graph"])
+def test_hidden_links_are_gone_and_other_pairs_are_none(bank: Path, tmp_path: Path, level: str) -> None:
+    (tmp_path / "rings.json").write_text(json.dumps(molecules()))
+    modality, dataset = fitted(bank if level == "node" else tmp_path / "rings.json")
     view = modality.prepare(batch_of(modality, dataset, list(range(8))))
     links = modality.links(view, draw_of(view), 0.5)
     linked = augment.adjacency(view)
@@ -222,11 +224,13 @@ def test_hidden_links_are_gone_and_other_pairs_are_none(bank: Path) -> None:
         real = view.extra["edges"][row][:, 0] >= 0
         left = links.view.extra["edges"][row]
         assert ((left[:, 0] < 0) == (links.hidden[row] | ~real)).all()
-        for a, b in links.others[row][links.apart[row]].tolist():
-            assert a != b
-            assert linked[row, a, b] == 0
+        if links.others is not None:
+            for a, b in links.others[row][links.apart[row]].tolist():
+                assert a != b
+                assert linked[row, a, b] == 0
     assert 0.3 < links.hidden.sum() / (view.extra["edges"][..., 0] >= 0).sum() < 0.7
     assert links.apart.any()
+    assert (links.others is None) == (level == "node")  # a neighbourhood has nothing in it that is far away
 
 
 def test_masks_hide_the_same_share_of_every_sample(bank: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import assemble, pictures, series, texts
+from cells import assemble, graphs, pictures, series, texts
 from processes import together
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from labelfree.objectives import _heads
 from labelfree.objectives._decoder import Decoder, sinusoids
 from labelfree.objectives._heads import losses_of
 from labelfree.objectives.cpc import CPC, Pool
+from labelfree.objectives.link import Link
 from labelfree.objectives.masked import Masked, MaskedSettings
 from labelfree.objectives.pretext import Pretext, PretextSettings
 from labelfree.training.loop import Training
@@ -214,3 +215,21 @@ def test_pretext_asks_which_and_names_what_there_is(sources: dict[str, Path]) ->
     assert jigsaw.transformation.count == modality.transformations()["jigsaw"].count
     with pytest.raises(Refusal, match=r"no transformation 'rotatoin'.*Did you mean 'rotation'"):
         Pretext(encoder, modality, PretextSettings(transformation="rotatoin"))
+
+
+def test_what_is_not_linked_to_a_node_of_one_graph_is_a_root_of_another_sample(tmp_path: Path) -> None:
+    training = assemble(graphs(tmp_path), "graph", "link", "transformer:pico")
+    link = training.objective
+    assert isinstance(link, Link)
+    batch, draw = first_batch(training)
+    links = link.modality.links(link.modality.view(batch, draw, "none"), draw, 0.5)
+    own = torch.eye(len(batch))[:, None].expand(-1, links.view.data.shape[1], -1)  # a direction for each sample
+    torch.testing.assert_close(link._apart(own, links, draw), torch.zeros(links.hidden.shape) + link.bias)
+    alike = torch.ones_like(own)
+    alike[:, 1:, 1] = -1.0
+    scores = link._apart(alike, links, draw) - link.bias  # of an end that is a root or none, and a root
+    sizes = [math.sqrt(len(batch)), (len(batch) - 2) / math.sqrt(len(batch))]
+    assert {round(float(score), 4) for score in scores.detach().unique()} == {round(size, 4) for size in sizes}
+    step = link.loss(batch, draw)
+    assert 0 <= float(step.logs["right"]) <= 1
+    step.loss.backward()

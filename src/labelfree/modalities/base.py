@@ -170,13 +170,14 @@ class Links:
         view: without the hidden links.
         pairs: (B, P, 2) int64 tokens that may be linked; `hidden` (B, P) bool says which pairs are links that are
             hidden.
-        others: (B, P, 2) int64 other pairs, one for each; `apart` (B, P) bool says which of them are not linked.
+        others: (B, P, 2) int64 other pairs, one for each; `apart` (B, P) bool says which of them are not linked. None
+            where samples are pieces of one whole: what is far from all of a piece is the first token of another one.
     """
 
     view: Batch
     pairs: Tensor
     hidden: Tensor
-    others: Tensor
+    others: Tensor | None
     apart: Tensor
 
 

@@ -380,6 +380,8 @@ class Graph(Modality):
         real = edges[..., 0] >= 0
         hidden = draw.bernoulli("hidden links", share, edges.shape[1]) & real
         seen = view.with_(extra={**view.extra, "edges": edges.masked_fill(hidden[..., None], -1)})
+        if self.roots:
+            return Links(seen, edges.clamp_min(0), hidden, None, hidden)
         count = view.data.shape[1]
         valid = augment.real_nodes(view)
         lengths = torch.full_like(view.index, count) if valid is None else valid.sum(dim=1)
