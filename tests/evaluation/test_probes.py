@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.metrics import average_precision_score
 
 from labelfree.evaluation import probes
-from labelfree.evaluation.probes import Labelled, boosting_probe, knn_probe, linear_probe
+from labelfree.evaluation.probes import TREES, Labelled, _boosted, boosting_probe, knn_probe, linear_probe
 from labelfree.tasks.logistic import Scaler
 
 
@@ -145,3 +146,17 @@ def test_boosted_trees_learn_from_two_labels_of_classes_that_are_not_all_there()
     probed = boosting_probe(Labelled(x, np.array([0, 2]), 3), x, np.random.default_rng(0))
     assert probed.guesses.shape == (2,)
     assert probed.validation is None
+
+
+@pytest.mark.parametrize("trees", TREES)
+def test_boosted_trees_find_a_class_that_is_very_rare(trees: tuple[float, int, int]) -> None:
+    rng = np.random.default_rng(0)
+
+    def rows(count: int, rare: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = rng.normal(size=(count, 6)), np.zeros(count, dtype=np.int64)
+        x[:rare, :2] += 4
+        y[:rare] = 1
+        return x, y
+
+    part, (x, y) = Labelled(*rows(3000, 8), classes=2), rows(2000, 40)
+    assert average_precision_score(y, _boosted(part, x, *trees)[:, 1]) > 0.9

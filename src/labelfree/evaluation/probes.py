@@ -172,6 +172,7 @@ def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: 
         max_leaf_nodes=leaves,
         max_iter=trees,
         min_samples_leaf=max(1, min(20, len(part.y) // 20)),
+        l2_regularization=1.0,  # without it a leaf of a class that is very rare grows without bound
         early_stopping=False,
         random_state=0,
     )
