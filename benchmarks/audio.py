@@ -191,7 +191,8 @@ def prompts(options: argparse.Namespace) -> None:
             **settings,
         )
         print(f"pretraining: {time.process_time() - began:.0f} CPU seconds")
-        show("language", evaluate(run, train, test, label="language", time_limit=options.time_limit))
+        own = {"time_limit": options.time_limit, "most_steps": options.most_steps}
+        show("language", evaluate(run, train, test, label="language", **own))
         scores: dict[str, list[float]] = {}
         spoken = [row for row in rows if row["kind"] in ("digits", "letters")]
         for voice in sorted({row["voice"] for row in rows}):
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--time-limit", default="5m", help="of the evaluation (prompts)")
+    parser.add_argument("--most-steps", type=int, default=3000, help="of a fine-tuning (prompts)")
     parser.add_argument("settings", nargs="*", help="of the pretraining, key=value (prompts)")
     options = parser.parse_args()
     {"speed": speed, "prompts": prompts}[options.what](options)

@@ -310,7 +310,7 @@ class Bench:
                 continue
             nominal = self._steps(budget)
             steps = max(1, round(nominal * share))
-            if share < 1:
+            if steps < nominal:
                 self.left_out.append(
                     f"finetune at {budget.name}: {steps} steps instead of {nominal}, for want of time."
                 )
