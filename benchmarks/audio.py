@@ -35,8 +35,8 @@ from torch.nn import functional as F
 from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
 from labelfree.data.sampler import Order
-from labelfree.modalities._audio_mel import FLOOR, Mel, filters
 from labelfree.modalities.audio import Audio, AudioSettings
+from labelfree.modalities.audio.mel import FLOOR, Mel, filters
 from labelfree.needs import Need
 
 BATCH = 64

@@ -11,7 +11,7 @@ from labelfree.data.events import LogOptions, read_log
 from labelfree.data.recordings import ReadOptions, read_recordings
 from labelfree.data.tables import open_rows
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._table_columns import Wanted, encode, find_columns
+from labelfree.modalities.table.columns import Wanted, encode, find_columns
 
 DAYS = [f"2024-01-{day:02} 10:00:00" for day in range(1, 29)]
 

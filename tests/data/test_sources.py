@@ -228,7 +228,7 @@ def test_telling_what_is_in_a_folder_reads_the_head_of_one_table(
     monkeypatch.setattr(sources, "HEAD_BYTES", 5000)
     heads, walks = [], []
     monkeypatch.setattr(sources, "read_table", None)
-    monkeypatch.setattr("labelfree.modalities._pair_sources.read_table", None)
+    monkeypatch.setattr("labelfree.modalities.pair.sources.read_table", None)
     start_of, walk = sources._start_of, os.walk
     monkeypatch.setattr(sources, "_start_of", lambda path: heads.append(path) or start_of(path))
     monkeypatch.setattr(os, "walk", lambda path, **more: walks.append(path) or walk(path, **more))

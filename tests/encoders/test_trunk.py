@@ -9,7 +9,7 @@ from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.trunk import EMBEDDED, Trunk
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._text_tokens import TextStem
+from labelfree.modalities.text.tokens import TextStem
 from labelfree.needs import Need
 from labelfree.registry import encoders
 

@@ -15,10 +15,10 @@ from labelfree import registry
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._audio_mel import Mel, filters, log_mel, log_mels, mfcc_statistics
-from labelfree.modalities._audio_sources import Sounds, cut
-from labelfree.modalities._audio_tokens import layers, reach, stride
 from labelfree.modalities.audio import Audio, AudioSettings
+from labelfree.modalities.audio.mel import Mel, filters, log_mel, log_mels, mfcc_statistics
+from labelfree.modalities.audio.sources import Sounds, cut
+from labelfree.modalities.audio.tokens import layers, reach, stride
 from labelfree.modalities.base import Budget
 from labelfree.modalities.image import Image
 from labelfree.needs import Need

@@ -14,9 +14,9 @@ import torch
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
-from labelfree.modalities import _graph_views as augment
 from labelfree.modalities.base import Budget
 from labelfree.modalities.graph import Graph, GraphDataset, GraphSettings
+from labelfree.modalities.graph import views as augment
 from labelfree.training.plan import recognise
 
 

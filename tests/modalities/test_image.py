@@ -26,9 +26,10 @@ from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.pictures import Form, decode, keep
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._image_views import Policy, blurring, central_boxes, crop, random_boxes, recolour
 from labelfree.modalities.base import Budget
-from labelfree.modalities.image import Image, ImageSettings, jigsaw_orders
+from labelfree.modalities.image import Image, ImageSettings
+from labelfree.modalities.image.modality import jigsaw_orders
+from labelfree.modalities.image.views import Policy, blurring, central_boxes, crop, random_boxes, recolour
 
 RANDOM = np.random.default_rng(0)
 

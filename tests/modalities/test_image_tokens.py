@@ -11,10 +11,10 @@ from cells import pictures
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._image_tokens import joined, squares
-from labelfree.modalities._image_views import central_boxes, neighbouring_boxes
 from labelfree.modalities.base import hidden_count
 from labelfree.modalities.image import Image
+from labelfree.modalities.image.tokens import joined, squares
+from labelfree.modalities.image.views import central_boxes, neighbouring_boxes
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget
-from labelfree.modalities.series import Series, SeriesDataset, SeriesSettings, cut_windows
+from labelfree.modalities.series import Series, SeriesDataset, SeriesSettings
+from labelfree.modalities.series.modality import cut_windows
 
 LENGTHS = (40, 25, 40, 9, 31, 40)
 

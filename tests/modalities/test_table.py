@@ -259,7 +259,7 @@ def test_a_prediction_is_right_for_each_kind_of_field_and_missing_costs_nothing(
 
 
 def test_the_mlp_sums_the_tokens_that_the_transformer_reads() -> None:
-    from labelfree.modalities._table_fields import TableStem
+    from labelfree.modalities.table.fields import TableStem
 
     modality, dataset = fitted()
     view = modality.prepare(dataset.collated())

@@ -18,10 +18,10 @@ from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
 from labelfree.encoders.trunk import positions
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._text_tokens import Blocks, Vocabulary
-from labelfree.modalities._text_vectors import word_vectors
 from labelfree.modalities.base import hidden_count
 from labelfree.modalities.text import Text, TextSettings
+from labelfree.modalities.text.tokens import Blocks, Vocabulary
+from labelfree.modalities.text.vectors import word_vectors
 from labelfree.needs import Need
 from labelfree.training.plan import make_plan, recognise
 
@@ -235,7 +235,7 @@ def test_packing_loses_no_token_and_invents_none(length):
 def test_packing_on_disk_is_the_same(fitted, monkeypatch):
     documents = fitted.open(corpus())
     here = Blocks(documents, fitted.vocabulary, 15)
-    monkeypatch.setattr("labelfree.modalities._text_tokens.IN_MEMORY", 0)
+    monkeypatch.setattr("labelfree.modalities.text.tokens.IN_MEMORY", 0)
     there = Blocks(documents, fitted.vocabulary, 15)
     for a, b in zip(here.read(range(len(here))), there.read(range(len(there))), strict=True):
         np.testing.assert_array_equal(a.data, b.data)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Hide
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.modalities._series_tokens import patches, valid_tokens
 from labelfree.modalities.base import Modality
+from labelfree.modalities.series.tokens import patches, valid_tokens
 from labelfree.needs import Need
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Hide, check_weights
 from labelfree.encoders.trunk import Dropout, by_windows, mean_of
 from labelfree.errors import LabelfreeError, Refusal, nearest
-from labelfree.modalities._text_tokens import SPECIAL, Vocabulary
 from labelfree.modalities.base import Modality
+from labelfree.modalities.text.tokens import SPECIAL, Vocabulary
 from labelfree.needs import Need
 
 #: Smaller siblings of BERT (Turc et al. 2019, "Well-Read Students Learn Better", table 1).

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Hide
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.modalities._table_fields import Fields, TableStem
 from labelfree.modalities.base import Modality
+from labelfree.modalities.table.fields import Fields, TableStem
 from labelfree.needs import Need
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from labelfree.data.batch import Batch
 from labelfree.encoders._geometric import geometric
 from labelfree.encoders.base import Encoder, Features, Hide
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.modalities._graph_tokens import pool_nodes
-from labelfree.modalities._graph_views import both_ways, real_nodes
 from labelfree.modalities.base import Modality
+from labelfree.modalities.graph.tokens import pool_nodes
+from labelfree.modalities.graph.views import both_ways, real_nodes
 from labelfree.needs import Need
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from labelfree.encoders._geometric import geometric
 from labelfree.encoders.base import Encoder, Features, Hide
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
-from labelfree.modalities._event_views import real_tokens
 from labelfree.modalities.base import Modality
+from labelfree.modalities.events.views import real_tokens
 
 #: The memory counts time in whole numbers: so many to a usual pause.
 TICKS = 1000

@@ -23,10 +23,10 @@ from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns
 from labelfree.data.sources import ARRAYS, TABLES, existing, frame, hash_of, list_files, read_table
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.modalities._text_sources import Documents, Encode, Files, Rows, text_column
-from labelfree.modalities._text_tokens import Blocks, count_ids
 from labelfree.modalities.base import Budget, Choice, Dataset, Description
 from labelfree.modalities.text import Text
+from labelfree.modalities.text.sources import Documents, Encode, Files, Rows, text_column
+from labelfree.modalities.text.tokens import Blocks, count_ids
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

@@ -18,9 +18,6 @@ from labelfree.data.graphs import Graphs, degrees, mix, neighbourhoods, position
 from labelfree.data.sources import hash_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
-from labelfree.modalities import _graph_views as augment
-from labelfree.modalities._graph_features import drawing, scale_of, summary
-from labelfree.modalities._graph_sources import Column, GraphOptions, looks_like_graph, read_graphs
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -32,6 +29,9 @@ from labelfree.modalities.base import (
     seen_by_encoder,
     token_mask,
 )
+from labelfree.modalities.graph import views as augment
+from labelfree.modalities.graph.features import drawing, scale_of, summary
+from labelfree.modalities.graph.sources import Column, GraphOptions, looks_like_graph, read_graphs
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -397,7 +397,7 @@ class Graph(Modality):
 
     def transformer(self, size: str, causal: bool) -> Encoder:
         from labelfree.encoders.transformer import SIZES
-        from labelfree.modalities._graph_tokens import GraphStem, GraphTrunk
+        from labelfree.modalities.graph.tokens import GraphStem, GraphTrunk
 
         chosen = SIZES[size]
         stem = GraphStem(self.width, chosen.dim)

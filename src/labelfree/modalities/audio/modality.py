@@ -21,13 +21,11 @@ from labelfree.data.draw import Draw
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
-from labelfree.modalities import _audio_sources as reading
-from labelfree.modalities import _audio_views as augment
-from labelfree.modalities import _series_tokens as steps
-from labelfree.modalities import _series_views as timing
-from labelfree.modalities._audio_mel import Mel, log_mel, log_mels, mfcc_statistics
-from labelfree.modalities._audio_sources import Form, Sounds
-from labelfree.modalities._audio_tokens import WaveStem, reach, stride, token_counts, valid_tokens
+from labelfree.modalities.audio import sources as reading
+from labelfree.modalities.audio import views as augment
+from labelfree.modalities.audio.mel import Mel, log_mel, log_mels, mfcc_statistics
+from labelfree.modalities.audio.sources import Form, Sounds
+from labelfree.modalities.audio.tokens import WaveStem, reach, stride, token_counts, valid_tokens
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -39,6 +37,8 @@ from labelfree.modalities.base import (
     Transformation,
     span_mask,
 )
+from labelfree.modalities.series import tokens as steps
+from labelfree.modalities.series import views as timing
 from labelfree.needs import Need
 from labelfree.settings import Settings, Share
 

@@ -20,9 +20,6 @@ from labelfree.data.recordings import FILES, Recordings, majority, read_recordin
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
-from labelfree.modalities import _series_views as augment
-from labelfree.modalities._series_features import ChannelStatistics, raw_features, sparkline
-from labelfree.modalities._series_tokens import SeriesStem, patches, valid_tokens
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -35,6 +32,9 @@ from labelfree.modalities.base import (
     seen_by_encoder,
     span_mask,
 )
+from labelfree.modalities.series import views as augment
+from labelfree.modalities.series.features import ChannelStatistics, raw_features, sparkline
+from labelfree.modalities.series.tokens import SeriesStem, patches, valid_tokens
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
 

@@ -19,8 +19,6 @@ from labelfree.data.draw import Draw
 from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, is_address, read_head, share_of
 from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._table_columns import Column, Found, Wanted, encode, find_columns, require, words
-from labelfree.modalities._table_fields import Fields, TableStem, Typed
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -31,6 +29,8 @@ from labelfree.modalities.base import (
     seen_by_encoder,
     token_mask,
 )
+from labelfree.modalities.table.columns import Column, Found, Wanted, encode, find_columns, require, words
+from labelfree.modalities.table.fields import Fields, TableStem, Typed
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
 

@@ -22,28 +22,6 @@ from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._image_views import (
-    AUGMENT,
-    LOCAL_CROP,
-    Policy,
-    central_boxes,
-    constant,
-    crop,
-    patch_side,
-    random_boxes,
-    recolour,
-)
-from labelfree.modalities._video_sources import (
-    FILMS,
-    Clips,
-    Cut,
-    choose_cut,
-    find_form,
-    frame_folders,
-    look_through,
-    open_source,
-)
-from labelfree.modalities._video_tokens import VideoStem, frames_at, tubes
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -54,6 +32,28 @@ from labelfree.modalities.base import (
     Transformation,
     token_mask,
 )
+from labelfree.modalities.image.views import (
+    AUGMENT,
+    LOCAL_CROP,
+    Policy,
+    central_boxes,
+    constant,
+    crop,
+    patch_side,
+    random_boxes,
+    recolour,
+)
+from labelfree.modalities.video.sources import (
+    FILMS,
+    Clips,
+    Cut,
+    choose_cut,
+    find_form,
+    frame_folders,
+    look_through,
+    open_source,
+)
+from labelfree.modalities.video.tokens import VideoStem, frames_at, tubes
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

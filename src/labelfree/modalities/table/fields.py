@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._table_columns import Column, Field, column_of
+from labelfree.modalities.table.columns import Column, Field, column_of
 
 #: Points at which the marginal distribution of a field is kept.
 MARGINAL = 512

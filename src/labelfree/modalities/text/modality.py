@@ -20,9 +20,10 @@ from labelfree.data.draw import Draw, hash_int
 from labelfree.data.sources import TABLES, frame, read_head, share_of
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
-from labelfree.modalities import _text_views as views
-from labelfree.modalities._text_sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
-from labelfree.modalities._text_tokens import (
+from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
+from labelfree.modalities.text import views as views
+from labelfree.modalities.text.sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
+from labelfree.modalities.text.tokens import (
     COUNT_IN,
     LEARN_FROM,
     Blocks,
@@ -31,8 +32,7 @@ from labelfree.modalities._text_tokens import (
     some_texts,
     valid_tokens,
 )
-from labelfree.modalities._text_vectors import word_vectors
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
+from labelfree.modalities.text.vectors import word_vectors
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

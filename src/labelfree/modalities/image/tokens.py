@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
-from labelfree.modalities._image_views import YIQ, constant
+from labelfree.modalities.image.views import YIQ, constant
 
 
 def squares(x: Tensor, side: int) -> Tensor:

@@ -19,8 +19,8 @@ from labelfree.data.draw import Draw
 from labelfree.data.encoded import MISSING
 from labelfree.data.sources import column_values, hash_of
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.modalities._pair_sources import Side, find_sides, kind_of, kinds
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
+from labelfree.modalities.pair.sources import Side, find_sides, kind_of, kinds
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

@@ -16,8 +16,8 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.sources import hash_of
 from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._text_sources import Documents
 from labelfree.modalities.base import Dataset, Description
+from labelfree.modalities.text.sources import Documents
 
 #: What each special token is called in the vocabularies of the common models; ours is the first.
 SPECIAL = {

@@ -29,7 +29,6 @@ from labelfree.data.events import (
 from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import squared_error
-from labelfree.modalities import _event_views as views
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -41,6 +40,7 @@ from labelfree.modalities.base import (
     seen_by_encoder,
     span_mask,
 )
+from labelfree.modalities.events import views as views
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings
 
@@ -303,7 +303,7 @@ class Events(Modality):
 
     def transformer(self, size: str, causal: bool) -> Encoder:
         from labelfree.encoders.transformer import SIZES
-        from labelfree.modalities._event_tokens import EventStem, EventTrunk
+        from labelfree.modalities.events.tokens import EventStem, EventTrunk
 
         shape = SIZES[size]
         return EventTrunk(EventStem(self.channels, shape.dim), shape.dim, shape.depth, shape.heads, causal=causal)

@@ -18,9 +18,9 @@ from labelfree.data.encoded import Files, Kind, Openers, Source, open_any, open_
 from labelfree.data.films import Header
 from labelfree.data.pictures import Form, common_shape, value_range
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.modalities._image_sources import Items
 from labelfree.modalities.base import Dataset, Description
-from labelfree.modalities.series import cut_windows
+from labelfree.modalities.image.sources import Items
+from labelfree.modalities.series.modality import cut_windows
 
 #: What a source may be, in words.
 WANTED = "a path, an array (N, T, H, W, C), a list of films or a Hugging Face dataset"

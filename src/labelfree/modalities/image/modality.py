@@ -35,7 +35,17 @@ from labelfree.data.pictures import (
     value_range,
 )
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.modalities._image_sources import (
+from labelfree.modalities.base import (
+    Budget,
+    Choice,
+    Dataset,
+    Description,
+    Modality,
+    PictureForm,
+    Transformation,
+    token_mask,
+)
+from labelfree.modalities.image.sources import (
     PICTURES,
     Arrays,
     open_source,
@@ -43,8 +53,8 @@ from labelfree.modalities._image_sources import (
     recognise_items,
     recognise_path,
 )
-from labelfree.modalities._image_tokens import block_scores, grey, joined, squares
-from labelfree.modalities._image_views import (
+from labelfree.modalities.image.tokens import block_scores, grey, joined, squares
+from labelfree.modalities.image.views import (
     AUGMENT,
     LOCAL_CROP,
     Policy,
@@ -56,16 +66,6 @@ from labelfree.modalities._image_views import (
     random_boxes,
     random_sigma,
     recolour,
-)
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    PictureForm,
-    Transformation,
-    token_mask,
 )
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -351,7 +351,7 @@ class Image(Modality):
         return Pictures(opened, form, _description(opened, form, headers, unreadable))
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
-        from labelfree.modalities._image_defaults import choose
+        from labelfree.modalities.image.defaults import choose
 
         return choose(found, budget)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Features, Hide
 from labelfree.encoders.trunk import Trunk
-from labelfree.modalities._event_views import real_tokens
+from labelfree.modalities.events.views import real_tokens
 
 
 class EventStem(nn.Module):

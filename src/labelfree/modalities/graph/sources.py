@@ -18,7 +18,7 @@ from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_nu
 from labelfree.data.graphs import Graphs
 from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, frame, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
-from labelfree.modalities._graph_items import MOST_WORDS, Found, many
+from labelfree.modalities.graph.items import MOST_WORDS, Found, many
 
 #: Names under which the two ends of an edge are known.
 ENDS = (

@@ -27,7 +27,7 @@ from labelfree.data.encoded import (
 )
 from labelfree.data.sound import RECORDINGS, SUFFIXES, Header, decode, header, looks_like_recording
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.modalities._audio_mel import Mel, log_mels
+from labelfree.modalities.audio.mel import Mel, log_mels
 from labelfree.modalities.base import Dataset, Description
 
 #: What a source may be, in words.

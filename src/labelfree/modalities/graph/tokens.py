@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Features, Hide
 from labelfree.encoders.trunk import Trunk, mean_of, positions
-from labelfree.modalities._graph_views import adjacency, real_nodes
+from labelfree.modalities.graph.views import adjacency, real_nodes
 
 
 class GraphStem(nn.Module):

@@ -1,0 +1,5 @@
+"""Series of several channels, with lengths that differ and values that are missing."""
+
+from labelfree.modalities.series.modality import Series, SeriesDataset, SeriesSettings
+
+__all__ = ["Series", "SeriesDataset", "SeriesSettings"]
