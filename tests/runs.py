@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from labelfree.encoders.custom import Custom
+from labelfree.files import write_json
 from labelfree.modalities.image import Image
-from labelfree.run import Run, save_encoder, write_json
+from labelfree.run import Run, save_encoder
 
 
 class Net(nn.Module):

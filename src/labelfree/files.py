@@ -73,6 +73,30 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is on the disk, whole, when this returns; see `replacing`."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, so that a reader never sees half a file."""
+    with replacing(path) as beside:
+        beside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises LabelfreeError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LabelfreeError(f"'{path}' is missing.", "Is this the folder of a run?") from None
+    except ValueError as error:
+        raise LabelfreeError(f"'{path}' is damaged: {error}.", "Restore it from a copy, or train again.") from None
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON of plain values, arrays and paths. Numbers that are not finite, which JSON does not know, are null.
 

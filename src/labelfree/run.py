@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import json_text, replacing
+from labelfree.files import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
     from labelfree.tasks.generate import Perplexity
     from labelfree.tasks.sides import Direction, ZeroShot
     from labelfree.tasks.stream import Stream
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, so that a reader never sees half a file."""
-    with replacing(path) as beside:
-        beside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises LabelfreeError where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LabelfreeError(f"'{path}' is missing.", "Is this the folder of a run?") from None
-    except ValueError as error:
-        raise LabelfreeError(f"'{path}' is damaged: {error}.", "Restore it from a copy, or train again.") from None
 
 
 def encoder_config(encoder: Encoder, modality: Modality, spec: str, causal: bool, sha256: str) -> dict[str, Any]:
@@ -100,7 +84,7 @@ def save_encoder(
         heads: modules of the objective that are kept beside the encoder, by their names in it.
     """
     from labelfree import distributed
-    from labelfree.training.checkpoint import write_tensors
+    from labelfree.tensors import write_tensors
 
     weights = distributed.whole_state(encoder)
     states = {name: distributed.whole_state(module) for name, module in (heads or {}).items()}
@@ -121,7 +105,7 @@ def load_encoder(folder: Path, encoder: torch.nn.Module | None = None) -> tuple[
     Raises:
         LabelfreeError: missing, altered, or of another make.
     """
-    from labelfree.training.checkpoint import read_tensors
+    from labelfree.tensors import read_tensors
 
     config = read_json(folder / "config.json")
     modality, built = build_from_config(config, encoder)
@@ -177,7 +161,7 @@ class Run:
         Raises:
             LabelfreeError: the method keeps none.
         """
-        from labelfree.training.checkpoint import read_tensors
+        from labelfree.tensors import read_tensors
 
         if self._maker is None:
             folder = self.path / "encoder"

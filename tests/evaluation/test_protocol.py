@@ -16,7 +16,8 @@ from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.parts import fresh_encoder, read_parts
 from labelfree.evaluation.protocol import Evaluation, evaluate
-from labelfree.run import Run, write_json
+from labelfree.files import write_json
+from labelfree.run import Run
 
 KEYS = {"verdict", "label_saving", "metric", "results", "left_out", "warnings", "duplicates", "comparisons", "about"}
 ROW = {"protocol", "budget", "method", "score", "low", "high", "seeds", "labels", "validation", "scores"}

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from labelfree.errors import LabelfreeError
+from labelfree.tensors import read_tensors, write_tensors
 from labelfree.training import checkpoint
-from labelfree.training.checkpoint import load_state, read_tensors, save_state, write_tensors
+from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.optim import build_optimizer
 from labelfree.training.settings import OptimSettings
 

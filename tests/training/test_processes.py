@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import labelfree
+from labelfree.tensors import read_tensors
 from labelfree.training import processes
-from labelfree.training.checkpoint import read_tensors
 
 #: Plain gradient descent, so that a difference of weights is one of gradients.
 TINY = {"method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 3, "batch_size": 16, "warmup": 0}

@@ -15,7 +15,7 @@ import torch
 
 import labelfree
 from labelfree.errors import LabelfreeError
-from labelfree.training.checkpoint import read_tensors
+from labelfree.tensors import read_tensors
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
 TINY |= {"batch_size": 16, "checkpoint_every": 5, "precision": "32"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from labelfree import registry
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Modality
 from labelfree.modalities.pair import Pair
@@ -53,7 +53,7 @@ class Towers(Encoder):
             for (side, own), spec in zip(modality.sides.items(), specs, strict=True)
         }
         for side, (_, folder) in modality.runs.items():
-            _start_from(towers[side], folder)
+            load_weights(towers[side], folder)
         built = cls(towers, modality.settings.width)
         if any(tower.spec for tower in towers.values()):
             built.spec = "towers:" + json.dumps(
@@ -106,10 +106,3 @@ def _specs(variant: str, sides: int) -> list[str]:
             "Name one a side, joined by +: towers:timm:resnet18+transformer:nano.",
         )
     return list(specs)
-
-
-def _start_from(tower: Encoder, folder: Path) -> None:
-    """Take the weights of a run's encoder. Raises LabelfreeError where they do not fit the tower."""
-    from labelfree.training.job import load_weights
-
-    load_weights(tower, folder)

@@ -9,8 +9,8 @@ import numpy as np
 
 from labelfree.data.batch import Sample
 from labelfree.evaluation.bench import Bench, Features
+from labelfree.files import write_json
 from labelfree.modalities.base import Modality
-from labelfree.run import write_json
 from labelfree.tasks.labels import Part
 
 #: Points of the map, rows of neighbours, neighbours a row, and characters of HTML that looking at points may cost.

@@ -10,9 +10,10 @@ import torch
 from labelfree.data.batch import Sample
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
+from labelfree.files import write_json
 from labelfree.modalities.base import Dataset
 from labelfree.objectives.base import Objective
-from labelfree.run import Run, write_json
+from labelfree.run import Run
 
 #: Samples that are shown, and those that are made anew.
 SHOWN, IMAGINED = 12, 20

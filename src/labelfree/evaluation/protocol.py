@@ -15,7 +15,8 @@ from labelfree.evaluation.bench import Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
-from labelfree.run import Run, write_json
+from labelfree.files import write_json
+from labelfree.run import Run
 from labelfree.settings import listed
 from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget

@@ -15,8 +15,8 @@ import numpy as np
 from labelfree.evaluation.plots import Line, chart, scatter
 from labelfree.evaluation.protocol import SHOWN
 from labelfree.evaluation.verdict import NAMES
-from labelfree.run import Run, read_json
-from labelfree.training.checkpoint import write_bytes
+from labelfree.files import read_json, write_bytes
+from labelfree.run import Run
 from labelfree.training.logs import duration
 
 #: What a curve or a row of the table is; see `_kind`.

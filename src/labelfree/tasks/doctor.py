@@ -14,9 +14,9 @@ from labelfree import registry
 from labelfree.data.doctor import Finding, Survey, nearby
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError
-from labelfree.files import writable
+from labelfree.files import writable, write_json
 from labelfree.modalities.base import Dataset, Modality
-from labelfree.run import Run, write_json
+from labelfree.run import Run
 from labelfree.settings import share_out
 from labelfree.tasks.labels import Labels, Subset, read_labels
 from labelfree.training.plan import recognise
@@ -126,7 +126,7 @@ class Checkup:
     def write(self, path: str | Path, force: bool = False) -> None:
         """Write a page (.html) with examples, and all of it as JSON beside it."""
         from labelfree.evaluation.doctor_page import page_of
-        from labelfree.training.checkpoint import write_bytes
+        from labelfree.files import write_bytes
 
         target = writable(path, force, (".html",))
         write_bytes(target, page_of(self).encode())

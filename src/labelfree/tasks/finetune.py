@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import replacing, writable
+from labelfree.files import read_json, replacing, writable, write_json
 from labelfree.modalities.base import Dataset, Modality
-from labelfree.run import build_from_config, encoder_config, read_json, write_json
+from labelfree.run import build_from_config, encoder_config
 from labelfree.tasks.classifier import (
     Classifier,
     Examples,
@@ -25,8 +25,8 @@ from labelfree.tasks.classifier import (
     with_probe,
 )
 from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
+from labelfree.tensors import read_tensors, write_tensors
 from labelfree.training import runtime
-from labelfree.training.checkpoint import read_tensors, write_tensors
 from labelfree.training.logs import duration, say
 
 if TYPE_CHECKING:

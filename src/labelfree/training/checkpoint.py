@@ -1,59 +1,22 @@
-"""Files of tensors that cannot lie: safetensors, written beside and renamed, hashed, verified on reading."""
+"""The state of a training on disk: a folder a checkpoint, whole or not there, hashed and verified."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as parse
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from labelfree import distributed
 from labelfree.distributed import shard_like
 from labelfree.errors import LabelfreeError
-from labelfree.files import replacing
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is on the disk, whole, when this returns; see `replacing`."""
-    with replacing(path) as beside, beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Save tensors; returns the SHA-256 of the file's bytes. Shared storage is stored once per name."""
-    content = serialise({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Tensors of a file whose hash must be `sha256`. Nothing in it is ever executed.
-
-    Raises:
-        LabelfreeError: missing, cut or altered.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LabelfreeError(f"'{path}' cannot be read: {error.strerror}.", "Was the folder copied whole?") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise LabelfreeError(
-            f"'{path}' is cut or altered: its SHA-256 is {found[:12]}…, expected {sha256[:12]}….",
-            "Restore it from a copy; a run's previous checkpoint is kept beside it.",
-        )
-    return parse(content)
+from labelfree.files import replacing, write_bytes
+from labelfree.tensors import read_tensors, write_tensors
 
 
 def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer, keep: int = 2) -> Path:

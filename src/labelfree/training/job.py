@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.loader import Loader
 from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
-from labelfree.encoders.base import Encoder, check_weights
+from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Dataset, Modality
@@ -166,33 +165,6 @@ def _encode_in_chunks(objective: Objective, settings: TrainSettings) -> None:
     for module in objective.modules():
         if isinstance(module, Encoder):
             module.micro_batch = rows
-
-
-def load_weights(encoder: Encoder, path: Path) -> None:
-    """Start from a run's encoder, or from a library's weights in a local file (.safetensors, or .pt/.pth of tensors).
-
-    Raises:
-        LabelfreeError: nothing there, or weights that do not fit; nothing in the file is ever executed.
-    """
-    if path.is_dir():
-        from labelfree.run import read_json
-        from labelfree.training.checkpoint import read_tensors
-
-        config = read_json(path / "encoder" / "config.json")
-        state = read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
-        own = encoder.state_dict()
-        check_weights(own, state, f"'{path}'", "Leave out the settings that differ from the run's.")
-        encoder.load_state_dict(state)
-    elif path.suffix == ".safetensors" and path.exists():
-        from safetensors.torch import load_file
-
-        encoder.load_library_state(load_file(path), f"'{path}'")
-    elif path.suffix in (".pt", ".pth", ".bin") and path.exists():
-        encoder.load_library_state(torch.load(path, map_location="cpu", weights_only=True), f"'{path}'")
-    else:
-        raise LabelfreeError(
-            f"--init '{path}' is neither a run nor a file of weights.", "Give a run's folder, .safetensors or .pth."
-        )
 
 
 def new_training(job: Job, device: torch.device, part: int = 0, parts: int = 1) -> Training:

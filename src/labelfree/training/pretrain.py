@@ -16,11 +16,12 @@ from labelfree import distributed
 from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.sources import is_address
+from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.given_back import write_given_back
-from labelfree.files import json_text
+from labelfree.files import json_text, read_json, write_json
 from labelfree.modalities.base import Dataset, Description, Modality
-from labelfree.run import Run, read_json, save_encoder, write_json
+from labelfree.run import Run, save_encoder
 from labelfree.training import job as jobs
 from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
@@ -192,7 +193,7 @@ def _prepare(
     encoder = jobs.build_encoder(plan, data, nearby, network)
     counted = None
     if init is not None:
-        jobs.load_weights(encoder, Path(init))
+        load_weights(encoder, Path(init))
     elif network is None and (counted := data.warm(encoder)):
         plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
     objective = jobs.build_objective(plan, data, nearby, encoder)

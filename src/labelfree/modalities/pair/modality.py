@@ -19,6 +19,7 @@ from labelfree.data.draw import Draw
 from labelfree.data.encoded import MISSING
 from labelfree.data.sources import column_values, hash_of
 from labelfree.errors import LabelfreeError, nearest
+from labelfree.files import read_json
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.modalities.pair.sources import Side, find_sides, kind_of, kinds
 from labelfree.needs import Need
@@ -272,8 +273,6 @@ class Pair(Modality):
         return found
 
     def _from_run(self, name: str, kind: str, folder: Path, own: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        from labelfree.run import read_json
-
         config = read_json(folder / "encoder" / "config.json")
         made = config["modality"]
         if made["name"] != kind:
