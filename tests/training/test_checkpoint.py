@@ -8,7 +8,6 @@ from torch import nn
 
 from labelfree.errors import LabelfreeError
 from labelfree.tensors import read_tensors, write_tensors
-from labelfree.training import checkpoint
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.optim import build_optimizer
 from labelfree.training.settings import OptimSettings
@@ -82,7 +81,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(LabelfreeError, match="No space left"):
         write_tensors(path, {"w": torch.zeros(3)})
     assert torch.equal(read_tensors(path, digest)["w"], torch.ones(3))
