@@ -109,7 +109,9 @@ class DINO(Objective):
 
     def _cosines(self, features: Tensor, head: nn.Module | None = None) -> Tensor:
         """The student's, of its head for samples where no other is given."""
-        return (head or self.head)(features, (self.progress >= self.settings.frozen_prototypes).float())
+        return (self.head if head is None else head)(
+            features, (self.progress >= self.settings.frozen_prototypes).float()
+        )
 
     def _of_crops(self, batch: Batch, draw: Draw) -> Tensor | None:
         """(L, B, K) the student's cosines of the small crops."""
