@@ -37,7 +37,9 @@ def assemble(encoder: str, batch_size: int) -> loop.Training:
     data.fit(dataset)
     nearby, plan = jobs.near(dataset, data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False).model_copy(update={"steps": 10**6})
-    job = jobs.Job(plan, data, nearby, jobs.build_objective(plan, data, nearby, None, None))
+    job = jobs.Job(
+        plan, data, nearby, jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
+    )
     return jobs.new_training(job, torch.device("cpu"))
 
 

@@ -75,7 +75,7 @@ def assemble(
     near, plan = jobs.near(learnt, data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(near), 1), streamed=chosen["cache"] == "none")
     plan = plan.model_copy(update={"steps": options.steps})
-    job = jobs.Job(plan, data, near, jobs.build_objective(plan, data, near, None, None))
+    job = jobs.Job(plan, data, near, jobs.build_objective(plan, data, near, jobs.build_encoder(plan, data, near, None)))
     assert isinstance(data, Video)
     return jobs.new_training(job, torch.device("cpu")), data, dataset
 
