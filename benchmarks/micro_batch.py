@@ -36,9 +36,8 @@ def one_step(batch_size: int, micro_batch: int, options: argparse.Namespace) -> 
     data.fit(dataset)
     nearby, plan = jobs.near(dataset, data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False).model_copy(update={"steps": 1})
-    job = jobs.Job(
-        plan, data, nearby, jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    )
+    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
+    job = jobs.Job(plan, data, nearby, objective)
     training = jobs.new_training(job, torch.device("cpu"))
     batch = next(iter(training.loader.steps(0, 1)))
     before, began = runtime.peak_memory(torch.device("cpu")), time.perf_counter()

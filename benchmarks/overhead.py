@@ -37,9 +37,8 @@ def assemble(encoder: str, batch_size: int) -> loop.Training:
     data.fit(dataset)
     nearby, plan = jobs.near(dataset, data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False).model_copy(update={"steps": 10**6})
-    job = jobs.Job(
-        plan, data, nearby, jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    )
+    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
+    job = jobs.Job(plan, data, nearby, objective)
     return jobs.new_training(job, torch.device("cpu"))
 
 

@@ -72,7 +72,8 @@ def labelfree(options: argparse.Namespace) -> float:
     nearby, plan = jobs.near(blocks, data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False)
     plan = plan.model_copy(update={"steps": options.steps + 1})
-    job = jobs.Job(plan, data, nearby, jobs.build_objective(plan, data, nearby, None, None))
+    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
+    job = jobs.Job(plan, data, nearby, objective)
     watch = Watch()
     tell = loop.Callbacks(
         log=lambda step, line: None, save=lambda step: None, tick=lambda step: watch.mark(), warn=lambda words: None

@@ -88,7 +88,8 @@ def labelfree(options: argparse.Namespace) -> dict[str, float]:
     nearby, plan = jobs.near(dataset, data, plan)
     plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False)
     plan = plan.model_copy(update={"steps": options.steps + 1})
-    job = jobs.Job(plan, data, nearby, jobs.build_objective(plan, data, nearby, None, None))
+    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
+    job = jobs.Job(plan, data, nearby, objective)
     training = jobs.new_training(job, torch.device("cpu"))
     watch = Watch()
     tell = loop.Callbacks(
