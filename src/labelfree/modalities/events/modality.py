@@ -40,7 +40,7 @@ from labelfree.modalities.base import (
     seen_by_encoder,
     span_mask,
 )
-from labelfree.modalities.events import views as views
+from labelfree.modalities.events import views
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings
 

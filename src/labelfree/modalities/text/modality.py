@@ -21,7 +21,7 @@ from labelfree.data.sources import TABLES, frame, read_head, share_of
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
-from labelfree.modalities.text import views as views
+from labelfree.modalities.text import views
 from labelfree.modalities.text.sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
 from labelfree.modalities.text.tokens import (
     COUNT_IN,
