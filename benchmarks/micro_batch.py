@@ -25,7 +25,7 @@ def one_step(batch_size: int, micro_batch: int, options: argparse.Namespace) -> 
 
     from labelfree.training import job as jobs
     from labelfree.training import runtime
-    from labelfree.training.plan import make_plan, resolve_machine
+    from labelfree.training.plan import make_plan
 
     runtime.prepare_machine(options.threads)
     pictures = np.random.default_rng(0).integers(0, 255, (LARGE, 32, 32, 3), dtype=np.uint8)
@@ -33,12 +33,7 @@ def one_step(batch_size: int, micro_batch: int, options: argparse.Namespace) -> 
     plan, data, dataset, _ = make_plan(
         pictures, modality="image", method="simclr", encoder=options.encoder, seed=0, seconds=None, settings=settings
     )
-    data.fit(dataset)
-    nearby, plan = jobs.near(dataset, data, plan)
-    plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False).model_copy(update={"steps": 1})
-    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    job = jobs.Job(plan, data, nearby, objective)
-    training = jobs.new_training(job, torch.device("cpu"))
+    training = jobs.new_training(jobs.assemble(plan, data, dataset, steps=1), torch.device("cpu"))
     batch = next(iter(training.loader.steps(0, 1)))
     before, began = runtime.peak_memory(torch.device("cpu")), time.perf_counter()
     training.step(0, batch)

@@ -22,7 +22,7 @@ from labelfree.data.draw import Draw
 from labelfree.training import job as jobs
 from labelfree.training import loop, runtime
 from labelfree.training.logs import Meter, MetricsFile
-from labelfree.training.plan import make_plan, resolve_machine
+from labelfree.training.plan import make_plan
 
 STEPS = 3
 
@@ -34,12 +34,7 @@ def assemble(encoder: str, batch_size: int) -> loop.Training:
     plan, data, dataset, _ = make_plan(
         pictures, modality="image", method="simclr", encoder=encoder, seed=0, seconds=None, settings=settings
     )
-    data.fit(dataset)
-    nearby, plan = jobs.near(dataset, data, plan)
-    plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False).model_copy(update={"steps": 10**6})
-    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    job = jobs.Job(plan, data, nearby, objective)
-    return jobs.new_training(job, torch.device("cpu"))
+    return jobs.new_training(jobs.assemble(plan, data, dataset, steps=10**6), torch.device("cpu"))
 
 
 def bare(training: loop.Training) -> float:

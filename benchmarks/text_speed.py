@@ -21,7 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labelfree.training.job import Job
 
 BATCH, LENGTH = 64, 128
 SIDES = ("labelfree", "trainer", "trainer-bf16")
@@ -40,9 +43,9 @@ class Watch:
         return BATCH * LENGTH * (len(self.marks) - 1) / (self.marks[-1] - self.marks[0])
 
 
-def prepared(options: argparse.Namespace) -> Any:
-    """The modality with its vocabulary, and the training's blocks."""
-    from labelfree.needs import Need
+def prepared(options: argparse.Namespace) -> Job:
+    """The training of Labelfree's side; its vocabulary and its blocks are those of the other sides too."""
+    from labelfree.training import job as jobs
     from labelfree.training.plan import make_plan
 
     settings = {"batch_size": BATCH, "length": LENGTH, "threads": options.threads, "log_every": 1}
@@ -55,8 +58,7 @@ def prepared(options: argparse.Namespace) -> Any:
         seconds=None,
         settings=settings | {"checkpoint_every": 10**6},
     )
-    data.fit(dataset)
-    return plan, data, data.training_set(dataset, frozenset({Need.TOKENS, Need.MASK, Need.TARGETS}))
+    return jobs.assemble(plan, data, dataset, steps=options.steps + 1)
 
 
 def labelfree(options: argparse.Namespace) -> float:
@@ -65,15 +67,9 @@ def labelfree(options: argparse.Namespace) -> float:
 
     from labelfree.training import job as jobs
     from labelfree.training import loop, runtime
-    from labelfree.training.plan import resolve_machine
 
     runtime.prepare_machine(options.threads)
-    plan, data, blocks = prepared(options)
-    nearby, plan = jobs.near(blocks, data, plan)
-    plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False)
-    plan = plan.model_copy(update={"steps": options.steps + 1})
-    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    job = jobs.Job(plan, data, nearby, objective)
+    job = prepared(options)
     watch = Watch()
     tell = loop.Callbacks(
         log=lambda step, line: None, save=lambda step: None, tick=lambda step: watch.mark(), warn=lambda words: None
@@ -97,9 +93,10 @@ def trainer(options: argparse.Namespace, bf16: bool) -> float:
     )
 
     torch.set_num_threads(options.threads)
-    _, data, blocks = prepared(options)
+    job = prepared(options)
+    blocks = job.dataset
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(data.state()["tokenizer"]),
+        tokenizer_object=Tokenizer.from_str(job.modality.state()["tokenizer"]),
         mask_token="[MASK]",
         pad_token="[PAD]",
         cls_token="[CLS]",

@@ -65,7 +65,7 @@ def labelfree(options: argparse.Namespace) -> dict[str, float]:
 
     from labelfree.training import job as jobs
     from labelfree.training import loop, runtime
-    from labelfree.training.plan import make_plan, resolve_machine
+    from labelfree.training.plan import make_plan
 
     runtime.prepare_machine(options.threads)
     settings = {
@@ -84,12 +84,7 @@ def labelfree(options: argparse.Namespace) -> dict[str, float]:
     plan, data, dataset, _ = make_plan(
         source, modality="image", method="simclr", encoder="timm:resnet18", seed=0, seconds=None, settings=settings
     )
-    data.fit(dataset)
-    nearby, plan = jobs.near(dataset, data, plan)
-    plan = resolve_machine(jobs.fit_batch(plan, len(nearby), 1), streamed=False)
-    plan = plan.model_copy(update={"steps": options.steps + 1})
-    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    job = jobs.Job(plan, data, nearby, objective)
+    job = jobs.assemble(plan, data, dataset, steps=options.steps + 1)
     training = jobs.new_training(job, torch.device("cpu"))
     watch = Watch()
     tell = loop.Callbacks(

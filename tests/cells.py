@@ -14,7 +14,7 @@ from labelfree import registry
 from labelfree.distributed import rank, world_size
 from labelfree.training import job as jobs
 from labelfree.training.loop import Training
-from labelfree.training.plan import make_plan, resolve_machine
+from labelfree.training.plan import make_plan
 
 #: Heads small enough for a test; everything else is as users get it.
 SMALL: Mapping[str, Mapping[str, Any]] = {
@@ -318,9 +318,5 @@ def assemble(source: Path, kind: str, method: str, encoder: str, **more: Any) ->
         seconds=None,
         settings=settings | tiny | more,
     )
-    data.fit(dataset)
-    nearby, plan = jobs.near(data.training_set(dataset, cls.needs), data, plan)
-    plan = resolve_machine(jobs.fit_batch(plan, len(nearby), world_size()), streamed=False)
-    objective = jobs.build_objective(plan, data, nearby, jobs.build_encoder(plan, data, nearby, None))
-    job = jobs.Job(plan.model_copy(update={"steps": steps_of(method)}), data, nearby, objective)
+    job = jobs.assemble(plan, data, dataset, steps_of(method), world_size())
     return jobs.new_training(job, torch.device("cpu"), rank(), world_size())

@@ -282,6 +282,31 @@ def test_samples_that_no_budget_looks_at_are_not_embedded(
     assert bench.guesses[("linear", "2/class", "random")].shape == (3, len(parts.test))
 
 
+def test_short_of_time_samples_without_a_label_in_use_are_given_up_before_labels(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelfree.evaluation import bench as module
+    from labelfree.tasks.classifier import FinetuneSettings
+    from labelfree.tasks.labels import LabelBudget
+
+    monkeypatch.setattr(module, "FEWEST_OTHERS", 5)
+    monkeypatch.setattr(module.Clock, "time", lambda self, work: (work(), 1.0))  # 64 samples a second
+    parts = read_parts(run, *data, "label", None, 0)
+    budget = LabelBudget.parse("2/class")
+    need = 2 * (len(parts.test) + 6)  # of the pretrained network and of one that is untrained
+
+    def bench(extra: int) -> module.Bench:
+        clock = module.Clock((need + extra) / 64 / 0.3)
+        return module.Bench(run, parts, [budget], 1, "auto", 0, FinetuneSettings(), clock)
+
+    monkeypatch.setattr(module, "OTHERS", 60)
+    assert bench(1000).others == 60
+    assert 30 <= bench(60).others <= 36  # up to six of them have their label in use too
+    assert len(bench(60).train) == len(parts.train)
+    assert bench(60).left_out == []
+    assert bench(-100).others == 5
+
+
 def test_samples_found_unreadable_late_are_left_out_of_labels_and_scores(
     run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,8 @@ from labelfree.training.logs import say
 LEAST_STEPS = 0.5
 #: Training samples without a label in use that are embedded too: for the scale of features, and as neighbours shown.
 OTHERS = 1000
+#: Of these, as many as are embedded however little time there is.
+FEWEST_OTHERS = 200
 
 
 class Clock:
@@ -114,7 +116,7 @@ class Bench:
         self.parts = parts
         suitable = "balanced_accuracy" if is_uneven(self._counts(parts.train)) else "accuracy"
         self.metric = suitable if metric == "auto" else metric
-        self.train, self.test = parts.train, parts.test
+        self.train, self.test, self.others = parts.train, parts.test, OTHERS
         self._count(budgets)
         self._thin()
         self._count(budgets)
@@ -146,15 +148,23 @@ class Bench:
         self.budgets = sorted(budgets, key=lambda budget: self.labels(budget.name))
 
     def _thin(self) -> None:
-        """Fewer samples of both parts, said so, where embedding alone would use up the time."""
+        """Fewer samples, where embedding alone would use up the time: first of those without a label in use, then,
+        said so, of both parts.
+        """
         if self.clock.limit is None:
             return
         few = self.train.only(np.arange(min(64, len(self.train))))
         self._embed_part(self.run.encoder, few)  # the first time is slower
         _, seconds = self.clock.time(lambda: self._embed_part(self.run.encoder, few))
+        allowed = 0.3 * self.clock.limit * len(few) / max(seconds, 1e-9)
         networks = [range(self.seeds), *([number] for number in range(self.seeds))]
-        total = sum(len(self._places(numbers)) + len(self.test) for numbers in networks)
-        share = 0.3 * self.clock.limit / max(seconds / len(few) * total, 1e-9)
+
+        def asked() -> int:
+            return sum(len(self._places(numbers)) + len(self.test) for numbers in networks)
+
+        if (excess := asked() - allowed) > 0:
+            self.others = max(min(FEWEST_OTHERS, OTHERS), int(OTHERS - excess / len(networks)))
+        share = allowed / asked()
         self.train, self.test = self._fewer(self.train, share, "training"), self._fewer(self.test, share, "test")
 
     def _fewer(self, part: Part, share: float, name: str) -> Part:
@@ -179,7 +189,7 @@ class Bench:
     def _places(self, numbers: Iterable[int]) -> np.ndarray:
         """Places in the training part: labels that seeds `numbers` use, and a few others."""
         chosen = [self.rows(budget, number) for budget in self.budgets for number in numbers]
-        others = np.random.default_rng(self.seed).permutation(len(self.train))[:OTHERS]
+        others = np.random.default_rng(self.seed).permutation(len(self.train))[: self.others]
         return np.unique(np.concatenate([*chosen, others]))
 
     def _embed_readable(self, encoder: Encoder) -> Features:

@@ -23,7 +23,7 @@ from labelfree.objectives.base import Objective
 from labelfree.training import optim, runtime
 from labelfree.training.logs import say
 from labelfree.training.loop import Stepper, Training
-from labelfree.training.plan import Plan
+from labelfree.training.plan import Plan, resolve_machine
 from labelfree.training.settings import TrainSettings
 
 
@@ -167,6 +167,15 @@ def _encode_in_chunks(objective: Objective, settings: TrainSettings) -> None:
             module.micro_batch = rows
 
 
+def assemble(plan: Plan, modality: Modality, dataset: Dataset, steps: int, world: int = 1) -> Job:
+    """A plan for a source as a job of `steps` steps: what `pretrain` trains, without what it says, tries and writes."""
+    modality.fit(dataset)
+    nearby, plan = near(modality.training_set(dataset, plan.objective_class().needs), modality, plan)
+    plan = resolve_machine(fit_batch(plan, len(nearby), world), streamed=plan.training.cache == "none")
+    objective = build_objective(plan, modality, nearby, build_encoder(plan, modality, nearby, None))
+    return Job(plan.model_copy(update={"steps": steps}), modality, nearby, objective)
+
+
 def new_training(job: Job, device: torch.device, part: int = 0, parts: int = 1) -> Training:
     """The job's parts put together for one process, its objective on `device`, before any wrapping."""
     settings = job.plan.training
@@ -179,7 +188,7 @@ def new_training(job: Job, device: torch.device, part: int = 0, parts: int = 1) 
 
 
 def try_steps(job: Job, device: torch.device, world: int, allowance: float) -> float:
-    """Seconds that one step takes: a warm-up step, then the median of a few within `allowance` seconds.
+    """Seconds that one step takes: a warm-up step, then the median of a few (one at least) in `allowance` seconds.
 
     The objective is left as it was.
     """
@@ -193,7 +202,7 @@ def try_steps(job: Job, device: torch.device, world: int, allowance: float) -> f
         loss, *_ = training.step(number, batch)
         float(loss)
         times.append(time.perf_counter() - start)
-        if number >= 2 and (number >= 10 or time.perf_counter() - began > allowance):
+        if number >= 1 and (number >= 10 or time.perf_counter() - began > allowance):
             break
     job.objective.load_state_dict(before)
     return sorted(times[1:] or times)[len(times[1:] or times) // 2]
