@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from labelfree import registry
 from labelfree.needs import Need
@@ -14,7 +15,7 @@ from labelfree.training.settings import TrainSettings
 
 Entry = dict[str, Any]
 #: "Chen & He 2021", "van den Oord et al. 2018".
-PAPER = r"(van (den |der )?)?[A-ZÁ-Ž][^\s(,.:]*( (et|al\.|&|[A-ZÁ-Ž])[^\s(,]*)*,? \d{4}"
+PAPER = r"(van (den |der )?)?[A-ZÁ-Ž][^\s(,.:]*( (van|den|de|et|al\.|&|[A-ZÁ-Ž])[^\s(,]*)*,? \d{4}"
 
 
 def modalities() -> list[Entry]:
@@ -94,12 +95,16 @@ def written(value: Any) -> str:
 
 def _kind(annotation: Any) -> str:
     """A type as a person would write it: `int | auto`."""
-    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
-    text = annotation.__name__ if plain else str(annotation)
-    text = re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text)
-    text = re.sub(r"Literal\[(.*?)\]", lambda m: m.group(1).replace("'", "").replace(", ", " | "), text)
-    text = re.sub(r"(typing|pydantic\.types|labelfree\.[\w.]+)\.", "", text)
-    return text.replace("NoneType", "none").replace("None", "none")
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(parts[0])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_kind, parts))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join('...' if part is Ellipsis else _kind(part) for part in parts)}]"
+    return "none" if annotation is NoneType else str(getattr(annotation, "__name__", annotation))
 
 
 def _method(name: str, objective: type[Objective], recipe: Recipe | None) -> Entry:
@@ -116,9 +121,7 @@ def _method(name: str, objective: type[Objective], recipe: Recipe | None) -> Ent
 
 def _paper(about: str) -> str:
     """The first authors and year that a text names."""
-    found = re.search(
-        r"(van (den |der )?)?[A-ZÁ-Ž][^\s(,.:]*( (van|den|de|et|al\.|&|[A-ZÁ-Ž])[^\s(,]*)*,? \d{4}", about
-    )
+    found = re.search(PAPER, about)
     return found.group() if found else ""
 
 

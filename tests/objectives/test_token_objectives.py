@@ -187,6 +187,20 @@ def test_cpc_pool_takes_processes_whose_samples_are_of_different_lengths() -> No
     assert len(z[open_to_all].unique()) == 2 * 5 + 2 * 7  # all of the short, seven each of the long
 
 
+def of_groups(rank: int, parts: int = 2) -> list[torch.Tensor]:
+    rows = torch.arange(4).chunk(parts)[rank]
+    z, group = torch.arange(24.0).view(4, 6, 1)[rows], torch.tensor([1, 2, 1, -1])[rows]
+    pool = Pool(z, torch.ones(len(z), 6, dtype=torch.bool), Draw.start(0, 0, 0, rows), 8, group)
+    return [pool.z, pool.excluded(1, 6)]
+
+
+def test_cpc_pools_of_groups_are_the_same_in_several_processes() -> None:
+    (z, excluded), (other, more) = together(of_groups)
+    alone, excluded_alone = of_groups(0, parts=1)
+    assert torch.equal(torch.cat([z, other]), alone)
+    assert torch.equal(torch.cat([excluded, more]), excluded_alone)
+
+
 @pytest.mark.parametrize("method", ["next", "cpc"])
 def test_samples_of_one_token_are_refused(method: str, tmp_path: Path) -> None:
     np.save(tmp_path / "short.npy", np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32))

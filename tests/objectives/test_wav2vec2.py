@@ -59,12 +59,15 @@ def test_tokens_that_are_codes_are_refused(tmp_path: Path) -> None:
 
 
 def test_negatives_of_the_same_group_only() -> None:
-    z = torch.randn(4, 6, 3)
+    z = torch.arange(4.0 * 6).view(4, 6, 1)
+    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid[0, 4:] = False
     group = torch.tensor([1, 2, 1, -1])
-    pool = Pool(z, torch.ones(4, 6, dtype=torch.bool), draw(4), 24, group)
-    excluded = pool.excluded(1, 6)
-    of_pool = pool._sample
-    for row in range(4):
-        friends = {row} | {other for other in range(4) if group[other] == group[row] >= 0}
-        allowed = {int(sample) for sample in of_pool[~excluded[row].all(dim=0)]}
-        assert allowed == friends
+    pool = Pool(z, valid, draw(4), 8, group)
+    excluded = pool.excluded(2, 6)
+    there = {row: {6 * row + t for t in range(6) if valid[row, t]} for row in range(4)}
+    for row, others in {0: there[0] | there[2], 1: there[1], 2: there[0] | there[2], 3: there[3]}.items():
+        for moment in range(2, 6):
+            found = pool.z[row, ~excluded[row, moment - 2]].flatten().long().tolist()
+            assert set(found) <= others - {6 * row + moment}
+            assert len(found) == len(set(found)) >= min(8, len(others)) - 1

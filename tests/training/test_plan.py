@@ -201,3 +201,28 @@ def test_samples_that_cannot_be_read_count_beside_files():
     assert len(check_readable(near, TrainSettings(max_unreadable=0.75))) == 5
     with pytest.raises(LabelfreeError, match=r"75\.0% of the source"):
         check_readable(near, TrainSettings(max_unreadable=0.74))
+
+
+def test_auto_takes_a_method_that_a_given_encoder_can_serve(tmp_path, capsys):
+    class Mean(torch.nn.Module):
+        dim, shape = 8, "pooled"
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 8)
+
+        def forward(self, x):
+            return self.layer(x.nan_to_num()).mean(dim=1)
+
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "series.npy", rng.normal(size=(24, 40)).astype("float32"))
+    np.save(tmp_path / "films.npy", rng.integers(0, 255, (12, 8, 16, 16, 3), dtype=np.uint8))
+    few = {"steps": 2, "batch_size": 4, "threads": 1, "precision": "32"}
+    own = labelfree.pretrain(tmp_path / "series.npy", modality="series", encoder=Mean(), out=tmp_path / "own", **few)
+    films = labelfree.pretrain(
+        tmp_path / "films.npy", modality="video", encoder="timm:resnet10t", size=16, frames=2, out=tmp_path / "v", **few
+    )
+    assert own.info["method"] == films.info["method"] == "simclr"
+    assert "ts2vec, the usual one, asks more of an encoder than custom:Mean" in capsys.readouterr().err
+    with pytest.raises(LabelfreeError, match="'ts2vec' needs more"):
+        labelfree.pretrain(tmp_path / "series.npy", modality="series", method="ts2vec", encoder=Mean(), steps=2)

@@ -58,12 +58,12 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Tensor | None = Non
 
 @full_precision
 def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, temperature: float = 1.0) -> Tensor:
-    """InfoNCE of many queries against one shared pool (van den Oord et al. 2018, CPC, §2.3, eq. 4).
+    """InfoNCE of many queries against a pool of negatives (van den Oord et al. 2018, CPC, §2.3, eq. 4).
 
     Args:
         q: (B, M, D) predictions.
         positive: (B, M, D) what each ought to find.
-        negatives: (P, D) the pool.
+        negatives: (P, D) the pool, or (B, P, D) where each sample has its own.
         excluded: (B, M, P) or broadcastable bool, true where an entry of the pool must not count (padding, or the
             positive itself).
 
@@ -71,7 +71,7 @@ def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, t
         (B, M) the loss of each query. Nothing is normalised here: CPC scores by plain dot products.
     """
     match = (q * positive).sum(dim=2, keepdim=True) / temperature
-    others = (q @ negatives.T).div_(temperature).masked_fill_(excluded, -torch.inf)
+    others = (q @ negatives.mT).div_(temperature).masked_fill_(excluded, -torch.inf)
     return torch.logsumexp(torch.cat([match, others], dim=2), dim=2) - match.squeeze(2)
 
 

@@ -5,8 +5,13 @@ Legend: B samples, N tokens, K hidden tokens a sample, D width.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+#: How predicted values are compared with true ones.
+TargetError = Literal["squared", "absolute"]
 
 
 def hidden_positions(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -48,8 +53,11 @@ def fill_in(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
     return torch.where(mask[..., None], filler.to(visible.dtype), take(visible, place))
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B, N, D), (B, N, D) → (B, N): mean squared error of each token over the values that are not missing (NaN)."""
+def value_error(prediction: Tensor, target: Tensor, error: TargetError = "squared") -> Tensor:
+    """(B, N, D), (B, N, D) → (B, N): mean squared, or absolute, error of each token over the values that are not
+    missing (NaN).
+    """
     known = ~target.isnan()
-    error = (prediction - target.nan_to_num()).square() * known
-    return error.sum(dim=-1) / known.sum(dim=-1).clamp_min(1)
+    difference = (prediction - target.nan_to_num()) * known
+    errors = difference.square() if error == "squared" else difference.abs()
+    return errors.sum(dim=-1) / known.sum(dim=-1).clamp_min(1)

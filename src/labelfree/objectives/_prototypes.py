@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from labelfree.losses.rows import similarities
 
+#: What shows in `distinct` soft labels, see `Objective.vital`.
+ONE_LABEL = {"labels": (1.01, "all samples get the same labels")}
+
 
 class PrototypeHead(nn.Module):
     """Linear layers with GELU, unit length, then the cosine to each prototype (Caron et al. 2021, DINO, appendix C).

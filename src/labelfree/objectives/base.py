@@ -88,6 +88,9 @@ class Objective(nn.Module, ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: Settings of the modality that suit it, where that kind of data has them; recipes and users go first.
     options: ClassVar[Mapping[str, Any]] = {}
+    #: Logs that show a collapse which features need not show: what each stays above while there is something to learn,
+    #: and what it means where it does not.
+    vital: Mapping[str, tuple[float, str]] = {}
     #: Names of its modules, with dots for those inside others, that are kept beside the encoder because they make
     #: something (text, pictures).
     keeps: ClassVar[tuple[str, ...]] = ()

@@ -34,7 +34,7 @@ class CPCSettings(Settings):
     negatives: PositiveInt = 128
     """moments, drawn from all samples of the batch, among which the true future has to be found"""
     same_group: bool = False
-    """whether only moments of the same group (speaker, recording) are negatives; draw more of them then"""
+    """draw them for each sample, from those of its group (speaker, recording)"""
 
 
 class CPC(Objective):
@@ -52,8 +52,8 @@ class CPC(Objective):
     recipes = {
         "cpc-audio": Recipe(
             source="van den Oord et al. 2018, §3.1: raw waveforms in windows of 1.28 s, 12 steps ahead; here with the "
-            "convolutions of wav2vec 2.0 and a causal transformer, and negatives from the same group",
-            settings={"horizon": 12, "negatives": 512, "same_group": True},
+            "convolutions of wav2vec 2.0 and a causal transformer; 128 negatives from the same group (§3.1: speaker)",
+            settings={"horizon": 12, "negatives": 128, "same_group": True},
             training={"learning_rate": 2e-4},
             options={"input": "wave", "window": 1.28},
             modalities=("audio",),
@@ -83,35 +83,44 @@ class CPC(Objective):
 
 
 class Pool:
-    """Moments drawn from all samples of all processes; the same pool for every prediction of the step.
+    """Moments drawn from all samples of all processes, the same for every prediction of the step: one pool for all
+    samples, or with groups one for each sample, from those of its group.
 
     Attributes:
-        z: (P, D) their latents.
+        z: (P, D) their latents; (B, P, D) with groups.
     """
 
     def __init__(self, z: Tensor, valid: Tensor, draw: Draw, negatives: int, group: Tensor | None = None) -> None:
         samples = len(z) * world_size()
-        each = math.ceil(negatives / samples)
+        each = math.ceil(negatives / samples) if group is None else negatives
         order = draw.uniform("moments", z.shape[1]).masked_fill(~valid, 2.0).argsort(dim=1)
         # as many of every sample, also where some process's are shorter than those of others
         short = max(0, each - z.shape[1])
         place, there = F.pad(order[:, :each], (0, short)), F.pad(valid.gather(1, order[:, :each]), (0, short))
-        chosen = draw.shared.permutation("samples", samples)[0, : max(1, negatives // each)]
-        self.z = gather(take(z, place))[chosen].flatten(0, 1)
-        self._real = gather(there.long())[chosen].flatten().bool()
-        self._place = gather(place)[chosen].flatten()
-        self._sample = chosen.repeat_interleave(each)
+        every, real = gather(take(z, place)).flatten(0, 1), gather(there.long()).flatten().bool()
         self._here = places(z)
-        self._strange = torch.zeros((), dtype=torch.bool, device=z.device)
-        if group is not None:
-            of_pool = gather(group)[self._sample]
-            itself = self._here[:, None] == self._sample
-            self._strange = ~(itself | ((group[:, None] == of_pool) & (of_pool >= 0)))[:, None]
+        if group is None:
+            rows = draw.shared.permutation("samples", samples)[0, : max(1, negatives // each)]
+            chosen = (rows[:, None] * each + torch.arange(each, device=z.device)).flatten()
+        else:
+            friends = self._friends(group).repeat_interleave(each, dim=1) & real
+            score = draw.uniform("negatives", samples * each).masked_fill(~friends, 2.0)
+            chosen = score.topk(negatives, dim=1, largest=False).indices
+            real = friends.gather(1, chosen)
+        self.z = every[chosen]
+        self._real = real[chosen] if group is None else real
+        self._place, self._sample = gather(place).flatten()[chosen], chosen // each
+
+    def _friends(self, group: Tensor) -> Tensor:
+        """(B, S) bool: which samples of all processes are of the same group as each of these, or the same."""
+        of_all = gather(group)
+        itself = self._here[:, None] == torch.arange(len(of_all), device=group.device)
+        return itself | ((group[:, None] == of_all) & (of_all >= 0))
 
     def excluded(self, k: int, tokens: int) -> Tensor:
         """(B, tokens - k, P) bool: padding, other groups, and for the prediction of each moment from the k-th on, that
         moment itself.
         """
-        own = self._here[:, None, None] == self._sample
-        same = torch.arange(k, tokens, device=own.device)[:, None] == self._place
-        return own & same | ~self._real | self._strange
+        own = (self._here[:, None] == self._sample)[:, None]
+        same = torch.arange(k, tokens, device=own.device)[:, None] == self._place.unsqueeze(-2)
+        return own & same | ~self._real.unsqueeze(-2)

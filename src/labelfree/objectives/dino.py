@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
-from labelfree.losses.distillation import centred, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
+from labelfree.losses.distillation import centred, distinct, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._prototypes import PrototypeHead
+from labelfree.objectives._prototypes import ONE_LABEL, PrototypeHead
 from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
@@ -55,13 +55,15 @@ class DINOSettings(CropSettings):
 class DINO(Objective):
     """Self-distillation with no labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
     Transformers", §3.1, algorithm 1): the teacher is the student's moving average and sees the two large views; the
-    student sees all.
+    student sees all. A sample's vector is the encoder's own (of transformers the mean of its tokens), where the paper's
+    ViT has a class token.
     """
 
     name = "dino"
     settings_class = DINOSettings
     needs = frozenset({Need.VIEWS})
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.04, "warmup": 0.1, "clip": 3.0}
+    vital = ONE_LABEL
     centre: Tensor
     progress: Tensor
     recipes = {
@@ -102,7 +104,7 @@ class DINO(Objective):
         labels = self._assigned(told)
         loss = self._agreement(labels, self._cosines(h), self._of_crops(batch, draw))
         first, second = halves(h)
-        logs = {"alignment": alignment(first, second), "teacher_entropy": entropy_share(labels)}
+        logs = {"alignment": alignment(first, second), **label_logs(labels)}
         if own.koleo:
             loss = loss + own.koleo * (koleo(first) + koleo(second))
         return Step(loss, first.detach(), logs)
@@ -166,6 +168,7 @@ class DINO(Objective):
         self.progress.fill_(progress)
 
 
-def entropy_share(labels: Tensor) -> Tensor:
-    """Mean entropy of soft labels (B, K) as a share of what it is where all are alike: 1 or 0 is collapse."""
-    return -(labels * labels.clamp_min(1e-30).log()).sum(dim=1).mean() / math.log(labels.shape[1])
+def label_logs(labels: Tensor) -> dict[str, Tensor]:
+    """Of soft labels (B, K): the mean entropy, as a share of what it is where all K are alike, and how many differ."""
+    entropy = -(labels * labels.clamp_min(1e-30).log()).sum(dim=1).mean()
+    return {"teacher_entropy": entropy / math.log(labels.shape[1]), "labels": distinct(labels)}

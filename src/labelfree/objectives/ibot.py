@@ -20,7 +20,7 @@ from labelfree.objectives._prototypes import PrototypeHead
 from labelfree.objectives._teacher import follow, frozen_copy
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.base import Recipe, Step
-from labelfree.objectives.dino import DINO, DINOSettings, entropy_share
+from labelfree.objectives.dino import DINO, DINOSettings, label_logs
 from labelfree.settings import Share
 
 
@@ -40,7 +40,7 @@ class IBOTSettings(DINOSettings):
 class IBOT(DINO):
     """Image BERT with an online tokenizer (Zhou et al. 2022, "iBOT", §3.2): the teacher, who sees all tokens, gives
     those that are hidden from the student their soft labels. Head and prototypes are those of the whole sample,
-    unless tokens have their own.
+    unless tokens have their own. As in `dino` the mean of the tokens stands for the paper's class token.
     """
 
     name = "ibot"
@@ -95,7 +95,7 @@ class IBOT(DINO):
         first, second = halves(seen.pooled)
         if own.koleo:
             loss = loss + own.koleo * (koleo(first) + koleo(second))
-        logs = {"alignment": alignment(first, second), "teacher_entropy": entropy_share(labels)}
+        logs = {"alignment": alignment(first, second), **label_logs(labels)}
         return Step(loss + own.token_weight * hidden, first.detach(), {**logs, "hidden": hidden.detach()})
 
     def _hidden(self, mask: Tensor, seen: Features, teacher: Features) -> Tensor:

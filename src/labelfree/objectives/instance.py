@@ -41,13 +41,15 @@ class InstanceSettings(Settings):
 
 class Instance(Objective):
     """Non-parametric instance discrimination (Wu et al. 2018, §3): one view a step, told from what the memory holds of
-    other samples. The softmax (eq. 2) is over a share of the memory, in place of the paper's noise contrast.
+    other samples. The softmax (eq. 2) is over a share of the memory, in place of the paper's noise contrast (§3.2), and
+    without its proximal term (§3.3).
     """
 
     name = "instance"
     settings_class = InstanceSettings
     needs = frozenset({Need.VIEWS})
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 5e-4, "warmup": 0.03}
+    vital = {"spread": (0.02, "the head gives all samples one vector")}
     recipes = {
         "instance-resnet": Recipe(
             source="Wu et al. 2018, §3, §4: width 128, temperature .07, 4096 negatives, SGD .03, weight decay 5e-4",
@@ -87,7 +89,8 @@ class Instance(Objective):
         mine, others = self.bank.rows[batch.index], self.bank.rows[chosen]
         loss = among_instances(z, mine, others, batch.index[:, None] == chosen, self.settings.temperature)
         self._seen = F.normalize(torch.lerp(v, mine, self.settings.memory_momentum), dim=1), batch.index
-        return Step(loss, h.detach(), {"memory_agreement": (v * mine).sum(dim=1).mean()})
+        logs = {"memory_agreement": (v * mine).sum(dim=1).mean(), "spread": 1 - v.mean(dim=0).square().sum()}
+        return Step(loss, h.detach(), logs)
 
     def _negatives(self, draw: Draw) -> Tensor:
         """(P,) int64 entries of the memory, the same for all samples on all processes."""

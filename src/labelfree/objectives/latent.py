@@ -60,6 +60,7 @@ class Latent(Objective):
     settings_class = LatentSettings
     needs = frozenset({Need.TOKENS, Need.MASK})
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.1}
+    vital = {"target_std": (0.05, "the teacher says the same of all tokens")}
     recipes = {
         "data2vec": Recipe(
             source="Baevski et al. 2022, data2vec, §3, table 4: 60 % of a picture in blocks, mean of the top 6 blocks, "
@@ -89,17 +90,21 @@ class Latent(Objective):
         ),
         "ijepa": Recipe(
             source="Assran et al. 2023, I-JEPA, §3, §4: large blocks are hidden and predicted from what is left, in "
-            "the space of the teacher's last layer, by a narrow predictor: four of 15–20 % there, squares of 15 % here",
+            "the space of the teacher's last layer, by a narrow predictor: four of 15–20 % there, squares of 15 % "
+            "here; weight decay .04 rising to .4",
             settings={"ratio": 0.6, "hide": "drop", "target_blocks": 4, "top_layers": 1, "teacher_momentum": 0.996}
             | {"decoder_depth": 4},
+            training={"weight_decay": 0.04, "weight_decay_end": 0.4},
             options={"mask_shape": "block"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
         "vjepa": Recipe(
-            source="Bardes et al. 2024, V-JEPA, §3: tubes through all frames are hidden, and predicted in the "
-            "teacher's space, with an absolute error",
-            settings={"ratio": 0.75, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.998, "beta": 0.001},
+            source="Bardes et al. 2024, V-JEPA, §3: nine tenths of the tubes through all frames are hidden (large "
+            "blocks there, single tubes here), and predicted in the teacher's space, with an absolute error; weight "
+            "decay .04 rising to .4",
+            settings={"ratio": 0.9, "hide": "drop", "top_layers": 1, "teacher_momentum": 0.998, "beta": 0.001},
+            training={"weight_decay": 0.04, "weight_decay_end": 0.4},
             modalities=("video",),
             encoder="transformer:tiny",
         ),

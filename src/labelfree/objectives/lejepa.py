@@ -52,10 +52,11 @@ class LeJEPA(Objective):
             encoder="timm:resnet18",
         ),
         "lejepa-vit": Recipe(
-            source="Balestriero & LeCun 2025, §5 and the authors' list of settings: six small crops, AdamW 5e-4, "
-            "weight decay .05",
+            source="Balestriero & LeCun 2025, §5 and the authors' list of settings: six small crops (.05 to .3 of a "
+            "picture, large ones .3 or more), AdamW 5e-4, weight decay .05",
             settings={"local_crops": 6, "trade_off": 0.05, "projector": (2048, 2048, 64), "directions": 1024},
             training={"learning_rate": 5e-4, "weight_decay": 0.05},
+            options={"crop_min": 0.3, "local_crop_max": 0.3},
             modalities=("image",),
             encoder="transformer:small",
         ),

@@ -74,8 +74,10 @@ class Masked(Objective):
             encoder="transformer:small",
         ),
         "simmim": Recipe(
-            source="Xie et al. 2022, SimMIM, §3: 60 % of the patches are replaced; a linear head predicts pixels",
+            source="Xie et al. 2022, SimMIM, §3: 60 % of the patches are replaced; a linear head predicts pixels, with "
+            "an absolute error",
             settings={"ratio": 0.6, "hide": "replace"},
+            options={"target": "pixels", "target_error": "absolute"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
@@ -127,8 +129,9 @@ class Masked(Objective):
         ),
         "masked-audio": Recipe(
             source="Liu et al. 2020, Mockingjay, §2.2: stretches of frames are hidden, and predicted from both sides; "
-            "half of them, as wav2vec 2.0 hides",
+            "half of them, as wav2vec 2.0 hides; absolute error",
             settings={"ratio": 0.5},
+            options={"target_error": "absolute"},
             modalities=("audio",),
             encoder="transformer:nano",
         ),

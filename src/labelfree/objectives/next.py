@@ -59,8 +59,10 @@ class Next(Objective):
             encoder="transformer:nano",
         ),
         "apc": Recipe(
-            source="Chung et al. 2019, APC, §2.1 and §4.2: frames three steps ahead carry more than the next one",
+            source="Chung et al. 2019, APC, §2.1 and §4.2: frames three steps ahead carry more than the next one; "
+            "absolute error",
             settings={"ahead": 3},
+            options={"target_error": "absolute"},
             modalities=("series", "audio"),
             encoder="transformer:nano",
         ),

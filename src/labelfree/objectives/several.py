@@ -41,6 +41,11 @@ class Several(Objective):
         self.learners = nn.ModuleList(
             part.objective(encoder, modality, getattr(self.settings, part.name)) for part in self.parts
         )
+        self.vital = {
+            f"{part.name}/{key}": sign
+            for part, learner in zip(self.parts, self._learners, strict=True)
+            for key, sign in learner.vital.items()
+        }
         for learner in self.learners:
             # known to each part, but a module of the sum alone: a checkpoint then holds it once
             del learner._modules["encoder"]

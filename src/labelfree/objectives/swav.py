@@ -11,13 +11,14 @@ from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.distributed import world_size
 from labelfree.encoders.base import Encoder
-from labelfree.losses.distillation import sinkhorn, soft_cross_entropy
+from labelfree.losses.distillation import distinct, sinkhorn, soft_cross_entropy
 from labelfree.losses.regression import alignment
 from labelfree.losses.rows import similarities
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
+from labelfree.objectives._prototypes import ONE_LABEL
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
@@ -64,16 +65,18 @@ class SwAV(Objective):
             encoder="timm:resnet18",
         ),
         "seer": Recipe(
-            source="Goyal et al. 2021, SEER, §3: SwAV with small crops and ten Sinkhorn iterations on a RegNet, over "
-            "pictures that nobody chose; there RegNetY-256GF, 16,000 prototypes and a billion pictures",
+            source="Goyal et al. 2021, SEER, §3: SwAV with small crops (.05 to .14 of a picture, large ones .14 or "
+            "more) and ten Sinkhorn iterations on a RegNet, over pictures that nobody chose; there RegNetY-256GF, "
+            "16,000 prototypes and a billion pictures",
             settings={"local_crops": 4, "iterations": 10, "prototypes": 3000, "projector": (2048, 2048, 256)},
             training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-5},
-            options={"augment": "S"},
+            options={"augment": "S", "crop_min": 0.14, "local_crop_max": 0.14},
             modalities=("image",),
             encoder="timm:regnety_004",
         ),
     }
 
+    vital = ONE_LABEL
     progress: Tensor
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: SwAVSettings | None = None) -> None:
@@ -104,8 +107,7 @@ class SwAV(Objective):
         ]
         self._seen = torch.cat(views, dim=1).detach(), batch.index
         first, second = halves(h.detach())
-        used = torch.stack([code.mean(dim=0) for code in codes]).mean(dim=0)
-        logs = {"alignment": alignment(first, second), "clusters": (used * (used + 1e-12).log()).sum().neg().exp()}
+        logs = {"alignment": alignment(first, second), "labels": distinct(torch.cat(codes))}
         return Step(torch.stack(terms).mean(), first, logs)
 
     def _projected(self, h: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ class Wav2Vec2(Objective):
         return Step(loss, features.pooled.detach(), {key: value.detach() for key, value in logs.items()})
 
     def _distractors(self, draw: Draw, hidden: Tensor) -> Tensor:
-        """(B, K) bool: of each sample, up to `negatives` + 1 of its hidden tokens, so that each has as many others."""
+        """(B, K) bool: of each sample up to `negatives` + 1 of its hidden tokens, so that a token among them has
+        `negatives` others, and one that is not has one more. The paper draws for each token anew.
+        """
         score = draw.uniform("distractors", hidden.shape[1]).masked_fill(~hidden, 2.0)
         return score.argsort(dim=1).argsort(dim=1) <= self.settings.negatives
 

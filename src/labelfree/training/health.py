@@ -11,6 +11,8 @@ from torch import Tensor
 
 #: Consecutive logged steps that must agree before something is said.
 PATIENCE = 3
+#: Share of a training after which its labels must differ; an untrained teacher's hardly do.
+BEGUN = 0.25
 
 
 @torch.no_grad()
@@ -41,15 +43,20 @@ def feature_health(features: Tensor) -> dict[str, Tensor]:
 
 
 class Watch:
-    """Reads logged steps and says, once each, when the features collapse or the loss diverges."""
+    """Reads logged steps and says, once each, when features or labels collapse or the loss diverges.
 
-    def __init__(self) -> None:
+    Args:
+        vital: further logs to look at, see `Objective.vital`.
+    """
+
+    def __init__(self, vital: Mapping[str, tuple[float, str]] | None = None) -> None:
+        self._vital = vital or {}
         self._recent: deque[Mapping[str, float]] = deque(maxlen=PATIENCE)
         self._best = math.inf
         self.said: dict[str, str] = {}
 
-    def read(self, line: Mapping[str, float]) -> list[str]:
-        """Warnings that this logged line gives rise to, in words."""
+    def read(self, line: Mapping[str, float], progress: float = 1.0) -> list[str]:
+        """Warnings that this logged line gives rise to, in words, after this share of the training."""
         self._recent.append(line)
         loss = line["loss"]
         self._best = min(self._best, loss) if math.isfinite(loss) else self._best
@@ -61,6 +68,12 @@ class Watch:
                 f"The features have collapsed: effective rank {line['effective_rank']:.1f}, standard deviation "
                 f"{line['feature_std']:.3f} (1 is even). Lower learning_rate, or take larger batches."
             )
+        for key, (least, meaning) in self._vital.items():
+            if progress > BEGUN and all(past.get(key, math.inf) < least for past in self._recent):
+                found[key] = (
+                    f"The training has collapsed: {meaning} ({key} {line[key]:.3g}). Lower learning_rate, take larger "
+                    "batches, or another method."
+                )
         if all(
             not math.isfinite(past["loss"]) or past["loss"] - self._best > 3 * abs(self._best) + 3
             for past in self._recent

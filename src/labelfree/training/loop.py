@@ -227,7 +227,7 @@ def train(
     Returns:
         Steps done, and the last logged line.
     """
-    settings, watch, line = training.settings, Watch(), {}
+    settings, watch, line = training.settings, Watch(training.objective.vital), {}
     log_every, save_every = int(settings.log_every), int(settings.checkpoint_every)
     world = distributed.world_size()
     done = start
@@ -239,7 +239,7 @@ def train(
             line = read_out(loss, features, logs, world)
             line |= {"epoch": training.loader.order.epoch(step), "seconds": round(time.perf_counter() - began, 3)}
             tell.log(done, line)
-            for words in watch.read(line):
+            for words in watch.read(line, done / training.steps):
                 tell.warn(words)
         tell.tick(done)
         if request.agreed(training.loader.device):

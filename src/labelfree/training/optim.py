@@ -36,7 +36,7 @@ def build_optimizer(
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=betas or (0.9, settings.beta2), fused=fused)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused)
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     from timm.optim import Lars
 
     # η and the clipped trust ratio as in FACTS' picture recipes (solo-learn); groups without decay are not adapted

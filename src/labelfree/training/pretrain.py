@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,10 +18,10 @@ from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.sources import is_address
 from labelfree.encoders.weights import load_weights
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, Refusal
 from labelfree.evaluation.given_back import write_given_back
 from labelfree.files import json_text, read_json, write_json
-from labelfree.modalities.base import Dataset, Description, Modality
+from labelfree.modalities.base import Choice, Dataset, Description, Modality
 from labelfree.run import Run, save_encoder
 from labelfree.training import job as jobs
 from labelfree.training import processes, runtime
@@ -33,6 +34,8 @@ from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan
 
 __all__ = ["parse_duration", "pretrain"]
 
+#: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
+UNDEMANDING = "simclr"
 #: Cores that others use, from which on it is worth a word.
 BUSY = 0.5
 
@@ -94,11 +97,18 @@ def pretrain(
     if init is not None and Path(init).is_dir():
         modality, spec, settings = _like(Path(init), modality, spec, settings)
     seconds = length["seconds"]
-    plan, data, dataset, found = make_plan(
-        source, modality=modality, method=method, encoder=spec, seed=seed, seconds=seconds, settings=settings
-    )
+    ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=seconds, settings=settings)
+    plan, data, dataset, found = ask(method=method)
     say_found(found)
-    job, plan = _prepare(plan, data, source, dataset, network, init)
+    try:
+        job, plan = _prepare(plan, data, source, dataset, network, init)
+    except Refusal:
+        if method != "auto" or spec == "auto" or plan.method == UNDEMANDING:
+            raise
+        reason = f"{plan.method}, the usual one, asks more of an encoder than {spec} can do"
+        plan, data, dataset, found = ask(method=UNDEMANDING)
+        plan.choices.append(Choice("method", UNDEMANDING, reason).record())
+        job, plan = _prepare(plan, data, source, dataset, network, init)
     device, world = check_device(plan.training), _world(plan)
     runtime.prepare_machine(int(plan.training.threads))
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)

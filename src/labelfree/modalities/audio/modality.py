@@ -20,7 +20,7 @@ from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError
-from labelfree.losses.masked import squared_error
+from labelfree.losses.masked import TargetError, value_error
 from labelfree.modalities.audio import sources as reading
 from labelfree.modalities.audio import views as augment
 from labelfree.modalities.audio.mel import Mel, log_mel, log_mels, mfcc_statistics
@@ -94,6 +94,8 @@ class AudioSettings(Settings):
     """views: most neighbouring bands that are silenced, as a share (log-mel frames)"""
     span: PositiveFloat = 200.0
     """masks: milliseconds that are hidden together"""
+    target_error: TargetError = "squared"
+    """how predicted frames are compared: squared or absolute differences"""
 
 
 class Audio(Modality):
@@ -404,7 +406,7 @@ class Audio(Modality):
         return self.settings.mels * (1 if self._waves else self.settings.patch)
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return squared_error(prediction, target)
+        return value_error(prediction, target, self.settings.target_error)
 
     def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
         """Log-mel frames; what is not known is silent."""

@@ -28,7 +28,7 @@ from labelfree.data.events import (
 )
 from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.errors import LabelfreeError
-from labelfree.losses.masked import squared_error
+from labelfree.losses.masked import value_error
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -319,7 +319,7 @@ class Events(Modality):
         return self.channels
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return squared_error(prediction, target)
+        return value_error(prediction, target)
 
     # ---- for people, and for baselines
 

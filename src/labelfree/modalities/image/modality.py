@@ -11,11 +11,10 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from labelfree.data import sources
@@ -35,6 +34,7 @@ from labelfree.data.pictures import (
     value_range,
 )
 from labelfree.errors import LabelfreeError, reason_of
+from labelfree.losses.masked import value_error
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -45,6 +45,7 @@ from labelfree.modalities.base import (
     Transformation,
     token_mask,
 )
+from labelfree.modalities.image.settings import ImageSettings
 from labelfree.modalities.image.sources import (
     PICTURES,
     Arrays,
@@ -55,8 +56,6 @@ from labelfree.modalities.image.sources import (
 )
 from labelfree.modalities.image.tokens import block_scores, grey, joined, squares
 from labelfree.modalities.image.views import (
-    AUGMENT,
-    LOCAL_CROP,
     Policy,
     central_boxes,
     constant,
@@ -68,7 +67,6 @@ from labelfree.modalities.image.views import (
     recolour,
 )
 from labelfree.needs import Need
-from labelfree.settings import Settings
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -77,65 +75,6 @@ if TYPE_CHECKING:
 ORDERS = 30
 #: Pictures whose headers are read before training, and whose pixels are, for statistics.
 LOOK_AT, MEASURE = 1000, 2048
-
-Fraction = Field(None, ge=0, le=1)
-
-
-class ImageSettings(Settings):
-    """How pictures are read and augmented. Unset strengths are those of `augment`."""
-
-    size: PositiveInt = 32
-    """height and width of pictures as encoders see them, in pixels"""
-    view_size: PositiveInt | Literal["auto"] = "auto"
-    """the same for contrast views, which take less time the smaller they are; auto: as `size`"""
-    patch: PositiveInt | Literal["auto"] = "auto"
-    """side of a token's square for transformers, in pixels; auto: 8 or more tokens across"""
-    stem: PositiveInt | Literal["auto"] = "auto"
-    """up to 64 px, the step of a convolution net's first convolution; auto: 1 up to 48 px, else 2"""
-    channels: PositiveInt | Literal["auto"] = "auto"
-    """channels that pictures are brought to; auto: the source's (4 keeps transparency)"""
-    column: str = "auto"
-    """the column, or array, of a table that holds the pictures"""
-    store: PositiveInt | Literal["auto"] = "auto"
-    """side at which larger pictures are kept in memory; auto: the views' size and up to 64 more"""
-    target: Literal["normalised", "pixels", "colour"] = "normalised"
-    """what tokens are predicted as: pixels normalised within the token, pixels, or colours (pictures are shown grey)"""
-    mask_shape: Literal["random", "block", "blocks"] = "random"
-    """which tokens are hidden: any, those of one square block, or of four"""
-    augment: Literal["A", "S", "W", "V", "none"] = "A"
-    """random views: A (usual), S (strong colours, blur), W (weaker colours, blur), V (crops of a fifth or more)"""
-    crop_min: float | None = Field(None, gt=0, le=1)
-    """smallest share of a picture's area that a view shows"""
-    crop_max: float = Field(1.0, gt=0, le=1)
-    """largest share"""
-    light_crop_min: float = Field(0.2, gt=0, le=1)
-    """the same for masked and pretext objectives, whose views are crops alone"""
-    flip: float | None = Fraction
-    """probability of a left-right flip"""
-    jitter: float | None = Fraction
-    """probability of a colour jitter"""
-    brightness: float | None = Field(None, ge=0)
-    """strength of brightness jitter"""
-    contrast: float | None = Field(None, ge=0)
-    """strength of contrast jitter"""
-    saturation: float | None = Field(None, ge=0)
-    """strength of saturation jitter (3 channels)"""
-    hue: float | None = Field(None, ge=0, le=0.5)
-    """strength of hue jitter, in turns (3 channels)"""
-    grey: float | None = Fraction
-    """probability of greying (3 channels)"""
-    blur: float | None = Fraction
-    """probability of a Gaussian blur"""
-    solarise: float | None = Fraction
-    """probability of inverting the bright half"""
-
-    def policy(self) -> Policy:
-        """The augmentation of a contrast view, with what was set by hand."""
-        base = AUGMENT[self.augment]
-        named = {name: getattr(self, name) for name in asdict(base) if name != "crop"}
-        own = {name: value for name, value in named.items() if value is not None}
-        crop_min = base.crop[0] if self.crop_min is None else self.crop_min
-        return replace(base, crop=(crop_min, max(crop_min, self.crop_max)), **own)
 
 
 class Pictures(Dataset):
@@ -433,7 +372,7 @@ class Image(Modality):
         if policy == "light":
             chosen, size = Policy(crop=(self.settings.light_crop_min, 1.0), flip=chosen.flip), self.size
         elif policy == "local":
-            chosen, size = replace(chosen, crop=LOCAL_CROP), self.local_size
+            chosen, size = replace(chosen, crop=self.settings.local_crop), self.local_size
         x, boxes = self._random(batch, draw, chosen, size)
         return batch.with_(data=self._normalised(x), extra={"crop": boxes}, draw=draw)
 
@@ -552,7 +491,7 @@ class Image(Modality):
         return self.patch**2 * self.channels
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (prediction.float() - target).square().mean(dim=-1)
+        return value_error(prediction.float(), target, self.settings.target_error)
 
     # ---- for people, and for baselines
 

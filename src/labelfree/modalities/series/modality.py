@@ -19,7 +19,7 @@ from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
 from labelfree.errors import LabelfreeError
-from labelfree.losses.masked import squared_error
+from labelfree.losses.masked import TargetError, value_error
 from labelfree.modalities.base import (
     Budget,
     Choice,
@@ -82,6 +82,8 @@ class SeriesSettings(Settings):
     """views: share of steps that go missing"""
     span: NonNegativeInt = 0
     """masks: steps that are hidden together; 0 for eight, or a token"""
+    target_error: TargetError = "squared"
+    """how predicted values are compared: squared or absolute differences"""
 
 
 class SeriesDataset(Dataset):
@@ -460,7 +462,7 @@ class Series(Modality):
         return self.patch * self.channels
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return squared_error(prediction, target)
+        return value_error(prediction, target, self.settings.target_error)
 
     def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
         x = view.data
