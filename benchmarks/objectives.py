@@ -1,12 +1,12 @@
-"""What the objectives on views do beside the encoder, as a share of a step (with ResNet-18).
+"""What objectives do beside the encoder, as a share of a step (with ResNet-18).
 
     python benchmarks/objectives.py [--methods moco-resnet,swav-resnet] [--encoder SPEC] [--batch-size 256]
 
-The encoder's part is forward and backward of both views, 32 px, and the optimiser's step. An objective's own work is
-all the rest: heads, loss, queue, memory, Sinkhorn's iterations, forward and backward, the moving of a teacher; it is
-timed with an encoder that only hands out features of the same width. A teacher's forward is the encoder's work done
-again and counts as that. Pictures are not augmented, heads not moved by the optimiser, small crops left out, and
-DeepCluster's k-means, once a pass, too.
+The encoder's part is forward and backward of as many views as the objective looks at, 32 px, and the optimiser's step.
+An objective's own work is all the rest: heads, decoders, loss, queue, memory, Sinkhorn's iterations, forward and
+backward, the moving of a teacher; it is timed with an encoder that only hands out features of the same width. A
+teacher's forward is the encoder's work done again and counts as that. Pictures are not augmented, heads not moved by
+the optimiser, small crops left out, and DeepCluster's k-means, once a pass, too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Handed(Encoder):
 
     def __init__(self) -> None:
         super().__init__()
+        self.rows = 0
         self.shift = nn.Parameter(torch.zeros(WIDTH))
 
     @classmethod
@@ -47,6 +48,7 @@ class Handed(Encoder):
         return cls()
 
     def forward(self, batch: Batch, mask: Tensor | None = None, hide: Any = "replace") -> Features:
+        self.rows += len(batch)
         return Features(batch.extra["features"] + self.shift)
 
 
@@ -87,38 +89,39 @@ def encoder_seconds(spec: str, batch_size: int, times: int) -> tuple[float, floa
     return median(step, times), median(forward, times), median(lambda: follow(teacher, encoder, 0.99), 5)
 
 
-def own_seconds(method: str, batch_size: int, times: int) -> tuple[float, bool]:
-    """Seconds of an objective's own work in a step, but for the moving of a teacher; and whether it has one."""
+def own_seconds(method: str, batch_size: int, times: int) -> tuple[float, int, bool]:
+    """Seconds of an objective's own work in a step, but for the moving of a teacher; how many views of each sample it
+    looks at; and whether it has a teacher.
+    """
     cls, recipe = registry.method(method)
-    settings = cls.settings_class.read({**(recipe.settings if recipe else {}), **without_crops(cls)}, method)
-    objective = cls(Handed(), AsTheyAre(ImageSettings(size=SIZE)), settings).train()
+    crops = {"local_crops": 0} if "local_crops" in cls.settings_class.model_fields else {}
+    settings = cls.settings_class.read({**(recipe.settings if recipe else {}), **crops}, method)
+    encoder = Handed()
+    objective = cls(encoder, AsTheyAre(ImageSettings(size=SIZE)), settings).train()
     objective.expect(SAMPLES)
     numbers = iter(range(10**6))
 
     def step() -> None:
         number = next(numbers)
         index = (torch.arange(batch_size) + number * batch_size) % SAMPLES
-        batch = Batch(torch.zeros(batch_size, 1), index, extra={"features": torch.randn(batch_size, WIDTH)})
+        pictures, features = torch.randn(batch_size, 3, SIZE, SIZE), torch.randn(batch_size, WIDTH)
+        batch = Batch(pictures, index, extra={"features": features})
         objective(batch, Draw.start(0, 0, number, index)).loss.backward()
         objective.zero_grad(set_to_none=True)
         objective.after_step(0.5)
 
-    return median(step, times), hasattr(objective, "teacher_encoder")
-
-
-def without_crops(cls: Any) -> dict[str, Any]:
-    return {
-        key: value for key, value in {"local_crops": 0, "crops": 2}.items() if key in cls.settings_class.model_fields
-    }
+    seconds = median(step, times)
+    return seconds, encoder.rows // (batch_size * next(numbers)), hasattr(objective, "teacher_encoder")
 
 
 def methods() -> list[str]:
-    """The recipes for small pictures of objectives on views."""
-    return [
+    """The recipes for small pictures of objectives on views, and the objectives that have none."""
+    views = [
         name
         for name, (cls, _) in registry.recipes().items()
         if name.endswith("-resnet") and cls.needs == frozenset({Need.VIEWS})
     ]
+    return [*views, "triplet", "rotation", "autoencoder", "vae"]
 
 
 def main() -> None:
@@ -133,10 +136,10 @@ def main() -> None:
     step, forward, moving = encoder_seconds(options.encoder, options.batch_size, options.times)
     rows = {}
     for method in options.methods.split(",") if options.methods else methods():
-        own, teacher = own_seconds(method, options.batch_size, options.times + 1)
+        own, views, teacher = own_seconds(method, options.batch_size, options.times + 1)
         own += moving * teacher
-        whole = step + forward * teacher + own
-        rows[method] = {"own_seconds": round(own, 3), "share": round(own / whole, 4), "teacher": teacher}
+        whole = step * views / 2 + forward * teacher + own
+        rows[method] = {"own_seconds": round(own, 3), "share": round(own / whole, 4), "views": views}
         print(f"{method:22} {own:7.3f} s  {100 * own / whole:5.1f} %{'  (teacher)' if teacher else ''}", flush=True)
     seconds = {"encoder": round(step, 3), "teacher_forward": round(forward, 3), "teacher_moving": round(moving, 4)}
     print(json.dumps({"seconds": seconds, "methods": rows, "settings": vars(options), **runtime.hardware()}))
