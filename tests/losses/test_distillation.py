@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labelfree.losses.distillation import centred, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
+from labelfree.losses.distillation import centred, distinct, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
 from labelfree.objectives._prototypes import PrototypeHead
 
 
@@ -100,3 +100,11 @@ def test_prototypes_learn_only_when_they_are_let() -> None:
     head(torch.randn(7, 6), 1.0).square().sum().backward()
     assert head.prototypes.grad is not None
     assert head.prototypes.grad.any()
+
+
+def test_labels_that_differ_are_counted() -> None:
+    one, apart = torch.zeros(6, 8), torch.eye(8)[:6]
+    one[:, 3] = 1
+    even = torch.full((6, 8), 1 / 8)
+    assert [float(distinct(labels)) for labels in (one, even, apart)] == pytest.approx([1, 1, 6], abs=1e-4)
+    assert float(distinct(torch.cat([apart, apart]))) == pytest.approx(6, abs=1e-4)

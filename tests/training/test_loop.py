@@ -172,6 +172,14 @@ def test_collapse_and_divergence_are_named_once(lines, word):
     assert word is None or word in said[0]
 
 
+def test_labels_that_do_not_differ_are_named_after_a_while():
+    line = {"loss": 1.0, "feature_std": 1.0, "effective_rank": 9.0, "labels": 1.0}
+    watch = Watch({"labels": (1.01, "all samples get the same labels"), "spread": (0.1, "never seen")})
+    assert [watch.read(line, progress) for progress in (0.01, 0.1, 0.2)] == [[], [], []]
+    assert ["all samples get the same labels (labels 1)" in words for words in watch.read(line, 0.3)] == [True]
+    assert watch.read(line, 0.4) == []
+
+
 def test_weight_decay_moves_along_a_cosine_to_its_end():
     job = training(weight_decay=0.04, weight_decay_end=0.4)
     seen = []
