@@ -33,6 +33,17 @@ def test_what_is_far_along_a_narrow_direction_is_strange(how: How) -> None:
     assert 0.2 < learnt.rank(usual).mean() < 0.8
 
 
+def test_fewer_samples_than_dimensions_are_not_all_equally_strange() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(22, 128)) * np.linspace(3, 0.1, 128)
+    x[5] *= 3
+    learnt = Ordinary.learn(x)
+    scores = learnt.score(x)
+    assert scores.argmax() == 5
+    assert np.delete(scores, 5).std() > 0.02 * scores.mean()
+    assert scores[5] > 1.3 * np.delete(scores, 5).max()
+
+
 def test_only_neighbours_find_what_lies_between_clouds() -> None:
     rng = np.random.default_rng(0)
     between = np.array([[0.0, 0.0, 7.0]])

@@ -166,15 +166,24 @@ def test_health_of_features_that_are_not_finite_is_nan(bad):
     ],
 )
 def test_collapse_and_divergence_are_named_once(lines, word):
-    watch = Watch()
+    watch = Watch(64)
     said = [words for line in lines for words in watch.read(line)]
     assert len(said) == (word is not None)
     assert word is None or word in said[0]
 
 
+def test_two_samples_lie_on_a_line_and_have_not_collapsed():
+    features = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    line = {"loss": 1.0, **{key: float(value) for key, value in feature_health(features).items()}}
+    assert line["effective_rank"] < 1.5
+    few, many = Watch(2), Watch(64)
+    assert [few.read(line) for _ in range(4)] == [[]] * 4
+    assert sum(len(many.read(line)) for _ in range(4)) == 1
+
+
 def test_labels_that_do_not_differ_are_named_after_a_while():
     line = {"loss": 1.0, "feature_std": 1.0, "effective_rank": 9.0, "labels": 1.0}
-    watch = Watch({"labels": (1.01, "all samples get the same labels"), "spread": (0.1, "never seen")})
+    watch = Watch(64, {"labels": (1.01, "all samples get the same labels"), "spread": (0.1, "never seen")})
     assert [watch.read(line, progress) for progress in (0.01, 0.1, 0.2)] == [[], [], []]
     assert ["all samples get the same labels (labels 1)" in words for words in watch.read(line, 0.3)] == [True]
     assert watch.read(line, 0.4) == []

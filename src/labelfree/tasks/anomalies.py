@@ -43,6 +43,8 @@ class Ordinary:
             tenth of its nearest "neighbours" in the same units (Ramaswamy et al. 2000, §3).
         mean: (D,) of the reference.
         whiten: (D, K) features less their mean → coordinates of variance 1, along directions that vary at all.
+            Variances are drawn towards their mean, the more the fewer samples there are (Ledoit & Wolf 2004): as
+            measured, the samples of a reference no larger than D would all be equally far from its mean.
         known: (≤ KEPT, K) coordinates of samples of the reference, spread evenly over it.
         usual: scores of those samples, ascending.
     """
@@ -60,6 +62,8 @@ class Ordinary:
         Raises:
             LabelfreeError: no such way, or fewer than two samples.
         """
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
         if how not in HOW:
             raise LabelfreeError(f"Anomalies are not found by '{how}'.", nearest(how, HOW) or f"Use {', '.join(HOW)}.")
         x = features[np.isfinite(features).all(axis=1)]
@@ -69,6 +73,8 @@ class Ordinary:
         centred = x - mean
         variance, directions = np.linalg.eigh(centred.T @ centred / len(x))
         varying = variance > LEAST * max(float(variance[-1]), 1e-30)
+        drawn = ledoit_wolf_shrinkage(centred, assume_centered=True)
+        variance = (1 - drawn) * variance + drawn * variance.mean()
         whiten = torch.from_numpy((directions[:, varying] / np.sqrt(variance[varying])).astype(np.float32))
         few = torch.from_numpy(centred[_spread(len(x), KEPT)].astype(np.float32)) @ whiten
         found = cls(how, torch.from_numpy(mean.astype(np.float32)), whiten, few, np.zeros(0))

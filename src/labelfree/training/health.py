@@ -11,6 +11,8 @@ from torch import Tensor
 
 #: Consecutive logged steps that must agree before something is said.
 PATIENCE = 3
+#: Effective rank below which features lie on a line, and how many of them must be there to tell.
+LEAST_RANK, ENOUGH = 1.5, 6
 #: Share of a training after which its labels must differ; an untrained teacher's hardly do.
 BEGUN = 0.25
 
@@ -46,11 +48,12 @@ class Watch:
     """Reads logged steps and says, once each, when features or labels collapse or the loss diverges.
 
     Args:
+        samples: B, of which each logged line tells the features.
         vital: further logs to look at, see `Objective.vital`.
     """
 
-    def __init__(self, vital: Mapping[str, tuple[float, str]] | None = None) -> None:
-        self._vital = vital or {}
+    def __init__(self, samples: int, vital: Mapping[str, tuple[float, str]] | None = None) -> None:
+        self._samples, self._vital = samples, vital or {}
         self._recent: deque[Mapping[str, float]] = deque(maxlen=PATIENCE)
         self._best = math.inf
         self.said: dict[str, str] = {}
@@ -63,13 +66,14 @@ class Watch:
         if len(self._recent) < PATIENCE:
             return []
         found = {}
-        if all(past["feature_std"] < 0.01 or past["effective_rank"] < 1.5 for past in self._recent):
+        least = LEAST_RANK if self._samples > ENOUGH else 0.0
+        if all(past["feature_std"] < 0.01 or past["effective_rank"] < least for past in self._recent):
             found["collapse"] = (
                 f"The features have collapsed: effective rank {line['effective_rank']:.1f}, standard deviation "
                 f"{line['feature_std']:.3f} (1 is even). Lower learning_rate, or take larger batches."
             )
-        for key, (least, meaning) in self._vital.items():
-            if progress > BEGUN and all(past.get(key, math.inf) < least for past in self._recent):
+        for key, (bound, meaning) in self._vital.items():
+            if progress > BEGUN and all(past.get(key, math.inf) < bound for past in self._recent):
                 found[key] = (
                     f"The training has collapsed: {meaning} ({key} {line[key]:.3g}). Lower learning_rate, take larger "
                     "batches, or another method."

@@ -227,9 +227,10 @@ def train(
     Returns:
         Steps done, and the last logged line.
     """
-    settings, watch, line = training.settings, Watch(training.objective.vital), {}
+    settings, line = training.settings, {}
     log_every, save_every = int(settings.log_every), int(settings.checkpoint_every)
     world = distributed.world_size()
+    watch = Watch(settings.batch_size // world, training.objective.vital)
     done = start
     began = time.perf_counter()
     for step, batch in _batches(training, start, tell, shares):
