@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--time", type=float, default=60.0, help="seconds of each pretraining")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, of one thread each")
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--methods", help="some, by commas; all that fit if left out")
+    parser.add_argument("--methods", help="these, by commas, three seeds each; all that fit if left out")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -268,7 +268,8 @@ def main() -> None:
         for task in options.tasks.split(","):
             asked = options.methods.split(",") if options.methods else methods(TASKS[task][0])
             list(pool.map(partial(measure, options, done), [(task, method, 0) for method in asked]))
-            more = [(task, method, seed) for method in best(done, task, 3) for seed in range(1, SEEDS)]
+            again = asked if options.methods else best(done, task, 3)
+            more = [(task, method, seed) for method in again for seed in range(1, SEEDS)]
             list(pool.map(partial(measure, options, done), more))
 
 
