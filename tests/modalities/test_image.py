@@ -623,6 +623,13 @@ def test_the_network_is_as_large_as_the_time_allows(budget: Budget, encoder: str
     Image(ImageSettings(size=choices["size"].value, stem=stem))
 
 
+@pytest.mark.parametrize(("side", "view"), [(64, 16), (28, 14), (24, None)])
+def test_contrast_sees_small_views_in_short_trainings(side: int, view: int | None) -> None:
+    found = Image().open(RANDOM.integers(0, 256, (50, side, side, 3)).astype(np.uint8)).describe()
+    choices = {choice.key: choice.value for choice in Image().defaults(found, Budget(120, 4e11, False))}
+    assert choices.get("view_size") == view
+
+
 def test_pictures_too_few_to_learn_from_are_named(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 6)
     for path in sorted(folder.rglob("*.png"))[1:]:
