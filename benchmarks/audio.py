@@ -191,21 +191,32 @@ def prompts(options: argparse.Namespace) -> None:
             **settings,
         )
         print(f"pretraining: {time.process_time() - began:.0f} CPU seconds")
-        own = {"time_limit": options.time_limit, "most_steps": options.most_steps}
-        show("language", evaluate(run, train, test, label="language", **own))
-        scores: dict[str, list[float]] = {}
-        spoken = [row for row in rows if row["kind"] in ("digits", "letters")]
-        for voice in sorted({row["voice"] for row in rows}):
-            known = part(Path(name, "known", voice), source, [row for row in spoken if row["voice"] != voice])
-            new = part(Path(name, "new", voice), source, [row for row in spoken if row["voice"] == voice])
-            asked: dict[str, Any] = {"budgets": ("100%",), "protocols": ("linear",), "metric": "balanced_accuracy"}
-            found = evaluate(run, known, new, label="kind", seeds=1, **asked)
-            for result in found.results:
-                scores.setdefault(result.method, []).append(result.score)
-        print("digit or letter in a new voice, balanced accuracy, mean over voices and their standard error")
-        for method, values in scores.items():
-            error = np.std(values, ddof=1) / np.sqrt(len(values))
-            print(f"  {method}: {np.mean(values):.3f} ± {error:.3f}  {json.dumps([round(v, 3) for v in values])}")
+        if "language" in options.parts:
+            own = {"time_limit": options.time_limit, "most_steps": options.most_steps}
+            show("language", evaluate(run, train, test, label="language", **own))
+        if "voices" in options.parts:
+            voices(run, source, rows, Path(name), options)
+
+
+def voices(run: Any, source: Path, rows: list[dict[str, str]], folder: Path, options: argparse.Namespace) -> None:
+    """Digit or letter, in each voice by the labels of the others."""
+    from labelfree.evaluation.protocol import evaluate
+
+    scores: dict[str, list[float]] = {}
+    spoken = [row for row in rows if row["kind"] in ("digits", "letters")]
+    asked: dict[str, Any] = {"budgets": ("100%",), "protocols": ("linear", "finetune"), "metric": "balanced_accuracy"}
+    asked |= {"seeds": 1, "most_steps": options.most_steps}
+    for voice in sorted({row["voice"] for row in rows}):
+        known = part(folder / "known" / voice, source, [row for row in spoken if row["voice"] != voice])
+        new = part(folder / "new" / voice, source, [row for row in spoken if row["voice"] == voice])
+        found = evaluate(run, known, new, label="kind", **asked)
+        for result in found.results:
+            scores.setdefault(f"{result.method}, {result.protocol}", []).append(result.score)
+        print(f"  {voice}", {key: round(values[-1], 3) for key, values in scores.items()}, flush=True)
+    print("digit or letter in a new voice, balanced accuracy, mean over voices and their standard error")
+    for method, values in scores.items():
+        error = np.std(values, ddof=1) / np.sqrt(len(values))
+        print(f"  {method}: {np.mean(values):.3f} ± {error:.3f}  {json.dumps([round(v, 3) for v in values])}")
 
 
 def show(title: str, found: Any) -> None:
@@ -231,6 +242,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--time-limit", default="5m", help="of the evaluation (prompts)")
     parser.add_argument("--most-steps", type=int, default=3000, help="of a fine-tuning (prompts)")
+    parser.add_argument("--parts", default="language,voices", help="of the evaluation (prompts)")
     parser.add_argument("settings", nargs="*", help="of the pretraining, key=value (prompts)")
     options = parser.parse_args()
     {"speed": speed, "prompts": prompts}[options.what](options)
