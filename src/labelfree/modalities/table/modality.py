@@ -60,8 +60,8 @@ class TableSettings(Settings):
     """column that says whose row it is (customer, device)"""
     most_values: PositiveInt = 256
     """categories of a column that are told apart, the most frequent ones; the others count as one"""
-    corrupt: Share = 0.6
-    """views: share of the columns whose values are drawn from all rows"""
+    corrupt: Share = 0.3
+    """views: share of the columns whose values are drawn from all rows, of each view (SCARF: .6 of one of the two)"""
     swap: Share = 0.0
     """masks: share of hidden values that show another row's value instead of nothing (VIME: all)"""
 
