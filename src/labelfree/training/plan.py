@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from labelfree import registry
+from labelfree.data.named import refuse_names
 from labelfree.data.once import remembering
 from labelfree.data.sources import ARRAYS, TABLES, existing, frame, is_address, list_files, load_arrays, read_head
 from labelfree.errors import LabelfreeError
@@ -25,6 +26,8 @@ from labelfree.training.settings import TrainSettings
 DEFAULT_LIMIT = "10m"
 #: Share of a folder's samples that are of another kind, beyond which the kind must be named.
 MIXED = 0.2
+#: A guess no surer than this says only that a table has numbers or words, beside which it may name its samples.
+UNSURE = 0.3
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -87,6 +90,8 @@ def recognise(source: Any) -> tuple[str, str]:
     with remembering():
         guesses = {name: cls.guess(source) for name, cls in registry.modalities().items()}
         name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
+        if path is not None and (name == "text" or sure <= UNSURE):
+            refuse_names(path)
         if sure <= 0:
             _check_readable(source if path is None else path)
             what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__

@@ -25,6 +25,7 @@ from labelfree.data.encoded import (
     open_table,
     spread,
 )
+from labelfree.data.named import open_listed, recognise_listed
 from labelfree.data.sound import RECORDINGS, SUFFIXES, Header, decode, header, looks_like_recording
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.audio.mel import Mel, log_mels
@@ -111,6 +112,8 @@ def _open_path(path: Path, column: str) -> Source:
         return open_folder(path, RECORDINGS, column)
     if path.suffix.lower() in sources.ARRAYS:
         return _from_arrays(sources.load_arrays(path), column, path)
+    if (listed := open_listed(path, RECORDINGS, column)) is not None:
+        return listed
     if (table := open_table(path, RECORDINGS, column)) is not None:
         return table
     with path.open("rb") as file:
@@ -372,8 +375,8 @@ def _recognise_path(path: Path) -> tuple[float, str]:
     if suffix == ".npz":
         return _guarded(lambda: _recognise_arrays(sources.load_arrays(path)))
     if suffix in (".parquet", ".arrow", ".feather"):
-        return _guarded(lambda: _recognise_table(path))
-    return 0.0, ""
+        return max(_guarded(lambda: _recognise_table(path)), _guarded(lambda: recognise_listed(path, RECORDINGS)))
+    return _guarded(lambda: recognise_listed(path, RECORDINGS))
 
 
 def _recognise_table(path: Path) -> tuple[float, str]:

@@ -21,6 +21,7 @@ from labelfree.data.encoded import (
     open_folder,
     open_table,
 )
+from labelfree.data.named import open_listed, recognise_listed
 from labelfree.data.pictures import SUFFIXES, as_array, looks_like_picture
 from labelfree.errors import LabelfreeError
 
@@ -134,6 +135,8 @@ def _open_path(path: Path, column: str) -> Source:
         return open_folder(path, PICTURES, column)
     if path.suffix.lower() in sources.ARRAYS:
         return from_arrays(sources.load_arrays(path), column, path)
+    if (listed := open_listed(path, PICTURES, column)) is not None:
+        return listed
     if (table := open_table(path, PICTURES, column)) is not None:
         return table
     with path.open("rb") as file:
@@ -165,8 +168,8 @@ def recognise_path(path: Path) -> tuple[float, str]:
         return max(found, default=(0.0, ""))
     if suffix == ".parquet":
         names = encoded_columns(sources.schema_of(path))
-        return (0.9, f"pictures in column '{names[0]}'") if names else (0.0, "")
-    return 0.0, ""
+        return (0.9, f"pictures in column '{names[0]}'") if names else recognise_listed(path, PICTURES)
+    return recognise_listed(path, PICTURES)
 
 
 def recognise_array(shape: tuple[int, ...], dtype: str) -> tuple[float, str]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from labelfree import registry
 from labelfree.data.characters import decode
 from labelfree.data.encoded import encoded_columns, is_hugging_face
+from labelfree.data.named import naming_columns, none_there
 from labelfree.data.pictures import looks_like_picture
 from labelfree.data.sources import (
     HEAD_ROWS,
@@ -64,11 +65,13 @@ class Found:
         sides: by name: the kind, and a number from the second of a kind on ("image", "image-2").
         table: the other columns, row by row (what may serve as a label), if there are any.
         words: what a person calls it.
+        absent: the refusal of a column that names files of which none is there, where there is one.
     """
 
     sides: Mapping[str, Side]
     words: str
     table: pa.Table | None = None
+    absent: LabelfreeError | None = None
 
 
 @dataclass
@@ -112,6 +115,8 @@ def find_sides(source: Any, wanted: Mapping[str, str], known: Sequence[str] = ()
     if known and not found.sides:
         raise LabelfreeError(f"{what} has none of the sides {', '.join(known)}.", "Name the columns: columns=a,b.")
     if not known and len(found.sides) < 2:
+        if found.absent:
+            raise found.absent
         has = ", ".join(found.sides) or "none"
         raise LabelfreeError(
             f"{what} should tie two or more kinds of data by row, but one side was found at most ({has}).",
@@ -319,20 +324,25 @@ def _from_columns(
     for name, kind in paths.items():
         if not wanted or name in wanted:
             collected.add(_paths(light, name, kind, folder))
-    texts = light.drop_columns(list(paths))
+    names = [name for name in naming_columns(light) if name not in paths]
+    absent = none_there(light, [name for name in names if not wanted or name in wanted], folder)
+    if absent and wanted:
+        raise absent
+    texts = light.drop_columns([*paths, *(name for name in names if name not in wanted)])
     for name in _text_columns(texts, {k: v for k, v in wanted.items() if k in texts.column_names}, not wanted):
         collected.add(_texts(light, name))
-    return Found(collected.sides, words, light)
+    return Found(collected.sides, words, light, absent)
 
 
 def _path_columns(table: pa.Table, folder: Path) -> dict[str, str]:
     """Columns whose values name files that are there, and the kind of these."""
-    found = {}
+    found, naming = {}, naming_columns(table)
     for name in _string_columns(table):
         values = [value for value in table.column(name).slice(0, LOOK_AT).to_pylist() if value][:50]
         # texts may be no file names at all, which os.path takes for an answer and pathlib for an error
         files = [folder / value for value in values if os.path.isfile(folder / value)]
-        if files and 2 * len(files) >= len(values) and (kind := _kind_of_file(files[0])):
+        enough = name in naming or 2 * len(files) >= len(values)
+        if files and enough and (kind := _kind_of_file(files[0])):
             found[name] = kind
     return found
 

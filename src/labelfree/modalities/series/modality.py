@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
-from labelfree.data.columns import ReadOptions, group_numbers, looks_wide, numeric_names
+from labelfree.data.columns import ReadOptions, group_numbers, is_number, looks_wide, numeric_names
 from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
@@ -547,8 +547,8 @@ def _recognise_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, str]:
 def _recognise_table(table: pa.Table) -> tuple[float, str]:
     numeric = numeric_names(table)
     share = len(numeric) / max(len(table.column_names), 1)
-    if not numeric:
-        return 0.0, ""
+    if not any(is_number(table.schema.field(name).type) for name in numeric):
+        return 0.0, ""  # columns without any value may be of anything
     if looks_wide(table):
         return 0.9, f"a table with {len(numeric)} columns numbered through"
     return 0.3 + 0.5 * share, f"a table with {len(numeric)} numeric columns of {len(table.column_names)}"

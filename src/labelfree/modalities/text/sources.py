@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.characters import HEAD, decode, refuse_binary
+from labelfree.data.named import naming_columns
 from labelfree.data.sources import (
     TABLES,
     column_values,
@@ -231,7 +232,7 @@ def split(text: str, cut: Cut) -> list[str]:
 
 
 def text_column(table: pa.Table, wanted: str | None, what: str) -> str:
-    """The column of text: `wanted`, else the string column whose texts are longest on average.
+    """The column of text: `wanted`, else the string column whose texts are longest on average and name no files.
 
     Raises:
         LabelfreeError: there is none.
@@ -253,7 +254,14 @@ def text_column(table: pa.Table, wanted: str | None, what: str) -> str:
     if not strings:
         kinds = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
         raise LabelfreeError(f"{what} has no column of text: it has {kinds or 'no columns'}.", "Name another source.")
-    return max(strings, key=lambda name: mean_length(table, name))
+    names = naming_columns(table)
+    texts = [name for name in strings if name not in names]
+    if not texts:
+        raise LabelfreeError(
+            f"{what} has no column of text: '{names[0]}' names files.",
+            f"Name their kind (--modality image), or write column={names[0]} to learn the names themselves.",
+        )
+    return max(texts, key=lambda name: mean_length(table, name))
 
 
 def mean_length(table: pa.Table, name: str) -> float:

@@ -20,6 +20,7 @@ from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
+from labelfree.data.named import recognise_listed
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import (
@@ -445,8 +446,8 @@ def _recognise_path(path: Path) -> tuple[float, str]:
         return max(found_arrays, default=(0.0, ""))
     if suffix == ".parquet" and path.is_file():
         names = [name for name in encoded_columns(sources.schema_of(path)) if name.lower() in FILMS.columns[:4]]
-        return (0.95, f"films in column '{names[0]}'") if names else (0.0, "")
-    return 0.0, ""
+        return (0.95, f"films in column '{names[0]}'") if names else recognise_listed(path, FILMS)
+    return recognise_listed(path, FILMS)
 
 
 def _recognise_shape(shape: tuple[int, ...], words: str) -> tuple[float, str]:

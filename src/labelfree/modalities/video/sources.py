@@ -16,6 +16,7 @@ from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.encoded import Files, Kind, Openers, Source, open_any, open_folder, open_table
 from labelfree.data.films import Header
+from labelfree.data.named import open_listed
 from labelfree.data.pictures import Form, common_shape, value_range
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.base import Dataset, Description
@@ -91,6 +92,8 @@ def _open_path(path: Path, column: str) -> Source:
         return Files([path], path.parent)
     if suffix in sources.ARRAYS:
         return from_arrays(sources.load_arrays(path), column, path)
+    if (listed := open_listed(path, FILMS, column)) is not None:
+        return listed
     if table := open_table(path, FILMS, column):
         return table
     raise LabelfreeError(

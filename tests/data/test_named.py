@@ -1,0 +1,128 @@
+"""Tables that name files: read as these where they are there, refused where they are not, never learnt as words."""
+
+from __future__ import annotations
+
+import csv
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from labelfree.cli import main
+from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.named import naming_columns
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.audio import Audio
+from labelfree.modalities.image import Image as Pictures
+from labelfree.modalities.pair import Pair, PairSettings
+from labelfree.modalities.text import Text
+from labelfree.training.plan import recognise
+
+COUNT = 24
+
+
+def table(path: Path, suffix: str = "png", **columns: Sequence[str]) -> Path:
+    """A CSV that names `COUNT` files, with more columns."""
+    columns = {"photo": [f"number {n}.{suffix}" for n in range(COUNT)], **columns}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return path
+
+
+def pictures(folder: Path) -> None:
+    for number in range(COUNT):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"number {number}.png")
+
+
+COLOURS = ["red", "blue"] * (COUNT // 2)
+CAPTIONS = [f"a picture of thing {n}" for n in range(COUNT)]
+
+
+def test_which_columns_name_files() -> None:
+    columns = pa.table(
+        {
+            "a": ["x/1.png", "2.JPG", None, ""],
+            "b": ["a note on readme.md", "and more", "words", "words"],
+            "c": ["1.wav", "2.flac", "3.mp3", "4.opus"],
+            "d": [1, 2, 3, 4],
+            "e": pa.nulls(4),
+            "f": [None, "", " ", None],
+        }
+    )
+    assert naming_columns(columns) == ["a", "c"]
+    assert naming_columns(columns, (".png", ".jpg")) == ["a"]
+
+
+@pytest.mark.parametrize("more", [{}, {"colour": COLOURS}, {"caption": [""] * COUNT, "colour": COLOURS}])
+def test_a_table_that_names_pictures_is_pictures(tmp_path: Path, more: dict[str, list[str]]) -> None:
+    pictures(tmp_path)
+    source = table(tmp_path / "list.csv", **more)
+    assert recognise(source) == ("image", "pictures named by column 'photo'")
+    (tmp_path / "number 3.png").unlink()
+    dataset = Pictures().open(source)
+    assert len(dataset) == COUNT
+    read = dataset.read([2, 3])
+    assert isinstance(read[0], Sample)
+    assert isinstance(read[1], Unreadable)
+    assert (read[1].name, read[1].reason) == ("number 3.png", "is missing")
+    if "colour" in more:
+        assert dataset.column("colour").tolist() == COLOURS
+
+
+def test_a_table_that_names_recordings_is_sounds(tmp_path: Path) -> None:
+    for number in range(COUNT):
+        with wave.open(str(tmp_path / f"number {number}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(np.random.default_rng(number).integers(-999, 999, 8000, dtype=np.int16).tobytes())
+    source = table(tmp_path / "list.csv", "wav", colour=COLOURS)
+    assert recognise(source)[0] == "audio"
+    assert isinstance(Audio().open(source).read([5])[0], Sample)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"colour": COLOURS}, {"caption": CAPTIONS, "colour": COLOURS}, {"caption": [""] * COUNT}]
+)
+def test_names_of_files_that_are_not_there_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, list[str]]
+) -> None:
+    source = table(tmp_path / "list.csv", **more)
+    for where in (source, tmp_path):
+        with pytest.raises(LabelfreeError, match="'photo' names files, none of which is in"):
+            recognise(where)
+    assert main(["pretrain", str(source), "--steps", "1", "--out", str(tmp_path / "run")]) == 2
+    assert "Put the table beside its files" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("columns", [(), ("photo", "caption")])
+def test_pairs_do_not_learn_names_of_files(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    source = table(tmp_path / "list.csv", caption=CAPTIONS, colour=COLOURS)
+    with pytest.raises(LabelfreeError, match="'photo' names files, none of which is in"):
+        Pair(PairSettings(columns=columns)).open(source)
+
+
+def test_pairs_keep_the_few_files_that_are_there(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    for number in range(COUNT - 4):
+        (tmp_path / f"number {number}.png").unlink()
+    pairs = Pair(PairSettings(columns=("photo", "caption"))).open(table(tmp_path / "list.csv", caption=CAPTIONS))
+    assert (pairs.order, pairs.there().sum(axis=0).tolist()) == (("image", "text"), [4, COUNT])
+
+
+def test_names_of_files_are_no_text_unless_asked_for(tmp_path: Path) -> None:
+    source = table(tmp_path / "list.csv")
+    with pytest.raises(LabelfreeError, match="no column of text: 'photo' names files"):
+        Text().open(source)
+    assert len(Text(Text.settings_class.read({"column": "photo"}, "text")).open(source)) == COUNT
+    assert "caption" in Text().open(table(tmp_path / "list.csv", caption=["brief"] * COUNT)).describe().facts["source"]
+
+
+def test_columns_without_values_are_no_series(tmp_path: Path) -> None:
+    source = table(tmp_path / "list.csv", photo=CAPTIONS, colour=[""] * COUNT)
+    assert recognise(source)[0] == "text"
