@@ -177,8 +177,18 @@ def test_windows_cover_long_recordings_evenly() -> None:
     np.testing.assert_allclose(samples[1].data[5:45], whole[45:85], atol=0.02)
     assert [sample.group for sample in samples] == [0, 0, 0, 1]
     assert windows.name(2) == "row 0, 0.8–1.3 s"
+    assert windows.name(3) == "row 1", "a window that is the whole recording"
     assert windows.sizes().tolist() == [0.5, 0.5, 0.5, 0.4]  # type: ignore[union-attr]
     assert modality.training_set(dataset, frozenset({Need.VIEWS})).sizes() is None
+
+
+def test_a_broken_file_is_named_alone(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "some", [wave(0, 1.3), wave(1, 0.4)])
+    (folder / "voice0" / "broken.wav").write_bytes(b"RIFF, but no sound")
+    modality, dataset = fitted(folder)
+    windows = modality.training_set(dataset, frozenset({Need.MASK}))
+    bad = [item.name for item in windows.read(range(len(windows))) if isinstance(item, Unreadable)]
+    assert bad == ["voice0/broken.wav"]
 
 
 def test_groups_are_a_column_or_the_file(tmp_path: Path) -> None:

@@ -238,10 +238,16 @@ class Sounds(Dataset):
 
     def name(self, index: int) -> str:
         name = self.source.name(self._owner(index))
-        if self.parts is None:
+        if self.parts is None or self._part_counts[self._owner(index)] == 1:
             return name
         _, start, seconds = self.parts[index]
         return f"{name}, {start:.1f}–{start + seconds:.1f} s"
+
+    @cached_property
+    def _part_counts(self) -> np.ndarray:
+        """(N,) how many samples each recording is cut into: one is the whole of a short or a broken one."""
+        assert self.parts is not None
+        return np.bincount(self.parts[:, 0].astype(int), minlength=len(self.source))
 
     def columns(self) -> Sequence[str]:
         return self.source.columns()
