@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,33 @@ def test_a_row_is_shown_by_its_sides(captions: Path) -> None:
     shown = modality.show(dataset.read([3])[0])
     assert "<img" in shown
     assert "number 3" in shown
+
+
+def test_the_sound_of_a_row_can_be_listened_to() -> None:
+    pytest.importorskip("soundfile")
+    sounds = [np.random.default_rng(n).normal(0, 0.1, 2000).astype(np.float32) for n in range(8)]
+    texts = [f"thing number {n}" for n in range(8)]
+    sides = {**SMALL, "audio.rate": 4000, "audio.mels": 16}
+    modality, dataset = opened({"audio": sounds, "text": texts}, sides=sides)
+    read, shown = (modality.show(items([3])[0]) for items in (dataset.read, dataset.shown))
+    assert "<audio" not in read
+    assert "<audio" in shown
+    assert "number 3" in shown
+
+
+def test_a_row_without_any_side_is_quarantined(tmp_path: Path) -> None:
+    for number in range(24):
+        picture(number).save(tmp_path / f"{number}.png")
+    rows = [",only words" if n == 5 else "," if n == 7 else f"{n}.png,thing number {n}" for n in range(24)]
+    source = tmp_path / "t.csv"
+    source.write_text("\n".join(["file,text", *rows]))
+    modality, dataset = opened(source)
+    tied = modality.training_set(dataset, CLIP.needs)
+    assert (len(tied), tied.source_count()) == (22, 23)
+    run = labelfree.pretrain(
+        source, out=tmp_path / "run", steps=1, encoder="towers:nano+nano", max_unreadable=0.1, threads=1, **SMALL
+    )
+    listed = (run.path / "quarantine.jsonl").read_text().splitlines()
+    assert [(entry["name"], entry["reason"]) for entry in map(json.loads, listed)] == [
+        ("row 7", "every side is missing")
+    ]

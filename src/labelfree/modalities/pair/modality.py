@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,8 @@ from labelfree.settings import Settings
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
+#: Gives the samples of a side by their places in it.
+Reader = Callable[[Sequence[int]], list[Sample | Unreadable]]
 #: Samples of a side that stand in where it is missing.
 SPARES = 32
 
@@ -88,8 +90,15 @@ class Pairs(Dataset):
         return other
 
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return self._tied(indices, {name: tied.dataset.read for name, tied in self.sides.items()})
+
+    def shown(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        return self._tied(indices, {name: tied.dataset.shown for name, tied in self.sides.items()})
+
+    def _tied(self, indices: Sequence[int], readers: Mapping[str, Reader]) -> list[Sample | Unreadable]:
+        """Samples of all sides, each as its reader gives it."""
         rows = np.asarray(indices, dtype=np.int64)
-        read = {name: _read_side(tied, rows) for name, tied in self.sides.items()}
+        read = {name: _read_side(self.sides[name], rows, reader) for name, reader in readers.items()}
         return [self._sample(int(i), {name: items[n] for name, items in read.items()}) for n, i in enumerate(rows)]
 
     def _sample(self, index: int, items: Mapping[str, Sample | Unreadable | None]) -> Sample | Unreadable:
@@ -98,10 +107,22 @@ class Pairs(Dataset):
                 return Unreadable(index, self.name(index), f"{name}: {item.reason}")
         parts = {name: replace(item, index=index) for name, item in items.items() if isinstance(item, Sample)}
         if not parts:
-            return Unreadable(index, self.name(index), "every side is missing")
+            return self._nothing(index)
         group = next((part.group for part in parts.values() if part.group >= 0), -1)
         there = np.array([name in parts for name in self.order], dtype=np.uint8)
         return Sample(there, index, group, parts=parts)
+
+    def _nothing(self, index: int) -> Unreadable:
+        return Unreadable(index, self.name(index), "every side is missing")
+
+    def tied(self) -> Pairs:
+        """The rows with two sides or more. Those without any are left out as unreadable."""
+        sides = self.there().sum(axis=1)
+        if (sides > 1).all():
+            return self
+        other = self.chosen(np.flatnonzero(sides > 1))
+        other.unreadable = [self._nothing(row) for row in np.flatnonzero(sides == 0).tolist()]
+        return other
 
     def describe(self) -> Description:
         there = self.there()
@@ -145,10 +166,10 @@ class Pairs(Dataset):
         return super().column(name)
 
 
-def _read_side(tied: Tied, rows: np.ndarray) -> list[Sample | Unreadable | None]:
+def _read_side(tied: Tied, rows: np.ndarray, reader: Reader) -> list[Sample | Unreadable | None]:
     """The samples of one side, None where it is missing."""
     places = tied.rows[rows]
-    there = iter(tied.dataset.read(places[places >= 0].tolist()))
+    there = iter(reader(places[places >= 0].tolist()))
     return [next(there) if place >= 0 else None for place in places]
 
 
@@ -295,8 +316,7 @@ class Pair(Modality):
         """Rows with two sides or more, where it is the ties that are learnt from."""
         if not isinstance(dataset, Pairs) or Need.PAIR not in needs:
             return dataset
-        enough = dataset.there().sum(axis=1) > 1
-        return dataset if enough.all() else dataset.chosen(np.flatnonzero(enough))
+        return dataset.tied()
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         """CLIP on towers; each side and its tower as its own modality would choose them."""
