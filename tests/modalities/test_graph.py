@@ -17,6 +17,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget
 from labelfree.modalities.graph import Graph, GraphDataset, GraphSettings
 from labelfree.modalities.graph import views as augment
+from labelfree.modalities.series import Series
 from labelfree.training.plan import recognise
 
 
@@ -374,3 +375,27 @@ def test_isolated_nodes_are_samples_of_one_node() -> None:
     assert batch.data.shape == (2, 1, 3)
     assert dataset.describe().facts["without an edge"] == "2 nodes"
     assert not modality.links(modality.prepare(batch), draw_of(batch), 0.5).hidden.any()
+
+
+def test_a_folder_with_one_file_of_graphs_is_that_file(tmp_path: Path) -> None:
+    ends = np.array([[0, 1, 2, 3], [1, 2, 3, 0]])
+    arrays, several, both = (tmp_path / name for name in ("arrays", "several", "both"))
+    for folder in (arrays, several, both):
+        folder.mkdir()
+    for folder in (arrays, both):
+        np.savez(folder / "graph.npz", edge_index=ends, x=np.eye(4, 3), y=np.arange(4))
+    graphs = json.dumps([{"edges": ends.T.tolist(), "label": n} for n in range(5)])
+    for folder in (several, both):
+        (folder / "graphs.json").write_text(graphs)
+    (arrays / "README.md").write_text("where it is from")
+    assert recognise(arrays) == ("graph", "an array of edges in 'graph.npz'")
+    assert recognise(several) == ("graph", "graphs as JSON in 'graphs.json'")
+    assert len(Graph().open(arrays)) == 4
+    assert len(Graph().open(several)) == 5
+    with pytest.raises(LabelfreeError, match="no table of edges, nor is one file"):
+        Graph().open(both)
+
+
+def test_arrays_of_edges_are_no_series() -> None:
+    arrays = {"edge_index": np.zeros((2, 50), np.int64), "x": np.zeros((20, 3), np.float32)}
+    assert Series.recognise(arrays) == (0.0, "")

@@ -16,7 +16,17 @@ import pyarrow.compute as pc
 
 from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_number, plain, require
 from labelfree.data.graphs import Graphs
-from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, frame, load_arrays, read_head, read_table
+from labelfree.data.sources import (
+    ARRAYS,
+    TABLES,
+    column_values,
+    existing,
+    frame,
+    list_files,
+    load_arrays,
+    read_head,
+    read_table,
+)
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.graph.items import MOST_WORDS, Found, many
 
@@ -34,6 +44,10 @@ ENDS = (
 KEYS = ("id", "node", "node_id", "name")
 #: Columns that say which graph a node, or an edge, is in.
 OF_GRAPH = ("graph", "graph_id", "batch")
+
+
+#: Files that may hold graphs one by one, and those that only say something about others beside them.
+JSON, BESIDE = (".json", ".jsonl"), ("", ".md", ".txt")
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ def read_graphs(source: Any, options: GraphOptions) -> Opened:
 def _find(source: Any, options: GraphOptions) -> Found:
     if isinstance(source, str | Path):
         path = existing(source)
+        path = only_file(path) or path
         if path.is_dir():
             return _folder(path, options)
         if path.suffix.lower() in ARRAYS:
@@ -134,10 +149,19 @@ def parts_of(folder: Path) -> dict[str, Path]:
     return {part: tables[name] for part, names in spelled.items() for name in names if name in tables}
 
 
+def only_file(folder: Path) -> Path | None:
+    """The file of arrays or JSON that is all there is in a folder, but for words about it; None for another folder."""
+    files = [path for path in list_files(folder) if path.suffix.lower() not in BESIDE] if folder.is_dir() else []
+    return files[0] if len(files) == 1 and files[0].suffix.lower() in (*ARRAYS, *JSON) else None
+
+
 def _folder(folder: Path, options: GraphOptions) -> Found:
     parts = parts_of(folder)
     if "edges" not in parts:
-        raise LabelfreeError(f"'{folder}' has no table of edges.", "Put edges.csv (and nodes.csv) there.")
+        raise LabelfreeError(
+            f"'{folder}' has no table of edges, nor is one file of arrays or JSON all it holds.",
+            "Put edges.csv (and nodes.csv) there, or name the file.",
+        )
     tables = {part: read_table(path) for part, path in parts.items()}
     return _tables(tables["edges"], tables.get("nodes"), tables.get("graphs"), options)
 
@@ -263,7 +287,7 @@ def _arrays(arrays: Mapping[str, np.ndarray]) -> Found:
 
 def _json_graphs(path: Path, first: bool = False) -> list[Any] | None:
     """The list of graphs that a JSON file holds, or None where it holds no such list; `first`: of JSON lines, one."""
-    if path.suffix.lower() not in (".json", ".jsonl"):
+    if path.suffix.lower() not in JSON:
         return None
     try:
         with path.open(encoding="utf-8") as file:
@@ -444,12 +468,14 @@ def _path_looks(path: Path) -> tuple[float, str]:
         if path.is_dir():
             parts = parts_of(path)
             if "edges" not in parts:
-                return 0.0, ""
+                only = only_file(path)
+                sure, words = _path_looks(only) if only else (0.0, "")
+                return (sure, f"{words} in '{only.name}'") if only and sure else (0.0, "")
             sure, words = _table_looks(read_head(parts["edges"]))
             return 0.95 if sure or "nodes" in parts else 0.3, f"{words or 'edges'} in '{parts['edges'].name}'"
         if path.suffix.lower() == ".npz":
             return (0.95, "an array of edges") if "edge_index" in load_arrays(path) else (0.0, "")
-        if path.suffix.lower() in (".json", ".jsonl"):
+        if path.suffix.lower() in JSON:
             return (0.95, "graphs as JSON") if _json_graphs(path, first=True) else (0.0, "")
         if path.suffix.lower() in TABLES:
             return _table_looks(read_head(path))

@@ -536,6 +536,8 @@ def _recognise_path(path: Path) -> tuple[float, str]:
 
 
 def _recognise_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    if "edge_index" in arrays:
+        return 0.0, ""  # ends of edges, and features of nodes
     for name, array in arrays.items():
         if array.dtype.kind == "f" and array.ndim in (2, 3):
             return 0.8, f"numbers {array.shape}{f' under {name!r}' if name else ''}"
