@@ -18,6 +18,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, hidden_count
 from labelfree.modalities.table import Table, TableDataset, TableSettings
 from labelfree.tasks.labels import Subset
+from labelfree.training.plan import recognise
 
 COUNT = 60
 
@@ -148,8 +149,12 @@ def test_labels_are_columns_that_the_encoder_does_not_see() -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"x": [1.5, 2.0, 3.0]}, "1 columns to learn from"),
-        ({"id": [f"a{i}" for i in range(30)], "key": [f"b{i}" for i in range(30)]}, "0 columns .*id: identifier"),
+        ({"x": [1.5, 2.0, 3.0]}, "has one column, 'x', and a table takes at least two.* --modality series"),
+        ({"x": [1.5, 2.0, 3.0], "one": [1, 1, 1]}, r"1 column to learn from \(one: constant\).* Add columns"),
+        (
+            {"id": [f"a{i}" for i in range(30)], "key": [f"b{i}" for i in range(30)]},
+            "no columns to learn .*id: identifier.* columns=id,key",
+        ),
         ({"a": [1, 1, 1], "b": [2, 2, 2]}, "a: constant; b: constant"),
         ({"x": [None, None], "y": [None, None]}, "holds no value"),
     ],
@@ -340,6 +345,23 @@ def test_a_row_is_shown_as_names_and_values_escaped() -> None:
 )
 def test_tables_are_told_from_series(given: Any, sure: bool) -> None:
     assert (Table.recognise(given)[0] >= 0.8) == sure
+
+
+def test_unrelated_rows_of_a_number_and_very_many_words_are_a_table() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=20_000)
+    words = [f"v{number}" for number in generator.integers(0, 100_000, len(noise))]
+    names = [f"v{number}" for number in range(len(noise))]
+    mixed = pa.table({"c": words, "x": noise})
+    assert recognise(mixed) == ("table", "a table of 2 columns (1 number, 1 left out), neighbouring rows unrelated")
+    assert Table().open(mixed).describe().facts["category"] == "c (256)"
+    assert recognise(pa.table({"c": words, "x": noise.cumsum()}))[0] == "series"
+    assert recognise(pa.table({"c": [f"thing {word}" for word in words], "x": noise}))[0] == "table"
+    assert recognise(pa.table({"c": [f"all that is said of {word}" for word in words], "x": noise}))[0] == "text"
+    assert recognise(pa.table({"time": names, "x": noise}))[0] == "series"
+    with pytest.raises(LabelfreeError, match=r"1 column to learn from \(c: identifier.* columns=x,c"):
+        Table().open(pa.table({"c": names, "x": noise}))
+    assert len(Table(TableSettings(columns=("x", "c"))).open(pa.table({"c": names, "x": noise}))) == len(noise)
 
 
 def test_defaults_give_reasons_and_settings_that_exist() -> None:

@@ -25,6 +25,8 @@ MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "
 TEXT_FIELDS, WORDY = 8, 0.3
 #: Shares of distinct values: almost all name the rows; more than half are no categories, where they are words.
 NAMING, MANY = 0.95, 0.5
+#: Why a column is left out that is used where it is named.
+BY_NAME = ("identifier", "numbers the rows", "named like a label")
 #: Fewer rows than this say nothing about identifiers.
 FEW_ROWS = 20
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -117,6 +119,14 @@ def find_columns(rows: Rows, wanted: Wanted) -> Found:
     Raises:
         LabelfreeError: a column that was named is not there, or fewer than two can be used.
     """
+    found = typed_columns(rows, wanted)
+    if len(found.columns) < 2:
+        raise _too_few(rows, found)
+    return found
+
+
+def typed_columns(rows: Rows, wanted: Wanted) -> Found:
+    """As `find_columns`, however few can be used. Raises LabelfreeError where a column that was named is not there."""
     for key in ("columns", "exclude", "numbers", "categories"):
         require(rows, getattr(wanted, key), key)
     left = dict.fromkeys(wanted.exclude, "excluded")
@@ -132,14 +142,23 @@ def find_columns(rows: Rows, wanted: Wanted) -> Found:
             continue
         columns.append(column)
         notes |= {name: note} if note else {}
-    if len(columns) < 2:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5]) or f"it has {len(rows.names)}"
-        raise LabelfreeError(
-            f"{rows.what} has {len(columns)} columns to learn from ({why}), and the least is two, "
-            "which can say something of each other.",
-            "Name them: columns=a,b.",
-        )
     return Found(columns, notes, left)
+
+
+def _too_few(rows: Rows, found: Found) -> LabelfreeError:
+    """Why fewer than two columns are not enough, and which could be added by naming them."""
+    least = "and a table takes at least two, which can say something of each other."
+    if len(rows.names) < 2:
+        return LabelfreeError(
+            f"{rows.what} has one column, '{rows.names[0]}', {least}" if rows.names else f"{rows.what} has no columns.",
+            "Numbers that follow each other in time are --modality series, texts are --modality text.",
+        )
+    used = [column.name for column in found.columns]
+    usable = [*used, *(name for name, reason in found.left_out.items() if reason.startswith(BY_NAME))]
+    why = "; ".join(f"{name}: {reason}" for name, reason in list(found.left_out.items())[:5])
+    has = f"{len(used) or 'no'} column{'' if len(used) == 1 else 's'} to learn from" + (f" ({why})" if why else "")
+    remedy = f"Name those to use nevertheless: columns={','.join(usable[:5])}." if len(usable) > 1 else "Add columns."
+    return LabelfreeError(f"{rows.what} has {has}, {least}", remedy)
 
 
 def require(rows: Rows, names: Sequence[str], what: str) -> None:

@@ -29,7 +29,16 @@ from labelfree.modalities.base import (
     seen_by_encoder,
     token_mask,
 )
-from labelfree.modalities.table.columns import Column, Found, Wanted, encode, find_columns, require, words
+from labelfree.modalities.table.columns import (
+    Column,
+    Found,
+    Wanted,
+    encode,
+    find_columns,
+    require,
+    typed_columns,
+    words,
+)
 from labelfree.modalities.table.fields import Fields, TableStem, Typed
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
@@ -371,20 +380,31 @@ def _recognise_path(path: Path) -> tuple[float, str]:
 def _recognise_rows(table: pa.Table) -> tuple[float, str]:
     """Rows of a table are no more alike because they are neighbours, nor are its columns; those of series are."""
     try:
-        found = find_columns(open_rows(table), Wanted())
+        found = typed_columns(open_rows(table), Wanted())
     except LabelfreeError:
         return 0.0, ""
     kinds = [column.kind for column in found.columns]
-    said = f"a table of {len(kinds)} columns ({kinds.count('number')} numbers)"
+    if len(kinds) < 2 and not (kinds == ["number"] and _has_identifier(table, found)):
+        return 0.0, ""
+    count = kinds.count("number")
+    said = f"a table of {len(table.column_names)} columns ({count} number{'s' * (count != 1)}"
+    said += f", {len(found.left_out)} left out)" if found.left_out else ")"
     numbers = [column.name for column in found.columns if column.kind == "number"]
-    if kinds.count("text") * 2 >= len(kinds):
-        return 0.3, said
     wide, along = _alikeness(table, numbers)
+    if kinds.count("text") * 2 >= len(kinds):
+        # long texts are what is learnt; short ones beside numbers, rather than left out as no channel of a series
+        return (0.58 if numbers and along < 0.4 else 0.3), said
     if col.looks_wide(table) and wide >= 0.2:
         return 0.2, said
     if along >= 0.4 and len(numbers) * 2 >= len(kinds):
         return 0.3, said
     return (0.92 if col.looks_wide(table) else 0.85), f"{said}, neighbouring rows unrelated"
+
+
+def _has_identifier(table: pa.Table, found: Found) -> bool:
+    """Whether words tell nearly all rows apart and are no times: a name, or a category of very many values."""
+    left = [name for name, reason in found.left_out.items() if reason.startswith("identifier")]
+    return any(col.is_words(table.schema.field(n).type) and col.plain(n) not in col.TIME_NAMES for n in left)
 
 
 def _alikeness(table: pa.Table, names: Sequence[str]) -> tuple[float, float]:
