@@ -43,10 +43,12 @@ def are_there(table: pa.Table, name: str, folder: Path) -> bool:
 def none_there(table: pa.Table, names: Sequence[str], folder: Path) -> LabelfreeError | None:
     """The refusal of the first of some columns that name files of which none is there; None where there is no such."""
     absent = next((name for name in names if not are_there(table, name, folder)), None)
-    return None if absent is None else LabelfreeError(
+    if absent is None:
+        return None
+    return LabelfreeError(
         f"'{absent}' names files, none of which is in '{folder}'.",
         "Put the table beside its files, or write their paths as seen from it.",
-    )  # fmt: skip
+    )
 
 
 def refuse_names(path: Path) -> None:
