@@ -429,7 +429,7 @@ def doctor(
     run: Annotated[str | None, Option(metavar="RUN", help="Find outliers in the features of this run.")] = None,
     limit: Annotated[int | None, Option(metavar="N", help="Look at so many samples; at all if absent.")] = None,
     near: Annotated[
-        float | None, Option(help="Samples that differ by less than this share are near copies; 0.15 if absent.")
+        float | None, Option(help="Near copies differ by less than this share of what neighbours do; 0.15 if absent.")
     ] = None,
     threshold: Annotated[
         float | None, Option(help="Share of faulty samples above which the exit code is 1; 0.05 if absent.")

@@ -17,7 +17,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.doctor import quick
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
-from labelfree.tasks.doctor import Checkup, doctor, near_pairs
+from labelfree.tasks.doctor import Checkup, doctor
 
 
 def noise(count: int, seed: int = 0, side: int = 12) -> np.ndarray:
@@ -219,21 +219,3 @@ def test_every_kind_of_data_can_be_looked_at(kind: str, tmp_path: Path) -> None:
     checkup.write(tmp_path / "page.html")
     answer = json.loads((tmp_path / "page.json").read_text())
     assert answer["verdict"] in (tmp_path / "page.html").read_text()
-
-
-def test_pairs_are_found_alike_dense_and_sparse() -> None:
-    from scipy import sparse
-
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(50, 8)).astype(np.float32)
-    x[30] = x[3] * 1.01
-    slow = [
-        (i, j)
-        for i in range(50)
-        for j in range(i + 1, 50)
-        if np.linalg.norm(x[i] - x[j]) <= 0.5 * np.sqrt(np.linalg.norm(x[i]) * np.linalg.norm(x[j]))
-    ]
-    for given in (x, sparse.csr_array(x)):
-        pairs = near_pairs(given, given, 0.5, block=16)
-        assert sorted(zip(*(part.tolist() for part in pairs), strict=True)) == slow
-    assert (3, 30) in slow

@@ -53,6 +53,8 @@ class Dataset(ABC):
     value_names: Sequence[str] = ()
     #: Whether samples are parts of one whole (nodes of a graph, events), so that copies among them are no fault.
     connected: bool = False
+    #: (N,) number of the recording that each sample was cut from, where samples are pieces of recordings.
+    cut_from: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -412,6 +414,13 @@ class Modality(ABC):
 
         Pixels, window statistics, TF-IDF: fitted on `train` only. A classical model on them is the honest baseline.
         """
+
+    def copy_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """Features by which near copies are told, shaped as `raw_features`: these, unless they tell too little.
+
+        Only copies with slight changes (noise, a gain, another encoding) may be close to each other in them.
+        """
+        return self.raw_features(train, others)
 
 
 def hidden_count(tokens: int, ratio: float) -> int:

@@ -19,10 +19,11 @@ from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import Run
 from labelfree.settings import share_out
 from labelfree.tasks.labels import Labels, Subset, read_labels
+from labelfree.tasks.near import comparable, near_groups, near_pairs, usual_distance
 from labelfree.training.plan import recognise
 
-#: Samples that are compared with each other, and pairs that one of them may be in.
-MOST_COMPARED, MOST_PAIRS = 20_000, 20
+#: Samples that are compared with each other.
+MOST_COMPARED = 20_000
 #: Raw features fewer than which samples that are no copies are near each other by chance.
 FEW_FEATURES = 10
 #: Neighbours by whose distance a sample is an outlier, and deviations (robust) beyond which it is one.
@@ -154,7 +155,8 @@ def doctor(
         label: column of labels; copies with different labels are found.
         run: a run whose encoder's features show outliers.
         limit: look at so many samples, spread over the source; all by default.
-        near: distance of raw features, as a share of their size, below which two samples are near copies.
+        near: distance of raw features, as a share of that usual between neighbours, below which two samples are near
+            copies.
         threshold: share of faulty samples above which the source has failed.
         **settings: of the modality.
 
@@ -242,35 +244,52 @@ def _alike(
     if len(rows) > MOST_COMPARED or len(theirs.rows) > MOST_COMPARED:
         notes.append(f"Near copies were looked for among {MOST_COMPARED:,} samples spread over the source.")
     rows, others = _thinned(rows), _thinned(np.array(theirs.rows, dtype=np.int64))
+    features = _features(kind, [Subset(dataset, rows), *([] if other is None else [Subset(other, others)])], notes)
     findings = []
-    features: list[Any] = []
-    if len(rows) > 1:
-        parts = [] if other is None else [Subset(other, others)]
-        try:
-            features = kind.raw_features(Subset(dataset, rows), parts)
-        except LabelfreeError as error:
-            notes.append(f"Near copies were not looked for: {error.problem}")
-    if features and features[0].shape[1] < FEW_FEATURES:
-        count = features[0].shape[1]
-        notes.append(f"Near copies were not looked for: in {count} raw features, samples are near by chance.")
-        features = []
+    pairs: list[tuple[int, int]] = []
     if features:
-        known = dict(zip(survey.rows, survey.groups, strict=True))
-        owners = np.array([known[row] for row in rows.tolist()])
-        if (owners >= 0).any():
+        owners = _owners(dataset, survey, rows)
+        if len(np.unique(owners[owners >= 0])) < (owners >= 0).sum():
             notes.append("Near copies were looked for between groups: what belongs to one (a film, a person) is alike.")
-        groups = [rows[group].tolist() for group in near_groups(features[0], near, owners)]
-        words = f"differ by less than {near:.0%} in their raw features"
-        near_copies = sorted(row for group in groups for row in group)
+        usual = usual_distance(features[0], owners)
+        a, b = near_pairs(features[0], features[0], near, usual, owners)
+        groups = [rows[group].tolist() for group in near_groups(a, b)]
+        words = f"differ by less than {near:.0%} of what neighbours do"
+        near_copies = sorted({row for group in groups for row in group})
         compared = len(rows) if len(first) > len(rows) else 0
         findings.append(Finding("near copies", words, near_copies, groups, compared=compared))
-    if other is not None:
-        pairs: list[tuple[int, int]] = []
-        if len(features) > 1:
-            a, b = near_pairs(features[0], features[1], near)
+        for part in features[1:]:
+            a, b = near_pairs(features[0], part, near, usual)
             pairs = list(zip(rows[a].tolist(), others[b].tolist(), strict=True))
+    if other is not None:
         findings.append(_shared(survey, theirs, other, pairs))
     return [finding for finding in findings if finding.samples]
+
+
+def _features(kind: Modality, parts: Sequence[Dataset], notes: list[str]) -> list[Any]:
+    """Features of each part by which near copies are told; none where they cannot be, with a note."""
+    if len(parts[0]) < 2:
+        return []
+    try:
+        features = comparable(kind.copy_features(parts[0], parts[1:]))
+    except LabelfreeError as error:
+        notes.append(f"Near copies were not looked for: {error.problem}")
+        return []
+    if (count := features[0].shape[1]) < FEW_FEATURES:
+        notes.append(f"Near copies were not looked for: in {count} raw features, samples are near by chance.")
+        return []
+    return features
+
+
+def _owners(dataset: Dataset, survey: Survey, rows: np.ndarray) -> np.ndarray:
+    """(N,) whose each row is: of the group, or else of what it was cut from; -1 of no one's."""
+    known = dict(zip(survey.rows, survey.groups, strict=True))
+    owners = np.array([known[row] for row in rows.tolist()], dtype=np.int64)
+    source, places = dataset.origin()
+    if source.cut_from is None:
+        return owners
+    recordings = source.cut_from[places[rows]] + 1 + owners.max(initial=0)
+    return np.where(owners >= 0, owners, recordings)
 
 
 def _thinned(rows: np.ndarray) -> np.ndarray:
@@ -284,63 +303,6 @@ def _shared(survey: Survey, theirs: Survey, other: Dataset, near: Sequence[tuple
         if own in known:
             reasons[row] = f"is '{other.name(known[own])}' of the other source"
     return Finding("in both sources", "are in the other source too, or nearly", sorted(reasons), reasons=reasons)
-
-
-def near_groups(x: Any, near: float, owners: np.ndarray) -> list[list[int]]:
-    """Rows of (N, F) features, dense or sparse, that are near each other, directly or by way of others.
-
-    Args:
-        near: see `near_pairs`.
-        owners: (N,) rows with the same, if it is not -1, are not compared.
-    """
-    from scipy import sparse
-    from scipy.sparse.csgraph import connected_components
-
-    a, b = near_pairs(x, x, near, owners)
-    if not len(a):
-        return []
-    count = x.shape[0]
-    _, part = connected_components(sparse.coo_array((np.ones(len(a)), (a, b)), shape=(count, count)), directed=False)
-    members: dict[int, list[int]] = {}
-    for row in sorted({*a.tolist(), *b.tolist()}):
-        members.setdefault(int(part[row]), []).append(row)
-    return list(members.values())
-
-
-def near_pairs(
-    x: Any, y: Any, near: float, owners: np.ndarray | None = None, block: int = 512
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows i of x and j of y (of x itself: i < j) with |x_i - y_j| ≤ near · √(|x_i| |y_j|); `MOST_PAIRS` an i at most.
-
-    Args:
-        x, y: (N, F) and (M, F) features, dense or sparse.
-        near: the share.
-        owners: (N,) of x itself: rows with the same, if it is not -1, make no pair.
-        block: rows of x at a time.
-    """
-    same = x is y
-    square_x, square_y = (_squares(part) for part in (x, y))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for start in range(0, x.shape[0], block):
-        products = x[start : start + block] @ y.T
-        dot = products.toarray() if hasattr(products, "toarray") else products
-        own = square_x[start : start + block, None]
-        limit = near**2 * np.sqrt(own * square_y)
-        close = (own + square_y - 2 * dot <= limit) & (limit > 1e-9)
-        if same:
-            close &= np.arange(start, start + len(close))[:, None] < np.arange(y.shape[0])
-        if owners is not None:
-            mine = owners[start : start + block, None]
-            close &= (mine != owners) | (mine < 0)
-        close &= close.cumsum(axis=1) <= MOST_PAIRS
-        i, j = np.nonzero(close)
-        found.append((i + start, j))
-    return np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
-
-
-def _squares(x: Any) -> np.ndarray:
-    squared = x.multiply(x) if hasattr(x, "multiply") else np.square(x, dtype=np.float64)
-    return np.asarray(squared.sum(axis=1), dtype=np.float64).ravel()
 
 
 # ---- labels, outliers

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -111,3 +112,15 @@ def mfcc_statistics(frames: np.ndarray, coefficients: int = 20) -> np.ndarray:
     steps = np.diff(c, axis=0) if len(c) > 1 else np.zeros_like(c)
     parts = [c.mean(axis=0), c.std(axis=0), *np.quantile(c, (0.1, 0.9), axis=0), steps.std(axis=0), [np.log(len(c))]]
     return np.concatenate(parts).astype(np.float32)
+
+
+def sketch(frames: np.ndarray, steps: int = 16, bands: int = 16, floor: float = 40.0) -> np.ndarray:
+    """(R, M) log-mel frames → (steps · bands + 1,) means of them, below the loudest and no more than `floor` decibel
+    below it; and the logarithm of the length.
+    """
+    x = np.maximum(frames.astype(np.float32) - frames.max(initial=-np.inf), -floor * math.log(10) / 10)
+    for axis, count in enumerate((steps, bands)):
+        edges = np.linspace(0, x.shape[axis], count + 1).astype(int)
+        pieces = [x.take(range(a, max(a + 1, b)), axis=axis, mode="clip") for a, b in pairwise(edges)]
+        x = np.stack([piece.mean(axis=axis) for piece in pieces], axis=axis)
+    return np.append(x.ravel(), np.log(max(1, len(frames)))).astype(np.float32)

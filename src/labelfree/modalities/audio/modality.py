@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import TargetError, value_error
 from labelfree.modalities.audio import sources as reading
 from labelfree.modalities.audio import views as augment
-from labelfree.modalities.audio.mel import Mel, log_mel, log_mels, mfcc_statistics
+from labelfree.modalities.audio.mel import Mel, log_mel, log_mels, mfcc_statistics, sketch
 from labelfree.modalities.audio.sources import Form, Sounds
 from labelfree.modalities.audio.tokens import WaveStem, reach, stride, token_counts, valid_tokens
 from labelfree.modalities.base import (
@@ -459,16 +459,21 @@ class Audio(Modality):
 
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """Statistics of mel-frequency cepstral coefficients of each recording."""
-        return [self._cepstra(dataset) for dataset in (train, *others)]
+        return [self._described(dataset, mfcc_statistics) for dataset in (train, *others)]
 
-    def _cepstra(self, dataset: Dataset) -> np.ndarray:
+    def copy_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """Coarse spectrograms, which a gain or faint noise leaves as they are."""
+        return [self._described(dataset, sketch) for dataset in (train, *others)]
+
+    def _described(self, dataset: Dataset, describe: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(N, F) what `describe` makes of the (R, M) frames of each recording; zeros where it cannot be read."""
         rows: list[np.ndarray] = []
         for start in range(0, len(dataset), 256):
             items = dataset.read(range(start, min(start + 256, len(dataset))))
             good = [item for item in items if isinstance(item, Sample)]
             found = iter(self._frames_of(good) if good else [])
             blank = np.full((1, self.settings.mels), np.nan)
-            rows += [mfcc_statistics(next(found) if isinstance(item, Sample) else blank) for item in items]
+            rows += [describe(next(found) if isinstance(item, Sample) else blank) for item in items]
         return np.nan_to_num(np.stack(rows))
 
 

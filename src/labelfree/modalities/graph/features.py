@@ -52,6 +52,33 @@ def summary(sample: Sample, x: np.ndarray, roots: int) -> np.ndarray:
     return np.concatenate([about, x.mean(axis=0), counts, kinds]).astype(np.float32)
 
 
+def structure(sample: Sample, x: np.ndarray, levels: int = 4, width: int = 32) -> np.ndarray:
+    """(2 · levels · width + 2,) what is around the nodes of a graph, so that the same parts arranged otherwise differ.
+
+    Means and deviations over the nodes of random features, which take in one more ring of neighbours a level: a graph
+    network without training (Kipf & Welling 2017, appendix A).
+
+    Args:
+        sample: with its edges.
+        x: (n, F) normalised features of its nodes.
+    """
+    edges, attributes = sample.extra["edges"], sample.extra.get("attributes")
+    known = edges[:, 0] >= 0
+    kinds = np.zeros((len(edges), 0)) if attributes is None else np.nan_to_num(attributes)
+    a, b = np.concatenate([edges[known], edges[known][:, ::-1]]).T
+    kinds = np.concatenate([kinds[known], kinds[known]])
+    h = np.concatenate([x, np.log1p(np.bincount(a, minlength=len(x)))[:, None]], axis=1)
+    rng, found = np.random.default_rng(0), [np.log1p([len(x), known.sum()])]
+    for _ in range(levels):
+        heard = np.concatenate([h[a], kinds], axis=1)
+        heard = np.tanh(heard @ rng.normal(size=(heard.shape[1], width)) * 4 / math.sqrt(heard.shape[1]))
+        own = h @ rng.normal(size=(h.shape[1], width)) / math.sqrt(h.shape[1])
+        np.add.at(own, b, heard)
+        h = np.tanh(own)
+        found += [h.mean(axis=0), h.std(axis=0)]
+    return np.concatenate(found).astype(np.float32)
+
+
 def drawing(nodes: np.ndarray, edges: np.ndarray, roots: int) -> str:
     """An SVG of a graph of (n, F) nodes; colours say which feature is the largest; the roots are ringed."""
     count = min(len(nodes), _MOST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from labelfree.modalities.base import (
     token_mask,
 )
 from labelfree.modalities.graph import views as augment
-from labelfree.modalities.graph.features import drawing, scale_of, summary
+from labelfree.modalities.graph.features import drawing, scale_of, structure, summary
 from labelfree.modalities.graph.sources import Column, GraphOptions, looks_like_graph, read_graphs
 from labelfree.needs import Need
 from labelfree.settings import Settings
@@ -435,16 +435,21 @@ class Graph(Modality):
         return drawing(sample.data, sample.extra["edges"], self.roots)
 
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
-        return [self._summaries(dataset) for dataset in (train, *others)]
+        return [self._described(dataset, lambda item, x: summary(item, x, self.roots)) for dataset in (train, *others)]
 
-    def _summaries(self, dataset: Dataset) -> np.ndarray:
+    def copy_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """What is around the nodes: many different graphs (isomers) have the same summary."""
+        return [self._described(dataset, structure) for dataset in (train, *others)]
+
+    def _described(self, dataset: Dataset, describe: Callable[[Sample, np.ndarray], np.ndarray]) -> np.ndarray:
+        """(N, F) what `describe` makes of each graph and its normalised nodes; zeros where it cannot be read."""
         mean, std = self._scale.numpy()
         rows: list[np.ndarray | None] = []
         for start in range(0, len(dataset), 1024):
             for item in dataset.read(range(start, min(start + 1024, len(dataset)))):
                 known = isinstance(item, Sample)
                 x = np.nan_to_num((item.data - mean) / std) if known else None  # type: ignore[union-attr]
-                rows.append(summary(item, x, self.roots) if known else None)  # type: ignore[arg-type]
+                rows.append(describe(item, x) if known else None)  # type: ignore[arg-type]
         width = next((len(row) for row in rows if row is not None), 0)
         return np.stack([np.zeros(width, np.float32) if row is None else row for row in rows])
 

@@ -12,6 +12,8 @@ from labelfree.modalities.base import Dataset
 
 _COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#dd4477", "#66aa00")
 _WIDTH, _HEIGHT, _POINTS = 240, 60, 400
+#: Numbers that describe a channel, before its values.
+_STATISTICS = 15
 
 
 class ChannelStatistics:
@@ -102,7 +104,7 @@ def _of_channel(x: np.ndarray, points: int) -> np.ndarray:
     known = np.flatnonzero(~np.isnan(x))
     missing = 1 - len(known) / max(len(x), 1)
     if not len(known):
-        return np.concatenate([[missing], np.zeros(14 + points)])
+        return np.concatenate([[missing], np.zeros(_STATISTICS - 1 + points)])
     y = np.interp(np.arange(len(x)), known, x[known])
     z = y - y.mean()
     deviation = y.std()
@@ -114,6 +116,12 @@ def _of_channel(x: np.ndarray, points: int) -> np.ndarray:
     statistics = [missing, y.mean(), deviation, y.min(), *np.quantile(y, [0.25, 0.5, 0.75]), y.max(), slope, lag]
     statistics.append(np.abs(steps).mean() if len(steps) else 0.0)
     return np.concatenate([statistics, bands, np.interp(np.linspace(0, len(y) - 1, points), np.arange(len(y)), y)])
+
+
+def resampled(dataset: Dataset, points: int) -> np.ndarray:
+    """(N, C · points) float32: the values alone, resampled, the statistics of `describe_series` left out."""
+    values = raw_features(dataset, points)
+    return values.reshape(len(values), -1, _STATISTICS + points)[:, :, _STATISTICS:].reshape(len(values), -1)
 
 
 def raw_features(dataset: Dataset, points: int) -> np.ndarray:

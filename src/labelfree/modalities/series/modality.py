@@ -33,7 +33,7 @@ from labelfree.modalities.base import (
     span_mask,
 )
 from labelfree.modalities.series import views as augment
-from labelfree.modalities.series.features import ChannelStatistics, raw_features, sparkline
+from labelfree.modalities.series.features import ChannelStatistics, raw_features, resampled, sparkline
 from labelfree.modalities.series.tokens import SeriesStem, patches, valid_tokens
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings, Share
@@ -95,6 +95,7 @@ class SeriesDataset(Dataset):
         self.unreadable = source.unreadable
         self.window = window
         self.spans, self.recording = cut_windows(source.spans, window, stride)
+        self.cut_from = self.recording if window else None
         self._groups = _group_numbers(source, self.spans, self.recording)
 
     def __len__(self) -> int:
@@ -511,6 +512,13 @@ class Series(Modality):
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         points = int(min(128, max(8, self._length or 64)))
         return [raw_features(dataset, points) for dataset in (train, *others)]
+
+    def copy_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
+        """The values, resampled, each channel in its own deviation: statistics tell noise and alike series apart."""
+        points = int(min(128, max(8, self._length or 64)))
+        found = [resampled(dataset, points) for dataset in (train, *others)]
+        deviation = found[0].reshape(-1, found[0].shape[1] // points, points).std(axis=(0, 2)).repeat(points)
+        return [part / np.maximum(deviation, 1e-12) for part in found]
 
 
 def _padded(data: np.ndarray, length: int) -> np.ndarray:
