@@ -23,6 +23,10 @@ class Refusal(LabelfreeError):
     """An objective, a modality and an encoder that do not fit together."""
 
 
+class SeenByEncoder(LabelfreeError):
+    """A column that is a feature, where a label was asked for."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that looks most like `name`, as an ending for a remedy ("Did you mean 'x'?"), or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -219,3 +219,60 @@ def test_every_kind_of_data_can_be_looked_at(kind: str, tmp_path: Path) -> None:
     checkup.write(tmp_path / "page.html")
     answer = json.loads((tmp_path / "page.json").read_text())
     assert answer["verdict"] in (tmp_path / "page.html").read_text()
+
+
+def payments(path: Path, rows: int = 300, gaps: int = 0) -> Path:
+    """Events without gaps but those of the amount that are asked for."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{60 * row},{rng.integers(0, 40)},{100 + rng.integers(0, 40)},{rng.exponential(20):.2f},{rng.integers(0, 2)}"
+        for row in range(rows)
+    ]
+    for row in range(gaps):
+        time, source, target, _, fraud = lines[3 * row].split(",")
+        lines[3 * row] = f"{time},{source},{target},,{fraud}"
+    path.write_text("time,source,target,amount,is_fraud\n" + "\n".join(lines))
+    return path
+
+
+def test_short_histories_of_events_are_no_missing_values(tmp_path: Path) -> None:
+    assert doctor(payments(tmp_path / "whole.csv"), modality="events").missing == {}
+    assert doctor(payments(tmp_path / "gaps.csv", gaps=30), modality="events").missing == {"amount": 0.1}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("text", "txt"), ("bytes", "bin")])
+def test_files_that_hold_nothing_are_empty_and_nothing_else(kind: str, suffix: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        (tmp_path / f"{number}.{suffix}").write_text(" ".join(rng.choice([f"word{n}" for n in range(90)], 60)))
+    for name in ("empty", "void"):
+        (tmp_path / f"{name}.{suffix}").write_text("  \n" if kind == "text" and name == "void" else "")
+    checkup = doctor(tmp_path, modality=kind)
+    assert found(checkup) == {"empty": [8, 9]}
+    unit = "characters" if kind == "text" else "bytes"
+    assert unit in checkup.facts
+    assert checkup.facts["typical length"].endswith(unit)
+
+
+def test_a_label_among_the_features_is_left_out_of_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [f"{a:.3f},{b:.3f},{'yes' if a > 0 else 'no'}" for a, b in rng.normal(size=(60, 2))]
+    rows[9] = rows[8].replace("yes", "?").replace("no", "yes").replace("?", "no")
+    path = tmp_path / "people.csv"
+    path.write_text("height,weight,income\n" + "\n".join(rows))
+    checkup = doctor(path, modality="table", label="income", against=path)
+    assert found(checkup)["labels disagree"] == [8, 9]
+    assert "'income' is the label" in checkup.notes[0]
+    events = doctor(payments(tmp_path / "paid.csv"), modality="events", label="is_fraud", exclude="amount")
+    assert set(events.labels) == {"0", "1"}
+
+
+def test_the_table_tells_exact_copies_in_the_other_source_from_near_ones(tmp_path: Path) -> None:
+    theirs = noise(40)
+    np.save(tmp_path / "theirs.npy", theirs)
+    ours = noise(20, seed=1)
+    ours[:3] = theirs[:3]
+    ours[0, 0, 0] ^= 8
+    [row] = doctor(ours, modality="image", against=tmp_path / "theirs.npy").rows()
+    assert row[:2] == ("in both sources", "3")
+    assert row[3].startswith("2 exactly, 1 nearly: row 0; row 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,7 @@ class Finding:
         groups: those that belong together (copies of one another), where they do.
         reasons: what is to be said of single samples.
         compared: of how many samples these are, where not all that were looked at; 0 for all.
+        tally: words for how many are of which kind, where there are several ("3 exactly, 2 nearly").
     """
 
     check: str
@@ -39,6 +40,7 @@ class Finding:
     groups: Sequence[Sequence[int]] = ()
     reasons: Mapping[int, str] = field(default_factory=dict)
     compared: int = 0
+    tally: str = ""
 
 
 def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unreadable]:
@@ -75,6 +77,7 @@ class Survey:
     Arguments:
         signal: whether samples are values in time or space, so that constant ones hold nothing.
         copies: whether samples that are alike are a fault.
+        own: what of a sample's data counts for missing values and for emptiness (`Dataset.own_values`); all by default.
 
     Attributes:
         rows: numbers of the samples that could be read.
@@ -82,8 +85,10 @@ class Survey:
         groups: whose each of these is (a patient's, a film's), -1 without one.
     """
 
-    def __init__(self, signal: bool, copies: bool = True) -> None:
-        self._signal, self._copies = signal, copies
+    def __init__(
+        self, signal: bool, copies: bool = True, own: Callable[[Sample], np.ndarray] = lambda sample: sample.data
+    ) -> None:
+        self._signal, self._copies, self._own = signal, copies, own
         self.rows: list[int] = []
         self.digests: list[bytes] = []
         self.groups: list[int] = []
@@ -108,7 +113,7 @@ class Survey:
         return self
 
     def _look_at(self, sample: Sample) -> None:
-        values = sample.data
+        values = self._own(sample)
         if values.dtype.kind == "f":
             absent = np.isnan(values)
             if values.size:
@@ -140,22 +145,25 @@ class Survey:
             Finding("empty", "hold nothing", sorted(empty)),
             Finding("constant", "have one value throughout", constant),
             Finding("nearly constant", f"vary less than {FAINT:.0%} of what is usual", faint),
-            self._wrong_sizes(rows),
+            self._wrong_sizes(rows, empty),
         ]
         if self._copies:
-            groups = copies(self.rows, self.digests)
+            pairs = zip(self.rows, self.digests, strict=True)
+            groups = copies([(row, own) for row, own in pairs if row not in empty])
             words = "are exactly alike, as an encoder would get them"
             found.append(Finding("copies", words, sorted(row for group in groups for row in group), groups))
         return [finding for finding in found if finding.samples]
 
-    def _wrong_sizes(self, rows: np.ndarray) -> Finding:
+    def _wrong_sizes(self, rows: np.ndarray, empty: Collection[int]) -> Finding:
         reasons: dict[int, str] = {}
-        if len(rows):
-            lengths = np.array([shape[0] if shape else 1 for shape in self._shapes], dtype=float)
+        full = [place for place, row in enumerate(rows.tolist()) if row not in empty]
+        if full:
+            shapes = [self._shapes[place] for place in full]
+            lengths = np.array([shape[0] if shape else 1 for shape in shapes], dtype=float)
             usual = max(float(np.median(lengths)), 1.0)
-            rest = Counter(shape[1:] for shape in self._shapes).most_common(1)[0][0]
-            aspects = np.array(self._aspects) / np.median(self._aspects)
-            for row, shape, length, aspect in zip(rows.tolist(), self._shapes, lengths, aspects, strict=True):
+            rest = Counter(shape[1:] for shape in shapes).most_common(1)[0][0]
+            aspects = np.array(self._aspects)[full] / np.median(self._aspects)
+            for row, shape, length, aspect in zip(rows[full].tolist(), shapes, lengths, aspects, strict=True):
                 if shape[1:] != rest:
                     reasons[row] = f"is {'×'.join(map(str, shape))}, usual is {'×'.join(map(str, rest))}"
                 elif not 1 / FACTOR <= length / usual <= FACTOR:
@@ -165,10 +173,10 @@ class Survey:
         return Finding("sizes", "are of a size far from the usual", sorted(reasons), reasons=reasons)
 
 
-def copies(rows: Sequence[int], digests: Sequence[bytes]) -> list[list[int]]:
+def copies(digests: Iterable[tuple[int, bytes]]) -> list[list[int]]:
     """Rows with equal digests, together."""
     same: dict[bytes, list[int]] = defaultdict(list)
-    for row, own in zip(rows, digests, strict=True):
+    for row, own in digests:
         same[own].append(row)
     return [group for group in same.values() if len(group) > 1]
 
@@ -177,5 +185,6 @@ def quick(dataset: Dataset, modality: Modality) -> tuple[list[Finding], int]:
     """What a look at some samples finds, and how many it looked at; costs little beside a training."""
     limit = QUICK if isinstance(dataset, Cached) and dataset.whole is not None else QUICK_READ
     where = spread(len(dataset), dataset.shards, limit)
-    survey = Survey(modality.signal, not dataset.origin()[0].connected).add(nearby(dataset, where))
+    source, _ = dataset.origin()
+    survey = Survey(modality.signal, not source.connected, source.own_values).add(nearby(dataset, where))
     return survey.findings(), len(where)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
-from labelfree.errors import LabelfreeError, Refusal
+from labelfree.errors import LabelfreeError, Refusal, SeenByEncoder
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -96,6 +96,10 @@ class Dataset(ABC):
         """The dataset as it was opened, and (N,) which of its samples these are; itself unless it stands for a part."""
         return self, np.arange(len(self))
 
+    def own_values(self, sample: Sample) -> np.ndarray:
+        """What of a sample's data it alone holds: no padding, none of its neighbours, no signs that all have."""
+        return sample.data
+
     def name(self, index: int) -> str:
         """What a person calls a sample: its path inside the source, or its row."""
         return f"row {index}"
@@ -121,9 +125,9 @@ def no_column(name: str, known: Sequence[str]) -> Refusal:
     return Refusal(f"There is no column '{name}' in the source: {has}.", nearest(name, known))
 
 
-def seen_by_encoder(name: str, what: str) -> LabelfreeError:
+def seen_by_encoder(name: str, what: str) -> SeenByEncoder:
     """Why a column that is `what` to the encoder ("a channel") is no label: the answer would be in the question."""
-    return LabelfreeError(
+    return SeenByEncoder(
         f"'{name}' is {what}, which the encoder sees, so it cannot be a label.", f"Pretrain without it: exclude={name}."
     )
 

@@ -154,7 +154,7 @@ class Bytes(Text):
         if isinstance(source, Documents):
             return source.with_encode(self._encode)
         documents = self._open(source)
-        documents.modality = self.name
+        documents.modality, documents.unit = self.name, "bytes"
         if not len(documents) or not documents.characters().any():
             what = f"'{source}'" if isinstance(source, str | Path) else "The source"
             raise LabelfreeError(f"{what} holds no bytes: {len(documents)} files, all empty.", "Name another source.")

@@ -13,7 +13,7 @@ import numpy as np
 from labelfree import registry
 from labelfree.data.doctor import Finding, Survey, nearby
 from labelfree.data.encoded import spread
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, SeenByEncoder
 from labelfree.files import writable, write_json
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.run import Run
@@ -121,7 +121,8 @@ class Checkup:
             names = [self.dataset.name(row) for row in finding.samples[:NAMED]]
             if finding.groups:
                 names = [" = ".join(self.dataset.name(row) for row in group[:3]) for group in finding.groups[:NAMED]]
-            rows.append((finding.check, f"{len(finding.samples):,}", f"{self.share_of(finding):.1%}", "; ".join(names)))
+            instances = f"{finding.tally}: " * bool(finding.tally) + "; ".join(names)
+            rows.append((finding.check, f"{len(finding.samples):,}", f"{self.share_of(finding):.1%}", instances))
         return rows
 
     def write(self, path: str | Path, force: bool = False) -> None:
@@ -169,13 +170,13 @@ def doctor(
         if not 0 <= share <= 1:
             raise LabelfreeError(f"{name}={share} is no share.", "Give a number from 0 to 1.")
     trained = Run(run) if isinstance(run, str | Path) else run
-    kind, dataset, notes = _opened(source, modality, trained, settings)
+    kind, dataset, notes = _opened(source, modality, trained, settings, label)
     places = range(len(dataset)) if limit is None else spread(len(dataset), dataset.shards, limit)
-    connected = dataset.origin()[0].connected
-    survey = Survey(kind.signal, not connected).add(nearby(dataset, places))
+    whole, _ = dataset.origin()
+    survey = Survey(kind.signal, not whole.connected, whole.own_values).add(nearby(dataset, places))
     findings = survey.findings()
     other = None if against is None else kind.open(against)
-    if connected:
+    if whole.connected:
         notes.append("Samples are parts of one whole, which may well be alike: no copies were looked for.")
     else:
         findings += _alike(kind, dataset, survey, other, near, notes)
@@ -201,7 +202,7 @@ def doctor(
 
 
 def _opened(
-    source: Any, modality: str | None, run: Run | None, settings: Mapping[str, Any]
+    source: Any, modality: str | None, run: Run | None, settings: Mapping[str, Any], label: str | None
 ) -> tuple[Modality, Dataset, list[str]]:
     if run is not None:
         if settings or modality is not None:
@@ -212,11 +213,25 @@ def _opened(
     own = share_out(settings, {cls.name: cls.settings_class})[cls.name]
     kind = cls(cls.settings_class.read(own, cls.name))
     dataset, notes = kind.open(source), []
+    if label is not None and _is_feature(dataset, label):
+        kind = cls(kind.settings.model_copy(update={"exclude": (*kind.settings.exclude, label)}))
+        dataset = kind.open(source)
+        notes.append(f"'{label}' is the label, and was left out of the features.")
     try:
         kind.fit(dataset)
     except LabelfreeError as error:  # what cannot be learnt from can still be looked at
         notes.append(f"It could not be learnt from: {error.problem}")
     return kind, dataset, notes
+
+
+def _is_feature(dataset: Dataset, name: str) -> bool:
+    try:
+        dataset.column(name)
+    except SeenByEncoder:
+        return True
+    except LabelfreeError:  # whoever reads the labels says what is wrong
+        return False
+    return False
 
 
 def _missing(dataset: Dataset, survey: Survey) -> dict[str, float]:
@@ -299,10 +314,11 @@ def _thinned(rows: np.ndarray) -> np.ndarray:
 def _shared(survey: Survey, theirs: Survey, other: Dataset, near: Sequence[tuple[int, int]]) -> Finding:
     known = dict(zip(reversed(theirs.digests), reversed(theirs.rows), strict=True))
     reasons = {row: f"nearly '{other.name(their)}' of the other source" for row, their in reversed(near)}
-    for row, own in zip(survey.rows, survey.digests, strict=True):
-        if own in known:
-            reasons[row] = f"is '{other.name(known[own])}' of the other source"
-    return Finding("in both sources", "are in the other source too, or nearly", sorted(reasons), reasons=reasons)
+    exact = {row: known[own] for row, own in zip(survey.rows, survey.digests, strict=True) if own in known}
+    reasons |= {row: f"is '{other.name(their)}' of the other source" for row, their in exact.items()}
+    tally = f"{len(exact):,} exactly, {len(reasons) - len(exact):,} nearly"
+    words = "are in the other source too, or nearly"
+    return Finding("in both sources", words, sorted(reasons), reasons=reasons, tally=tally)
 
 
 # ---- labels, outliers

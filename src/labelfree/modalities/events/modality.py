@@ -81,7 +81,7 @@ class EventDataset(Dataset):
 
     def __init__(self, log: Log, recent: int) -> None:
         self.log, self.recent = log, recent
-        self.unreadable = log.unreadable
+        self.unreadable, self.value_names = log.unreadable, log.channels
         self._histories = Histories(log.ends)
 
     def __len__(self) -> int:
@@ -96,6 +96,10 @@ class EventDataset(Dataset):
             Sample(data[row], int(index), time=time[row], extra={"nodes": nodes[row], "number": number[row]})
             for row, index in enumerate(event)
         ]
+
+    def own_values(self, sample: Sample) -> np.ndarray:
+        """Of the event itself, which comes last: histories hold other events, and gaps where there were fewer."""
+        return sample.data[-1:]
 
     def name(self, index: int) -> str:
         source, target = (self.log.nodes[node] for node in self.log.ends[index])

@@ -44,11 +44,13 @@ class Documents(Dataset):
         encode: texts → ids; set by the modality.
         words: what a person calls the source ("1,203 text files").
         modality: the name of the kind of data that they are read as.
+        unit: what they are as long as.
     """
 
     encode: Encode
     words: str
     modality: str = "text"
+    unit: str = "characters"
 
     @abstractmethod
     def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
@@ -80,11 +82,15 @@ class Documents(Dataset):
         """Documents that a quick look shows to be no text."""
         return []
 
+    def own_values(self, sample: Sample) -> np.ndarray:
+        """Nothing of a text that is encoded as no text is."""
+        return sample.data[:0] if np.array_equal(sample.data, self.encode([""])[0]) else sample.data
+
     def describe(self) -> Description:
         sizes, bad = self.characters(), self.known_unreadable()
         empty = int((sizes == 0).sum())
         typical = float(np.median(sizes)) if len(sizes) else 0.0
-        facts = {"source": self.words, "characters": f"{sizes.sum():,}", "typical length": f"{typical:,.0f} characters"}
+        facts = {"source": self.words, self.unit: f"{sizes.sum():,}", "typical length": f"{typical:,.0f} {self.unit}"}
         if empty:
             facts["empty"] = f"{empty:,}"
         if bad:
