@@ -178,4 +178,6 @@ def test_columns_are_scaled_and_constant_ones_left_out() -> None:
     ours, theirs = comparable([x, x[:3]])
     assert ours.shape == (20, 2)
     assert ours.std(axis=0) == pytest.approx(1, abs=1e-5)
+    (flags,) = comparable([np.eye(20)])
+    assert flags.std(axis=0) == pytest.approx(np.eye(20).std(axis=0)), "rare categories are not scaled up"
     assert theirs == pytest.approx(ours[:3])

@@ -21,7 +21,8 @@ def comparable(features: Sequence[Any]) -> list[Any]:
     """Features of a source, and of others, in which distances mean something.
 
     Dense columns are centred and scaled as in the first of `features`, and constant ones left out, since what all
-    samples share would make any two of them alike. Sparse ones (words) are zero where nothing is, and stay.
+    samples share would make any two of them alike. Columns of nothing but 0 and 1 keep their unit: scaled up, rare
+    categories would drown all numbers. Sparse ones (words) are zero where nothing is, and stay.
 
     Args:
         features: (N, F) and (M, F) …, dense or sparse.
@@ -31,7 +32,8 @@ def comparable(features: Sequence[Any]) -> list[Any]:
     first = np.asarray(features[0], dtype=np.float64)
     middle, deviation = first.mean(axis=0), first.std(axis=0)
     kept = deviation > 1e-6 * np.abs(first).max(axis=0, initial=1e-12)
-    scale = np.maximum(deviation, STILL * deviation.max(initial=0.0))[kept]
+    flags = ((first == 0) | (first == 1)).all(axis=0)
+    scale = np.where(flags, 1.0, np.maximum(deviation, STILL * deviation.max(initial=0.0)))[kept]
     return [((np.asarray(part) - middle)[:, kept] / scale).astype(np.float32) for part in features]
 
 
