@@ -273,11 +273,11 @@ def test_views_of_dino_are_those_of_the_others(sources: dict[str, Path]) -> None
 def test_a_teacher_that_gives_all_samples_one_label_is_named_and_a_sound_one_is_not(tmp_path: Path) -> None:
     table = np.random.default_rng(0).normal(size=(256, 8)).round(4)
     np.savetxt(tmp_path / "t.csv", table, delimiter=",", header="a,b,c,d,e,f,g,h", comments="")
-    usual: dict[str, Any] = {"method": "dino", "steps": 40, "batch_size": 64, "prototypes": 32, "projector": (64, 32)}
+    usual: dict[str, Any] = {"method": "dino", "steps": 60, "batch_size": 64, "prototypes": 32, "projector": (64, 32)}
     usual |= {"log_every": 5, "threads": 1, "precision": "32"}
     without_centre = {"centre_momentum": 1.0, "teacher_momentum": 0.9, "frozen_prototypes": 0, "learning_rate": 3e-3}
     collapsed = labelfree.pretrain(tmp_path / "t.csv", out=tmp_path / "collapsed", **usual, **without_centre)
     sound = labelfree.pretrain(tmp_path / "t.csv", out=tmp_path / "sound", **usual)
     assert ["all samples get the same labels" in words for words in collapsed.info["warnings"]] == [True]
     assert sound.info["warnings"] == []
-    assert collapsed.metrics()[-1]["labels"] < 1.001 < 1.03 < sound.metrics()[-1]["labels"]
+    assert collapsed.metrics()[-1]["labels"] < 1.005 < 1.03 < sound.metrics()[-1]["labels"]
