@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Examples of a finding, samples of a group, and rows of a list that are shown.
 EXAMPLES, TOGETHER, LISTED = 12, 6, 50
+#: Columns of tables that hold numbers.
+NUMBERS = frozenset({"samples", "share", "missing"})
 
 
 def page_of(checkup: Checkup) -> str:
@@ -56,7 +58,7 @@ def _overview(checkup: Checkup) -> str:
 
 
 def _table(header: Sequence[str], rows: str) -> str:
-    head = "".join(f"<th>{name}</th>" for name in header)
+    head = "".join(f'<th class="number">{name}</th>' if name in NUMBERS else f"<th>{name}</th>" for name in header)
     return f"<div class='scroll'><table><tr>{head}</tr>{rows}</table></div>"
 
 
