@@ -14,16 +14,17 @@ from labelfree.losses.precision import full_precision
 from labelfree.losses.rows import places
 
 
+def entropy(p: Tensor) -> Tensor:
+    """(..., K) probabilities → (...), in nats."""
+    return -(p * p.clamp_min(1e-30).log()).sum(dim=-1)
+
+
 @torch.no_grad()
 @full_precision
 def distinct(labels: Tensor) -> Tensor:
     """How many of B soft labels (B, K) differ, from 1 where all are alike to the smaller of B and K: the exponential of
     what a label says of its sample, the entropy of their mean less their mean entropy.
     """
-
-    def entropy(p: Tensor) -> Tensor:
-        return -(p * p.clamp_min(1e-30).log()).sum(dim=-1)
-
     return (entropy(labels.mean(dim=0)) - entropy(labels).mean()).exp()
 
 

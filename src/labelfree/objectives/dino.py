@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
-from labelfree.losses.distillation import centred, distinct, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
+from labelfree.losses.distillation import (
+    centred,
+    distinct,
+    entropy,
+    koleo,
+    mean_over_batch,
+    sinkhorn,
+    soft_cross_entropy,
+)
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
@@ -170,5 +178,4 @@ class DINO(Objective):
 
 def label_logs(labels: Tensor) -> dict[str, Tensor]:
     """Of soft labels (B, K): the mean entropy, as a share of what it is where all K are alike, and how many differ."""
-    entropy = -(labels * labels.clamp_min(1e-30).log()).sum(dim=1).mean()
-    return {"teacher_entropy": entropy / math.log(labels.shape[1]), "labels": distinct(labels)}
+    return {"teacher_entropy": entropy(labels).mean() / math.log(labels.shape[1]), "labels": distinct(labels)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,17 +98,7 @@ def pretrain(
         modality, spec, settings = _like(Path(init), modality, spec, settings)
     seconds = length["seconds"]
     ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=seconds, settings=settings)
-    plan, data, dataset, found = ask(method=method)
-    say_found(found)
-    try:
-        job, plan = _prepare(plan, data, source, dataset, network, init)
-    except Refusal:
-        if method != "auto" or spec == "auto" or plan.method == UNDEMANDING:
-            raise
-        reason = f"{plan.method}, the usual one, asks more of an encoder than {spec} can do"
-        plan, data, dataset, found = ask(method=UNDEMANDING)
-        plan.choices.append(Choice("method", UNDEMANDING, reason).record())
-        job, plan = _prepare(plan, data, source, dataset, network, init)
+    job, plan, found = _choose(ask, method, spec, source, network, init)
     device, world = check_device(plan.training), _world(plan)
     runtime.prepare_machine(int(plan.training.threads))
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
@@ -126,6 +116,28 @@ def pretrain(
     if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
         save_state(folder / "checkpoints", 0, job.objective, jobs.new_training(job, device).optimizer)
     return _launch(job, folder, source, network, job.modality.state(), accelerator)
+
+
+def _choose(
+    ask: Callable[..., tuple[Plan, Modality, Dataset, Description]],
+    method: str,
+    spec: str,
+    source: Any,
+    network: nn.Module | None,
+    init: str | Path | None,
+) -> tuple[Job, Plan, Description]:
+    """A job of the method; where none was named and a given encoder cannot serve the usual one, of a simpler one."""
+    plan, data, dataset, found = ask(method=method)
+    say_found(found)
+    try:
+        return *_prepare(plan, data, source, dataset, network, init), found
+    except Refusal:
+        if method != "auto" or spec == "auto" or plan.method == UNDEMANDING:
+            raise
+    reason = f"{plan.method}, the usual one, asks more of an encoder than {spec} can do"
+    plan, data, dataset, found = ask(method=UNDEMANDING)
+    plan.choices.append(Choice("method", UNDEMANDING, reason).record())
+    return *_prepare(plan, data, source, dataset, network, init), found
 
 
 def _check_unchanged(run: str | Path, given: list[str]) -> None:

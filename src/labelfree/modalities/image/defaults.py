@@ -54,7 +54,7 @@ def choose(found: Description, budget: Budget) -> list[Choice]:
     ]
     if view < size:
         choices.append(
-            Choice("view_size", view, f"steps take about a third of those with views of {size} px", of_encoder=True)
+            Choice("view_size", view, f"steps take less than half as long as with views of {size} px", of_encoder=True)
         )
         choices.append(Choice("augment", "V", "crops of a fifth or more, with which small views were tried"))
     return choices
