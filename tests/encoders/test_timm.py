@@ -73,6 +73,42 @@ def test_convolution_weights_go_back_to_timm(name: str, size: int) -> None:
     torch.testing.assert_close(theirs(batch(size).data), encoder(batch(size)).pooled, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["transformer:pico", "timm:deit_tiny_patch16_224"])
+def test_a_class_token_is_what_the_picture_is_read_off(name: str) -> None:
+    kind = Image(ImageSettings(size=32, channels=3, patch=8, class_token=True))
+    torch.manual_seed(0)
+    encoder = registry.build_encoder(name, kind).eval()
+    assert isinstance(encoder, Timm)
+    mask = torch.arange(16).expand(2, -1) % 2 == 0
+    whole, replaced, dropped = (
+        encoder(batch(), hidden, how) for hidden, how in ((None, "replace"), (mask, "replace"), (mask, "drop"))
+    )
+    theirs = encoder.network.forward_features(batch().data)
+    torch.testing.assert_close(whole.pooled, theirs[:, 0])
+    torch.testing.assert_close(whole.tokens, theirs[:, 1:])
+    assert [found.tokens.shape[1] for found in (replaced, dropped)] == [16, 8]
+    assert not torch.allclose(whole.pooled, whole.tokens.mean(dim=1), atol=1e-3)
+    # small crops have fewer patches, and the same class token
+    assert encoder(batch(16)).pooled.shape == whole.pooled.shape
+    fresh = registry.build_encoder(name, kind).eval()
+    fresh.load_library_state(encoder.library_state())
+    torch.testing.assert_close(fresh(batch()).pooled, whole.pooled)
+
+
+@pytest.mark.parametrize(("name", "causal"), [("timm:resnet10t", False), ("transformer:pico", True)])
+def test_a_class_token_that_cannot_be_is_refused(name: str, causal: bool) -> None:
+    kind = Image(ImageSettings(size=32, channels=3, class_token=True))
+    with pytest.raises(Refusal, match="class token"):
+        registry.build_encoder(name, kind, causal)
+
+
+@pytest.mark.parametrize("method", ["dino-vit", "ibot-vit", "dinov2"])
+def test_recipes_whose_papers_have_a_class_token_ask_for_it(method: str) -> None:
+    _, recipe = registry.method(method)
+    assert recipe is not None
+    assert recipe.options["class_token"] is True
+
+
 def test_vision_transformers_hide_tokens_only_where_theirs_are_the_patches() -> None:
     deit = build("deit_tiny_patch16_224", modality(32, patch=8))
     mask = torch.arange(16).expand(2, -1) % 2 == 0

@@ -60,8 +60,8 @@ class Timm(Encoder):
     mean.
 
     Convolution nets give a token per place of their last map and the mean as pooled feature, in channels-last memory.
-    Vision transformers give a token per patch (class and register tokens left out) and the mean of these; they can hide
-    tokens and be causal.
+    Vision transformers give a token per patch (class and register tokens left out) and the mean of these, or the class
+    token where the data asks for it (`PictureForm.class_token`); they can hide tokens and be causal.
 
     Args:
         network: a timm model without its classifier.
@@ -83,6 +83,9 @@ class Timm(Encoder):
         form = modality.picture_form()
         self.sees_order = form.count == 1
         self._plain_vit = isinstance(network, VisionTransformer)
+        self._class_token = form.class_token
+        if self._class_token:
+            self._check_class_token()
         grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
         if self._plain_vit and modality.patched and grid == (form.height // form.patch, form.width // form.patch):
             self.can |= {Need.MASK} | ({Need.CAUSAL} if causal else set())
@@ -91,6 +94,13 @@ class Timm(Encoder):
             nn.init.normal_(self.mask_token, std=0.02)
         if not self._plain_vit:
             self.network.to(memory_format=torch.channels_last)
+
+    def _check_class_token(self) -> None:
+        remedy = "Set class_token=False, or use transformer:… or timm:vit_…."
+        if not self._plain_vit or self.network.cls_token is None:
+            raise Refusal("This network has no class token.", remedy)
+        if self.causal:
+            raise Refusal("The class token of a causal transformer would see no patch.", remedy)
 
     @classmethod
     def build(cls, variant: str, modality: Modality, causal: bool = False) -> Encoder:
@@ -117,7 +127,7 @@ class Timm(Encoder):
 
     @classmethod
     def transformer(cls, size: str, modality: Modality, causal: bool) -> Encoder:
-        """timm's Vision Transformer of one of our sizes, without class token."""
+        """timm's Vision Transformer of one of our sizes."""
         shape, form = SIZES[size], modality.picture_form()
         network = VisionTransformer(
             img_size=(form.height, form.width),
@@ -128,8 +138,8 @@ class Timm(Encoder):
             embed_dim=shape.dim,
             depth=shape.depth,
             num_heads=shape.heads,
-            class_token=False,
-            global_pool="avg",
+            class_token=form.class_token,
+            global_pool="token" if form.class_token else "avg",
             fc_norm=False,
         )
         return cls(network, modality, causal)
@@ -192,8 +202,10 @@ class Timm(Encoder):
         x = network.norm_pre(x)
         for block in network.blocks:
             x = block(x, is_causal=True) if self.causal else block(x)
-        tokens = network.norm(x)[:, prefix:]
-        return Features(network.fc_norm(tokens.mean(dim=1)), tokens, local=local)
+        x = network.norm(x)
+        tokens = x[:, prefix:]
+        pooled = x[:, 0] if self._class_token else tokens.mean(dim=1)
+        return Features(network.fc_norm(pooled), tokens, local=local)
 
     def layers(self) -> list[list[nn.Parameter]]:
         from timm.models import group_parameters

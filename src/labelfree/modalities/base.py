@@ -157,7 +157,8 @@ class PictureForm:
     """What `Modality.pictures` gives: the shape of a picture, and the side of the squares that it divides into.
 
     `count` is how many a sample is: a network that looks at each of several alone does not see in what order they come.
-    `stem` is the step of a convolution net's first convolution on small pictures; 0 for what suits their size.
+    `stem` is the step of a convolution net's first convolution on small pictures; 0 for what suits their size. With
+    `class_token` a vision transformer has a token for the whole picture, and reads the picture off it.
     """
 
     channels: int
@@ -166,6 +167,7 @@ class PictureForm:
     patch: int
     count: int = 1
     stem: int = 0
+    class_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)

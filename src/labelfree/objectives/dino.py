@@ -63,8 +63,7 @@ class DINOSettings(CropSettings):
 class DINO(Objective):
     """Self-distillation with no labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
     Transformers", §3.1, algorithm 1): the teacher is the student's moving average and sees the two large views; the
-    student sees all. A sample's vector is the encoder's own (of transformers the mean of its tokens), where the paper's
-    ViT has a class token.
+    student sees all. A sample's vector is the encoder's own: in `dino-vit`, as in the paper, a class token.
     """
 
     name = "dino"
@@ -89,6 +88,7 @@ class DINO(Objective):
             source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops, AdamW with weight decay .04 rising to .4",
             settings={"local_crops": 8, "projector": (2048, 2048, 256), "prototypes": 65536},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
+            options={"class_token": True},
             modalities=("image",),
             encoder="transformer:small",
         ),

@@ -40,7 +40,8 @@ class IBOTSettings(DINOSettings):
 class IBOT(DINO):
     """Image BERT with an online tokenizer (Zhou et al. 2022, "iBOT", §3.2): the teacher, who sees all tokens, gives
     those that are hidden from the student their soft labels. Head and prototypes are those of the whole sample,
-    unless tokens have their own. As in `dino` the mean of the tokens stands for the paper's class token.
+    unless tokens have their own. In `ibot-vit` and `dinov2` a class token stands for the sample, as in the papers, and
+    else what the encoder has for it, mostly the mean of its tokens.
     """
 
     name = "ibot"
@@ -53,7 +54,7 @@ class IBOT(DINO):
             "prototypes, weight decay .04 rising to .4",
             settings={"local_crops": 10, "projector": (2048, 2048, 256), "prototypes": 8192},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
-            options={"mask_shape": "blocks"},
+            options={"mask_shape": "blocks", "class_token": True},
             modalities=("image",),
             encoder="transformer:small",
         ),
@@ -63,7 +64,7 @@ class IBOT(DINO):
             settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)}
             | {"token_head": True},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2},
-            options={"mask_shape": "blocks"},
+            options={"mask_shape": "blocks", "class_token": True},
             modalities=("image",),
             encoder="transformer:small",
         ),

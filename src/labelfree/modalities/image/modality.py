@@ -429,7 +429,8 @@ class Image(Modality):
 
     def picture_form(self) -> PictureForm:
         stem = 0 if self.settings.stem == "auto" else self.settings.stem
-        return PictureForm(self.channels, self.size, self.size, self.patch, stem=stem)
+        own = self.settings
+        return PictureForm(self.channels, self.size, self.size, self.patch, stem=stem, class_token=own.class_token)
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return batch.data[:, None], None
