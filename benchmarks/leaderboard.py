@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -152,8 +153,11 @@ def methods(kind: str) -> list[str]:
     return found + [name for name in own if not name.endswith(LONG)]
 
 
-def one(data: Path, task: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
-    """Pretrain and judge: mean scores over the parts of a task."""
+def one(data: Path, task: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
+    """Pretrain and judge: mean scores over the parts of a task.
+
+    What the same network untrained and raw features reach is the same for many methods, and measured once.
+    """
     import labelfree
     from labelfree import registry
     from labelfree.errors import Refusal
@@ -174,19 +178,37 @@ def one(data: Path, task: str, method: str, seed: int, seconds: float) -> dict[s
             except Refusal:
                 encoder = TOKENS  # the usual network cannot do what the method needs
                 run = labelfree.pretrain(part.source, encoder=encoder, **asked)
+            if not number:
+                plan = run.info["plan"]
+                network = network_of(plan)
+                known = measured_beside(out, task, network)
             found = run.evaluate(
                 part.train,
                 part.test,
                 label=part.label,
                 budgets=[part.budget],
                 protocols=["knn", "linear"],
+                baselines="none" if known else ("random", "raw"),
                 metric="accuracy",
             )
             for row in found.results:
                 scores.setdefault(f"{row.method}/{row.protocol}", []).append(row.score)
             steps, spent = steps + run.info["steps"], spent + run.info["seconds"]
     mean = {key: round(float(np.mean(values)), 4) for key, values in scores.items()}
-    return {"steps": steps, "seconds": round(spent, 1), "encoder": run.info["encoder"], **mean}
+    return {"steps": steps, "seconds": round(spent, 1), "encoder": plan["encoder"], "network": network, **mean, **known}
+
+
+def network_of(plan: dict[str, Any]) -> str:
+    """A short name of what the untrained network of a run depends on beside its task."""
+    parts = [plan["encoder"], plan["causal"], plan["modality_settings"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def measured_beside(out: Path, task: str, network: str) -> dict[str, Any]:
+    """What a row that is there says of the same network untrained and of raw features; empty where there is none."""
+    rows = [row for row in kept(out / "leaderboard.jsonl").values() if row["task"] == task]
+    same = next((row for row in rows if row.get("network") == network and "error" not in row), {})
+    return {key: value for key, value in same.items() if key.startswith(("random/", "raw/"))}
 
 
 def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], cell: tuple[str, str, int]) -> None:
@@ -195,7 +217,7 @@ def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], 
         return
     began = time.time()
     words = [sys.executable, __file__, options.data, "--cell", *map(str, cell)]
-    words += ["--time", str(options.time)]
+    words += ["--time", str(options.time), "--out", str(options.out)]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.run(words, capture_output=True, text=True, check=False, env=alone)
     try:
@@ -257,7 +279,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.cell:
         task, method, seed = options.cell
-        print(json.dumps(one(Path(options.data), task, method, int(seed), options.time)))
+        print(json.dumps(one(Path(options.data), task, method, int(seed), options.time, options.out)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     done = kept(options.out / "leaderboard.jsonl")

@@ -199,6 +199,9 @@ def evaluate(
         str | None, Option(metavar="B,B", help="How many labels: 1%, 5/class, 200; 1%,10%,100% if absent.")
     ] = None,
     protocols: Annotated[str | None, Option(metavar="P,P", help="knn, linear, finetune; all if absent.")] = None,
+    baselines: Annotated[
+        str | None, Option(metavar="B,B", help="scratch, random, raw, or none; all if absent.")
+    ] = None,
     seeds: Annotated[int | None, Option(metavar="N", help="Repetitions with other labels; 3 if absent.")] = None,
     group: Group = None,
     metric: Annotated[

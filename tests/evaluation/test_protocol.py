@@ -211,6 +211,25 @@ def test_a_time_limit_is_kept_and_what_it_left_out_is_said(run: Run, data: tuple
     assert any(r.method == "pretrained" for r in found.results)
 
 
+@pytest.mark.parametrize(("asked", "kept"), [("none", set()), ("raw", {"raw"}), (["random"], {"random"})])
+def test_baselines_that_nobody_asks_for_are_left_out_and_named(
+    run: Run, data: tuple[Path, Path], asked: Any, kept: set[str]
+) -> None:
+    options = {"label": "label", "budgets": "2/class", "protocols": "knn,linear"}
+    whole, found = (evaluate(run, *data, **options, baselines=b) for b in (("scratch", "random", "raw"), asked))
+    assert {r.method for r in found.results} == {"pretrained"} | kept
+    assert [r for r in whole.results if r.method in {"pretrained"} | kept] == found.results
+    assert any("not asked for" in words and "scratch" in words for words in found.left_out)
+    assert not any("not asked for" in words for words in whole.left_out)
+    assert ("no baseline was evaluated" in found.verdict) == (not kept)
+
+
+def test_a_baseline_that_does_not_exist_is_named_with_the_nearest(run: Run, data: tuple[Path, Path]) -> None:
+    with pytest.raises(LabelfreeError, match="no baseline 'rnadom'") as caught:
+        evaluate(run, *data, label="label", baselines="rnadom")
+    assert "random" in str(caught.value.remedy)
+
+
 def test_the_map_is_drawn_in_the_time_that_is_left(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
     from labelfree.evaluation.bench import Bench, Clock
     from labelfree.evaluation.gallery import write_gallery

@@ -32,6 +32,8 @@ from labelfree.tasks.metrics import RANKINGS
 from labelfree.training import runtime
 from labelfree.training.logs import say
 
+#: What the pretrained encoder is measured beside.
+BASELINES = ("scratch", "random", "raw")
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
 LEAST_STEPS = 0.5
 #: Training samples without a label in use that are embedded too: for the scale of features, and as neighbours shown.
@@ -94,7 +96,8 @@ class Bench:
         margins: the same keys → (seeds, test samples) how much the second of two classes is preferred.
         validation: the same keys → mean score on held-out training samples.
         features: pretrained features; `embedding_seconds` is what each took.
-        trained: what is fine-tuned: the pretrained network, and the same from scratch where it can be made anew.
+        beside: the baselines that are measured: those asked for that can be had.
+        trained: what is fine-tuned: the pretrained network, and the same from scratch.
         left_out: what was not measured, in words.
     """
 
@@ -108,11 +111,13 @@ class Bench:
         seed: int,
         tuning: FinetuneSettings,
         clock: Clock,
+        baselines: Sequence[str] = BASELINES,
     ) -> None:
         self.run, self.seeds, self.seed = run, seeds, seed
         self.tuning, self.clock = tuning, clock
         self.left_out: list[str] = []
-        self.trained = self._trainable()
+        self.beside = self._beside(baselines)
+        self.trained = ("pretrained", *(("scratch",) if "scratch" in self.beside else ()))
         self.parts = parts
         suitable = "balanced_accuracy" if is_uneven(self._counts(parts.train)) else "accuracy"
         self.metric = suitable if metric == "auto" else metric
@@ -129,13 +134,18 @@ class Bench:
         self.features: Features | None = None
         self.embedding_seconds = 0.0
 
-    def _trainable(self) -> tuple[str, ...]:
-        try:
-            fresh_encoder(self.run, self.seed)
-        except LabelfreeError as error:
-            self.left_out.append(f"random and scratch: {error}")
-            return ("pretrained",)
-        return ("pretrained", "scratch")
+    def _beside(self, asked: Sequence[str]) -> frozenset[str]:
+        """Of the baselines asked for those that can be had; the others are named in `left_out`."""
+        if unasked := [name for name in BASELINES if name not in asked]:
+            self.left_out.append(f"{', '.join(unasked)}: not asked for.")
+        anew = [name for name in ("random", "scratch") if name in asked]
+        if anew:
+            try:
+                fresh_encoder(self.run, self.seed)
+            except LabelfreeError as error:
+                self.left_out.append(f"{' and '.join(anew)}: {error}")
+                return frozenset(asked).difference(anew)
+        return frozenset(asked)
 
     # ---- samples
 
@@ -157,7 +167,8 @@ class Bench:
         self._embed_part(self.run.encoder, few)  # the first time is slower
         _, seconds = self.clock.time(lambda: self._embed_part(self.run.encoder, few))
         allowed = 0.3 * self.clock.limit * len(few) / max(seconds, 1e-9)
-        networks = [range(self.seeds), *([number] for number in range(self.seeds))]
+        fresh = self.seeds if "random" in self.beside else 0
+        networks = [range(self.seeds), *([number] for number in range(fresh))]
 
         def asked() -> int:
             return sum(len(self._places(numbers)) + len(self.test) for numbers in networks)
@@ -231,12 +242,12 @@ class Bench:
         self._probe("pretrained", lambda _: features, protocols)
         if not protocols:
             return
-        if seconds * self.seeds > self.clock.left / 2:
+        if "random" in self.beside and seconds * self.seeds > self.clock.left / 2:
             self.left_out.append("A random frozen encoder: no time to embed with it.")
-        elif "scratch" in self.trained:
+        elif "random" in self.beside:
             fresh = [self._embed(fresh_encoder(self.run, self.seed + number), [number]) for number in range(self.seeds)]
             self._probe("random", lambda number: fresh[number], protocols)
-        if "linear" in protocols:
+        if "linear" in protocols and "raw" in self.beside:
             self._raw()
 
     def _raw(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.evaluation.bench import Bench, Clock
+from labelfree.evaluation.bench import BASELINES, Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
@@ -121,6 +121,7 @@ def evaluate(
     label: str,
     budgets: str | float | Sequence[str | float] = ("1%", "10%", "100%"),
     protocols: str | Sequence[str] = PROTOCOLS,
+    baselines: str | Sequence[str] = BASELINES,
     seeds: int = 3,
     time_limit: float | str | None = None,
     group: str | None = None,
@@ -140,6 +141,8 @@ def evaluate(
         label: name of the label column.
         budgets: how many of the labels may be used, one or several: "1%", "5/class", 200, "1%,10%".
         protocols: of knn, linear, finetune, one or several.
+        baselines: of scratch, random, raw, those to measure beside, or "none": runs that are compared with each other
+            on the same labels need theirs once.
         seeds: repetitions, with other labels and initial weights.
         time_limit: seconds or "10m"; what does not fit is left out, and said.
         group: column whose values no split may cut.
@@ -154,7 +157,8 @@ def evaluate(
     from labelfree.training.pretrain import parse_duration
 
     protocols = listed(protocols)
-    _check(protocols, seeds, metric)
+    baselines = () if baselines == "none" else listed(baselines)
+    _check(protocols, baselines, seeds, metric)
     asked = (budgets,) if isinstance(budgets, int | float) else listed(budgets)
     wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in asked))
     tuning = FinetuneSettings.read(settings, "finetune")
@@ -167,19 +171,20 @@ def evaluate(
         f"Evaluating '{run.path}' on {len(parts.train):,} training and {len(parts.test):,} test samples "
         f"of {len(parts.classes)} classes of '{label}'"
     )
-    bench = Bench(run, parts, wanted, seeds, metric, seed, tuning, clock)
+    bench = Bench(run, parts, wanted, seeds, metric, seed, tuning, clock, baselines)
     bench.frozen([p for p in ("knn", "linear") if p in protocols])
     if "finetune" in protocols:
         bench.finetuned()
     return _save(run, _conclude(bench, label, group), bench)
 
 
-def _check(protocols: Sequence[str], seeds: int, metric: str) -> None:
-    for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            raise LabelfreeError(
-                f"There is no protocol '{protocol}'.", nearest(protocol, PROTOCOLS) or f"Use {', '.join(PROTOCOLS)}."
-            )
+def _check(protocols: Sequence[str], baselines: Sequence[str], seeds: int, metric: str) -> None:
+    for kind, given, known in (("protocol", protocols, PROTOCOLS), ("baseline", baselines, BASELINES)):
+        for name in given:
+            if name not in known:
+                raise LabelfreeError(
+                    f"There is no {kind} '{name}'.", nearest(name, known) or f"Use {', '.join(known)}."
+                )
     if metric not in ("auto", *METRICS):
         raise LabelfreeError(f"There is no metric '{metric}'.", f"Use auto, {', '.join(METRICS)}.")
     if not protocols or seeds < 1:

@@ -9,7 +9,7 @@ from typing import Any
 from labelfree.evaluation.statistics import Interval, labels_needed
 
 #: The baselines by method, and by protocol where a method has several.
-BASELINES = {
+RIVALS = {
     "scratch": "the same network trained from scratch",
     "random": "a random frozen encoder",
     "raw": "raw features with logistic regression",
@@ -91,7 +91,7 @@ def _numbers(c: Comparison, metric: str) -> str:
     name = f"{c.budget} of the labels{size}" if c.budget.endswith("%") else f"{c.labels:,} labels"
     gain, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (c.gain.mean, c.gain.low, c.gain.high))
     points = f"{gain} points, 95% interval {low} to {high}"
-    rival = BASELINES.get(f"{c.baseline}/{c.baseline_way}", BASELINES[c.baseline])
+    rival = RIVALS.get(f"{c.baseline}/{c.baseline_way}", RIVALS[c.baseline])
     return (
         f"With {name} it reaches {c.score:.1%} {NAMES[metric]} ({WAYS[c.way]}); {rival} reaches "
         f"{c.other:.1%} ({points})."

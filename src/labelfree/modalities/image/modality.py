@@ -54,7 +54,7 @@ from labelfree.modalities.image.sources import (
     recognise_items,
     recognise_path,
 )
-from labelfree.modalities.image.tokens import block_scores, grey, joined, squares
+from labelfree.modalities.image.tokens import block_scores, grey, joined, moments, squares
 from labelfree.modalities.image.views import (
     Policy,
     central_boxes,
@@ -466,7 +466,7 @@ class Image(Modality):
         x = squares(x, self.patch)
         if self.settings.target == "pixels":
             return x
-        mean, deviation = _moments(x)
+        mean, deviation = moments(x)
         return (x - mean) / deviation
 
     def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
@@ -476,7 +476,7 @@ class Image(Modality):
             if self.settings.target == "colour":
                 found = squares(self._grey(x), self.patch) + prediction
             elif self.settings.target == "normalised":  # what the patch itself was normalised by is not predicted
-                mean, deviation = _moments(tokens)
+                mean, deviation = moments(tokens)
                 found = prediction * deviation + mean
             tokens = found if mask is None else torch.where(mask[..., None], found, tokens)
             x = joined(tokens.nan_to_num(), self.patch, self.size)
@@ -519,12 +519,6 @@ class Image(Modality):
             for batch in batches(dataset, self, 256)
         ]
         return np.concatenate(parts)
-
-
-def _moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the pixels of each token (B, N, ·)."""
-    variance, mean = torch.var_mean(tokens, dim=2, keepdim=True, correction=0)
-    return mean, (variance + 1e-6).sqrt()
 
 
 @lru_cache

@@ -24,6 +24,12 @@ def joined(tokens: Tensor, side: int, height: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(count, -1, height, places // rows * side)
 
 
+def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the pixels of each token (B, N, ·), both (B, N, 1)."""
+    variance, mean = torch.var_mean(tokens, dim=2, keepdim=True, correction=0)
+    return mean, (variance + 1e-6).sqrt()
+
+
 def block_scores(draw: Draw, across: int, ratio: float, blocks: int = 1) -> Tensor:
     """(B, N) scores that are lowest in square blocks, somewhere, each of about the same share of the tokens.
 

@@ -77,6 +77,14 @@ class Fields:
         z = (x[..., : self.numbers] - self.centre.to(x.device)) / self.scale.to(x.device)
         return torch.cat([z / (1 + (z / 3).square()).sqrt(), x[..., self.numbers :]], dim=-1)
 
+    def restore(self, x: Tensor) -> Tensor:
+        """(..., F) normalised → raw, the inverse of `normalise`, no farther out than the training data are."""
+        low, high = (ends.to(x.device) for ends in _ends(self.marginals[: self.numbers]))
+        z = torch.clamp(x[..., : self.numbers], low, high)
+        z = z / (1 - (z / 3).square()).sqrt()
+        numbers = z * self.scale.to(x.device) + self.centre.to(x.device)
+        return torch.cat([numbers, x[..., self.numbers :]], dim=-1)
+
     def state(self) -> dict[str, Any]:
         """JSON-ready; the marginals are float32 in base64, since they are many."""
         packed = base64.b64encode(self.marginals.numpy().astype("<f4").tobytes()).decode()
@@ -104,6 +112,15 @@ def _robust(x: np.ndarray) -> tuple[float, float]:
     low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
     width = high - low if high > low else known.std()
     return float(middle), float(width) if width > 1e-12 * max(1.0, abs(float(middle))) else 1.0
+
+
+def _ends(marginals: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest known value of each row; 0 where none is known."""
+    known = ~marginals.isnan()
+    low = marginals.masked_fill(~known, torch.inf).amin(dim=1)
+    high = marginals.masked_fill(~known, -torch.inf).amax(dim=1)
+    there = known.any(dim=1)
+    return torch.where(there, low, 0.0), torch.where(there, high, 0.0)
 
 
 def _unzip(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -142,6 +159,14 @@ class Typed:
         entropy = scores.logsumexp(-1) - own.gather(-1, code).squeeze(-1)
         loss = torch.where(field < self.numbers, squared, entropy / self._even.to(device)[field])
         return loss.masked_fill(missing, 0.0)
+
+    def guesses(self, prediction: Tensor) -> Tensor:
+        """(B, F, V) for each field → (B, F): the number that is predicted, the likeliest code; NaN where it is NaN."""
+        place, none = self._place.to(prediction.device), self._none.to(prediction.device)
+        own = prediction.gather(-1, place.expand(len(prediction), -1, -1))
+        code = own.masked_fill(none, -torch.inf).argmax(dim=-1).to(own.dtype)
+        number = torch.arange(own.shape[1], device=own.device) < self.numbers
+        return torch.where(number, own[..., 0], code.masked_fill(own[..., 0].isnan(), torch.nan))
 
 
 class TableStem(nn.Module):

@@ -301,6 +301,15 @@ class Table(Modality):
         assert self._typed is not None
         return self._typed.loss(prediction, target)
 
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        x = view.data.float()
+        if prediction is not None:
+            assert self._typed is not None
+            found = self._typed.guesses(prediction.float())
+            x = found if mask is None else torch.where(mask, found, x)
+        rows = self.fields.restore(x).cpu().numpy()
+        return [Sample(row, int(index)) for row, index in zip(rows, view.index, strict=True)]
+
     # ---- for people, and for baselines
 
     def show(self, sample: Sample) -> str:
@@ -311,11 +320,11 @@ class Table(Modality):
             if field.column not in shown and column.kind != "text":
                 shown[field.column] = _said(column, float(sample.data[place]))
         rows = "".join(
-            f'<tr><td style="color:#888;padding-right:.6em">{escape(name)}</td><td>{escape(value)}</td></tr>'
+            f'<tr><td style="color:#888">{escape(name)}</td><td>{escape(value)}</td></tr>'
             for name, value in list(shown.items())[:SHOWN]
         )
         more = f"<tr><td>… {len(shown) - SHOWN} more</td></tr>" if len(shown) > SHOWN else ""
-        return f'<table style="font-size:11px;line-height:1.2;text-align:left">{rows}{more}</table>'
+        return f'<table style="font-size:11px;line-height:1.3;text-align:left">{rows}{more}</table>'
 
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """Numbers normalised as for the encoder, one column for each category, and one where values are missing."""
@@ -356,7 +365,7 @@ def _said(column: Column, value: float) -> str:
         return str(np.datetime64(int(np.floor(value)), "D"))
     if column.values:
         return column.values[int(value) - 1] if value >= 1 else "(another)"
-    return f"{value:.6g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 # ---- what a source is

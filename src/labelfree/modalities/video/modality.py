@@ -33,6 +33,7 @@ from labelfree.modalities.base import (
     Transformation,
     token_mask,
 )
+from labelfree.modalities.image.tokens import moments
 from labelfree.modalities.image.views import (
     AUGMENT,
     LOCAL_CROP,
@@ -54,7 +55,7 @@ from labelfree.modalities.video.sources import (
     look_through,
     open_source,
 )
-from labelfree.modalities.video.tokens import VideoStem, frames_at, tubes
+from labelfree.modalities.video.tokens import VideoStem, frames_at, joined, tubes
 from labelfree.needs import Need
 from labelfree.settings import Settings
 
@@ -278,8 +279,13 @@ class Video(Modality):
         return crop(chosen.flatten(1, 2), boxes, self.size).mul_(1 / top).unflatten(1, chosen.shape[1:3])
 
     def _normalised(self, x: Tensor) -> Tensor:
+        mean, std = self._scale(x)
+        return (x - mean) / std
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each channel (C, 1, 1) of films (B, T, C, H, W)."""
         mean, std = self._mean or [0.5] * x.shape[2], self._std or [0.25] * x.shape[2]
-        return (x - constant(tuple(mean), x.device)[:, None, None]) / constant(tuple(std), x.device)[:, None, None]
+        return constant(tuple(mean), x.device)[:, None, None], constant(tuple(std), x.device)[:, None, None]
 
     def prepare(self, batch: Batch) -> Batch:
         start = max(0, (batch.data.shape[1] - self.frames) // 2)
@@ -377,8 +383,23 @@ class Video(Modality):
             changed = torch.diff(x, dim=1, prepend=x[:, :1]) / self._motion
             return tubes(changed, own.tube, self.patch)
         x = tubes(x, own.tube, self.patch)
-        variance, mean = torch.var_mean(x, dim=2, keepdim=True, correction=0)
-        return (x - mean) / (variance + 1e-6).sqrt()
+        mean, deviation = moments(x)
+        return (x - mean) / deviation
+
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        x, own = view.data.float(), self.settings
+        if prediction is not None:
+            tokens = tubes(x, own.tube, self.patch)
+            if own.target == "motion":  # what changed is laid on the frame before, as that was
+                found = tubes(torch.cat([x[:, :1], x[:, :-1]], dim=1), own.tube, self.patch) + prediction * self._motion
+            else:  # what the token itself was normalised by is not predicted
+                mean, deviation = moments(tokens)
+                found = prediction * deviation + mean
+            tokens = found if mask is None else torch.where(mask[..., None], found, tokens)
+            x = joined(tokens.nan_to_num(), own.tube, self.patch, self.size)
+        mean, std = self._scale(x)
+        pixels = (x * std + mean).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        return [Sample(data, int(index)) for data, index in zip(pixels, view.index, strict=True)]
 
     @property
     def target_dim(self) -> int:

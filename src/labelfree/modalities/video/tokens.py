@@ -16,6 +16,13 @@ def tubes(x: Tensor, tube: int, patch: int) -> Tensor:
     return x.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(count, t * g * g, tube * patch * patch * channels)
 
 
+def joined(tokens: Tensor, tube: int, patch: int, side: int) -> Tensor:
+    """(B, N, tube · patch · patch · C) → (B, T, C, side, side), the inverse of `tubes`."""
+    g = side // patch
+    x = tokens.reshape(len(tokens), -1, g, g, tube, patch, patch, tokens.shape[2] // (tube * patch * patch))
+    return x.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(len(tokens), -1, x.shape[-1], side, side)
+
+
 def frames_at(data: Tensor, places: Tensor) -> Tensor:
     """(B, L, ...), (B, T) → (B, T, ...): frames by number; the last one again beyond the end."""
     rows = torch.arange(len(data), device=data.device)[:, None]
