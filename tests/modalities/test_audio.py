@@ -363,3 +363,26 @@ def test_defaults_have_reasons() -> None:
     chosen = modality.defaults(dataset.describe(), Budget(60, 1e10, accelerator=False))
     assert {choice.key for choice in chosen} >= {"method", "encoder", "batch_size", "rate", "window"}
     assert all(choice.reason for choice in chosen)
+
+
+@BOTH
+def test_long_recordings_are_embedded_a_few_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from labelfree.tasks import embed as module
+
+    lengths = [3.0, 0.5, 0.5, 0.4, 2.9, 0.5, 0.3, 0.5]
+    modality, dataset = fitted([wave(number, seconds) for number, seconds in enumerate(lengths)], input=kind)
+    torch.manual_seed(0)
+    encoder = registry.build_encoder("transformer:pico", modality)
+    together: list[tuple[int, float]] = []
+    monkeypatch.setattr(module, "AT_ONCE", 4)  # windows of half a second, two seconds in all
+
+    def features(view: Batch) -> torch.Tensor:
+        rate = RATE if kind == "wave" else 100
+        together.append((len(view), view.data.shape[1] / rate))
+        return encoder(view).pooled
+
+    found = module.apply(encoder, features, encoder.dim, modality, dataset)
+    assert [count for count, _ in together] == [4, 2, 1, 1]
+    assert all(count * seconds <= 2.1 for count, seconds in together if count > 1)
+    alone = module.embed(encoder, modality, dataset, batch_size=1)
+    np.testing.assert_allclose(found, alone, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -398,6 +399,11 @@ class Modality(ABC):
             mask: (B, N) bool, the tokens whose prediction is taken; None for all.
         """
         raise Refusal(f"{self.name} data cannot be shown as it is predicted.")
+
+    @property
+    def training_size(self) -> float:
+        """How long (see `Dataset.sizes`) the samples of a training are at most; infinite where it does not matter."""
+        return math.inf
 
     @property
     def moment(self) -> int:

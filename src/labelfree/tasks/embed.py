@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Samples whose features are in memory at a time, and in a Parquet row group.
 CHUNK = 8192
+#: Samples as long as those of a training, of which a forward pass takes at most as much.
+AT_ONCE = 64
 #: Kinds of files that features are written to.
 FORMATS = (".parquet", ".csv", ".npy")
 
@@ -48,7 +50,7 @@ def apply(
         width: numbers a sample.
         modality: makes the views (`prepare`).
         dataset: an opened source.
-        batch_size: samples a forward pass.
+        batch_size: samples a forward pass; fewer of those that are longer than a training's.
         device: where to compute; the best there is by default.
         indices: places in the dataset; all by default.
         precision: "32", or "bf16" for mixed precision.
@@ -60,33 +62,48 @@ def apply(
     where = torch.device(device) if device is not None else runtime.device()
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
     memories = [part for part in network.modules() if isinstance(part, Encoder) and part.remembers]
-    wanted = np.arange(len(places))
+    wanted, sizes = np.arange(len(places)), None
     if memories:
         dataset, rows = dataset.origin()
         wanted = rows[places]
         places = np.arange(wanted.max(initial=-1) + 1)
-    elif (sizes := dataset.sizes()) is not None:  # little padding
-        order = np.argsort(sizes[places], kind="stable")
+    elif (every := dataset.sizes()) is not None:  # little padding
+        order = np.argsort(every[places], kind="stable")
         places, wanted = places[order], np.argsort(order)
+        sizes = every[places]
     was_training = network.training
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval().to(where)
     for memory in memories:
         memory.reset()
     out = np.full((len(places), width), np.nan, dtype=np.float32)
-    for start in range(0, len(places), batch_size):
-        chunk = places[start : start + batch_size]
+    for part in _together(len(places), batch_size, sizes, AT_ONCE * modality.training_size):
+        chunk = places[part]
         for raw in batches(dataset, modality, batch_size, chunk):
             view = modality.prepare(raw.to(where))
             with runtime.autocast(where, precision):
                 result = output(view)
-            out[start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
+            out[part.start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
             for memory in memories:
                 memory.remember(view)
     for memory in memories:
         memory.reset()
     network.train(was_training).to(home)
     return out[wanted]
+
+
+def _together(count: int, batch_size: int, sizes: np.ndarray | None, most: float) -> Iterator[slice]:
+    """Slices of (count,) samples: of at most `batch_size`, whose ascending `sizes`, all padded to the last, are `most`
+    together, or of one sample.
+    """
+    start = 0
+    while start < count:
+        stop = min(start + batch_size, count)
+        if sizes is not None:
+            padded = sizes[start:stop] * np.arange(1, stop - start + 1)
+            stop = start + max(1, int((padded <= most).sum()))
+        yield slice(start, stop)
+        start = stop
 
 
 def _rows(dataset: Dataset, chunk: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -150,7 +150,7 @@ class Audio(Modality):
         return self.settings.input == "wave"
 
     @property
-    def _window(self) -> float:
+    def training_size(self) -> float:
         return WINDOW if self.settings.window == "auto" else self.settings.window
 
     @property
@@ -197,7 +197,7 @@ class Audio(Modality):
         The memory is part of the training alone: it is chosen anew, the same, from the same source.
         """
         if isinstance(dataset, Sounds):
-            dataset = dataset.windows(self._window, by_length=Need.VIEWS not in needs)
+            dataset = dataset.windows(self.training_size, by_length=Need.VIEWS not in needs)
         if self.settings.mixup and Need.VIEWS in needs:
             self._memory = self._remembered(dataset)
         return dataset
@@ -212,7 +212,7 @@ class Audio(Modality):
         return torch.from_numpy(np.stack(kept))
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
-        longest, window = found.numbers["max_seconds"], self._window
+        longest, window = found.numbers["max_seconds"], self.training_size
         reason = "cuts longer recordings" if longest > window else f"no recording is longer than {longest:.1f} s"
         most = 256 if budget.accelerator else 64
         return [
@@ -231,7 +231,7 @@ class Audio(Modality):
             raise LabelfreeError("No recording can be read.", "Check the source.")
         if len(samples) > 1 and all(np.array_equal(samples[0].data, sample.data) for sample in samples[1:]):
             raise LabelfreeError("All recordings are the same: there is nothing to learn.", "Give different ones.")
-        longest = round(self._window * (self.rate if self._waves else 1000 / self.settings.hop))
+        longest = round(self.training_size * (self.rate if self._waves else 1000 / self.settings.hop))
         self._length = int(np.median([min(len(sample.data), longest) for sample in samples]))
         frames = np.concatenate(self._frames_of(samples)).astype(np.float64)
         self._mean = torch.tensor(frames.mean(axis=0), dtype=torch.float32)
@@ -365,7 +365,7 @@ class Audio(Modality):
         from labelfree.encoders.trunk import Trunk
 
         shape = SIZES[size]
-        longest = round(self._window * (self.rate if self._waves else 1000 / self.settings.hop))
+        longest = round(self.training_size * (self.rate if self._waves else 1000 / self.settings.hop))
         stem: torch.nn.Module = (
             WaveStem(self.rate, min(512, shape.dim), shape.dim)
             if self._waves
@@ -425,7 +425,7 @@ class Audio(Modality):
     def picture_form(self) -> PictureForm:
         width, height = self._crop_frames, self.settings.mels
         patch = next(p for p in (16, 8) if width % p == 0 and height % p == 0)
-        longest = round(self._window * 1000 / self.settings.hop)
+        longest = round(self.training_size * 1000 / self.settings.hop)
         return PictureForm(1, height, width, patch, count=-(-longest // width))
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
