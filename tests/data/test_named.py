@@ -126,3 +126,61 @@ def test_names_of_files_are_no_text_unless_asked_for(tmp_path: Path) -> None:
 def test_columns_without_values_are_no_series(tmp_path: Path) -> None:
     source = table(tmp_path / "list.csv", photo=CAPTIONS, colour=[""] * COUNT)
     assert recognise(source)[0] == "text"
+
+
+def named_files(folder: Path) -> list[Path]:
+    """Pictures of two classes, in the folders of these."""
+    for number in range(COUNT):
+        place = folder / ("even" if number % 2 == 0 else "odd")
+        place.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return sorted(folder.glob("*/*.png"), key=lambda path: int(path.stem))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_list_of_file_names_is_these_files_in_its_order(tmp_path: Path, kind: type) -> None:
+    paths = named_files(tmp_path)
+    modality, words = recognise([kind(path) for path in paths])
+    assert (modality, words) == ("image", "a list that names 24 pictures")
+    dataset = Pictures().open([kind(path) for path in paths])
+    assert [dataset.name(index) for index in (0, 1, 23)] == ["even/0.png", "odd/1.png", "odd/23.png"]
+    assert dataset.column("folder").tolist() == ["even", "odd"] * (COUNT // 2)
+    sample = dataset.read([3])[0]
+    assert isinstance(sample, Sample)
+    np.testing.assert_array_equal(sample.data, np.asarray(Image.open(paths[3])).transpose(2, 0, 1))
+    other = Pictures().open([kind(path) for path in paths[1:]])
+    assert dataset.fingerprint() != other.fingerprint()
+
+
+def test_missing_files_of_a_list_are_quarantined_and_a_list_of_none_is_refused(tmp_path: Path) -> None:
+    paths = named_files(tmp_path)
+    paths[5].unlink()
+    missing = Pictures().open(paths).read([5])[0]
+    assert isinstance(missing, Unreadable)
+    assert "missing" in missing.reason
+    with pytest.raises(LabelfreeError, match=r"3 files, none of which is there; 'a\.png' for one"):
+        recognise(["a.png", "b.png", "c.png"])
+
+
+def test_a_list_of_text_files_is_their_texts_and_one_of_texts_stays_what_it_is(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.txt" for number in range(4)]
+    for number, path in enumerate(paths):
+        path.write_text(f"the words of text number {number}")
+    assert recognise(list(map(str, paths))) == ("text", "a list that names 4 text files")
+    assert Text().open(paths).texts([2]) == ["the words of text number 2"]
+    words = ["a note on readme.md", "it ends in words", "as do these"]
+    assert recognise(words) == ("text", "3 strings")
+    assert Text().open(words).texts([0]) == words[:1]
+
+
+def test_pretraining_takes_a_list_of_files(tmp_path: Path) -> None:
+    import labelfree
+
+    paths = named_files(tmp_path)
+    run = labelfree.pretrain(
+        paths, encoder="timm:test_resnet", steps=2, batch_size=8, size=8, seed=0, out=tmp_path / "run"
+    )
+    assert run.embed(paths[:5]).shape[0] == 5
+    found = run.evaluate(paths, label="folder", budgets=["100%"], protocols=["knn"], seeds=1)
+    assert {row.method for row in found.results} >= {"pretrained", "random"}

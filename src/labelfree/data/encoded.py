@@ -107,7 +107,7 @@ class Files(Source):
         return len(self.paths)
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
-        return [self.paths[index] for index in indices]
+        return [p if os.path.isfile(p := self.paths[index]) else ValueError(MISSING) for index in indices]
 
     def fingerprint(self) -> str:
         return sources.hash_files(self.paths, self.root)
@@ -461,6 +461,8 @@ def open_any(source: Any, kind: Kind, column: str, openers: Openers) -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
     if isinstance(source, str | Path):
         return open_once(sources.existing(source), kind, column, openers.path)
+    if (paths := sources.listed_files(source, kind.suffixes)) is not None:
+        return Files(paths, sources.common_folder(paths))
     if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
         array = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
         return openers.arrays({"": array}, "auto", "the array")

@@ -1,4 +1,4 @@
-"""Columns of tables that name files, and the files that one of them names as a source."""
+"""Lists and columns of tables that name files, and the files that a column names as a source."""
 
 from __future__ import annotations
 
@@ -10,29 +10,22 @@ from typing import Any
 import pyarrow as pa
 
 from labelfree.data import films, pictures, sources
-from labelfree.data.encoded import MISSING, Files, Kind, choose_column, encoded_columns
+from labelfree.data.encoded import Files, Kind, choose_column, encoded_columns
 from labelfree.data.sound import SUFFIXES as SOUNDS
 from labelfree.errors import LabelfreeError
 
 #: How names of files end. Of texts only the usual: ".org" or ".log" may end other words.
 ENDINGS = frozenset((*pictures.SUFFIXES, ".gif", *SOUNDS, *films.SUFFIXES, ".txt", ".md"))
-#: Rows that are looked at, the share of their values that end so in a column of names, and how long a name may be.
-LOOK_AT, NEARLY_ALL, LONGEST = 1000, 0.9, 1000
 
 
 def naming_columns(table: pa.Table, suffixes: Collection[str] = ENDINGS) -> list[str]:
     """Columns of strings nearly all of which are names of files that end so."""
     strings = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    return [name for name in strings if _names_files(_head(table, name), suffixes)]
+    return [name for name in strings if sources.names_files(_head(table, name), suffixes)]
 
 
 def _head(table: pa.Table, name: str) -> list[str]:
-    return [value for value in table.column(name).slice(0, LOOK_AT).to_pylist() if value and value.strip()]
-
-
-def _names_files(values: Sequence[str], suffixes: Collection[str]) -> bool:
-    fitting = [v for v in values if len(v) < LONGEST and "\n" not in v and os.path.splitext(v)[1].lower() in suffixes]
-    return bool(values) and len(fitting) >= NEARLY_ALL * len(values)
+    return [value for value in table.column(name).slice(0, sources.HEAD_ROWS).to_pylist() if value and value.strip()]
 
 
 def are_there(table: pa.Table, name: str, folder: Path) -> bool:
@@ -94,11 +87,8 @@ class Listed(Files):
         self._table, self._looked = table, True
         self.words = f"{len(table):,} files named by column '{name}' of '{path.name}'"
 
-    def fetch(self, indices: Sequence[int]) -> list[Any]:
-        return [self.paths[i] if os.path.isfile(self.paths[i]) else ValueError(MISSING) for i in indices]
-
     def fingerprint(self) -> str:
-        sizes = (os.path.getsize(path) if os.path.isfile(path) else -1 for path in self.paths)
+        sizes = map(sources.size_of, self.paths)
         return sources.hash_of(*(f"{value} {size}" for value, size in zip(self._values, sizes, strict=True)))
 
     def name(self, index: int) -> str:
@@ -113,6 +103,12 @@ def open_listed(path: Path, kind: Kind, column: str = "auto") -> Listed | None:
     """
     head = _head_of(path)
     return Listed(path, kind, column) if head is not None and naming_columns(head, kind.suffixes) else None
+
+
+def recognise_names(source: Any, kind: Kind) -> tuple[float, str]:
+    """How sure that a list names files of this kind that are there."""
+    known = sources.listed_files(source, kind.suffixes) is not None
+    return (0.96, f"a list that names {len(source):,} {kind.name}") if known else (0.0, "")
 
 
 def recognise_listed(path: Path, kind: Kind) -> tuple[float, str]:

@@ -24,6 +24,8 @@ ARRAYS = (".npy", ".npz")
 HEAD_BYTES, HEAD_ROWS = 1 << 20, 1000
 #: What the table beside files is called.
 BESIDE = ("metadata", "labels")
+#: The share of strings that end as files do where they are names of files, and how long a name may be.
+NEARLY_ALL, LONGEST = 0.9, 1000
 
 
 def is_address(source: object) -> bool:
@@ -350,4 +352,45 @@ def hash_of(*parts: object) -> str:
 
 def hash_files(paths: Sequence[Path], root: Path) -> str:
     """Fingerprint of files: names and sizes (not times, so that a copy is the same source)."""
-    return hash_of(*(f"{p.relative_to(root) if p != root else p.name} {p.stat().st_size}" for p in paths))
+    return hash_of(*(f"{p.relative_to(root) if p != root else p.name} {size_of(p)}" for p in paths))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+# ---- names of files
+
+
+def names_files(values: Sequence[str], suffixes: Collection[str]) -> bool:
+    """Whether nearly all of some strings are names of files that end so."""
+    fitting = [v for v in values if len(v) < LONGEST and "\n" not in v and os.path.splitext(v)[1].lower() in suffixes]
+    return bool(values) and len(fitting) >= NEARLY_ALL * len(values)
+
+
+def listed_files(source: Any, suffixes: Collection[str]) -> list[Path] | None:
+    """The files that a list of names is, nearly all of which end so; None for any other source.
+
+    Raises:
+        LabelfreeError: none of them is there.
+    """
+    if not isinstance(source, list | tuple) or not all(isinstance(item, str | Path) for item in source):
+        return None
+    if not names_files([str(item) for item in source[:HEAD_ROWS]], suffixes):
+        return None
+    paths = [Path(os.path.abspath(Path(item).expanduser())) for item in source]
+    if not any(map(os.path.isfile, paths)):
+        raise LabelfreeError(
+            f"A list names {len(paths):,} files, none of which is there; '{source[0]}' for one.",
+            f"Write their paths as seen from '{Path.cwd().name}', or whole.",
+        )
+    return paths
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The deepest folder that all files lie below."""
+    return Path(os.path.commonpath([path.parent for path in paths]))

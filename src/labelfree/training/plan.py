@@ -12,9 +12,19 @@ import torch
 from pydantic import Field
 
 from labelfree import registry
-from labelfree.data.named import refuse_names
+from labelfree.data.named import ENDINGS, refuse_names
 from labelfree.data.once import remembering
-from labelfree.data.sources import ARRAYS, TABLES, existing, frame, is_address, list_files, load_arrays, read_head
+from labelfree.data.sources import (
+    ARRAYS,
+    TABLES,
+    existing,
+    frame,
+    is_address,
+    list_files,
+    listed_files,
+    load_arrays,
+    read_head,
+)
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
 from labelfree.needs import Need
@@ -107,6 +117,7 @@ def recognise(source: Any) -> tuple[str, str]:
 def _check_readable(source: Any) -> None:
     """Raises LabelfreeError with what is wrong with a source that nothing recognises, where that can be told."""
     if not isinstance(source, Path):
+        listed_files(source, ENDINGS)
         frame(source, 1)
     elif source.is_dir() and not list_files(source):
         raise LabelfreeError(f"'{source}' is a folder without files.", "Name one with data in it.")

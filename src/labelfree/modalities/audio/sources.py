@@ -25,7 +25,7 @@ from labelfree.data.encoded import (
     open_table,
     spread,
 )
-from labelfree.data.named import open_listed, recognise_listed
+from labelfree.data.named import open_listed, recognise_listed, recognise_names
 from labelfree.data.sound import RECORDINGS, SUFFIXES, Header, decode, header, looks_like_recording
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.audio.mel import Mel, log_mels
@@ -353,7 +353,7 @@ def recognise(source: Any) -> tuple[float, str]:
     if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
         return _recognise_arrays({"": source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()})
     if hasattr(source, "__len__") and hasattr(source, "__getitem__") and len(source):
-        return _guarded(lambda: _recognise_item(source))
+        return max(recognise_names(source, RECORDINGS), _guarded(lambda: _recognise_item(source)))
     return 0.0, ""
 
 

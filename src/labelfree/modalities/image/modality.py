@@ -21,6 +21,7 @@ from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
+from labelfree.data.named import recognise_names
 from labelfree.data.pictures import (
     SUFFIXES,
     Form,
@@ -267,7 +268,7 @@ class Image(Modality):
             fits = has_feature(source, PICTURES)
             return (0.95, "a Hugging Face dataset with an image column") if fits else (0.0, "")
         if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, dict):
-            return recognise_items(source)
+            return max(recognise_names(source, PICTURES), recognise_items(source))
         return 0.0, ""
 
     def open(self, source: Any) -> Pictures:

@@ -17,12 +17,22 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw, hash_int
-from labelfree.data.sources import TABLES, frame, read_head, share_of
+from labelfree.data.named import ENDINGS
+from labelfree.data.sources import TABLES, frame, listed_files, names_files, read_head, share_of
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
 from labelfree.modalities.text import views
-from labelfree.modalities.text.sources import SUFFIXES, Cut, Documents, mean_length, named, open_documents, text_column
+from labelfree.modalities.text.sources import (
+    LISTED,
+    SUFFIXES,
+    Cut,
+    Documents,
+    mean_length,
+    named,
+    open_documents,
+    text_column,
+)
 from labelfree.modalities.text.tokens import (
     COUNT_IN,
     LEARN_FROM,
@@ -99,9 +109,11 @@ class Text(Modality):
         if hasattr(source, "with_format") and hasattr(source, "features") and hasattr(source, "__len__"):
             return _recognise_table(source.select(range(min(len(source), 1000))).with_format("arrow")[:])
         if isinstance(source, list | tuple | np.ndarray):
+            if listed_files(source, LISTED) is not None:
+                return 1.0, f"a list that names {len(source):,} text files"
             some = list(islice(source, 100))
             if some and all(isinstance(item, str) for item in some):
-                return 1.0, f"{len(source):,} strings"
+                return (0.0, "") if names_files(some, ENDINGS) else (1.0, f"{len(source):,} strings")
         return 0.0, ""
 
     def open(self, source: Any) -> Documents:

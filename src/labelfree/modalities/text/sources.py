@@ -18,20 +18,25 @@ from labelfree.data.named import naming_columns
 from labelfree.data.sources import (
     TABLES,
     column_values,
+    common_folder,
     concatenate,
     existing,
     frame,
     hash_files,
     hash_of,
     list_files,
+    listed_files,
     read_table,
     sidecar,
+    size_of,
     what_is_in,
 )
 from labelfree.errors import LabelfreeError, nearest, reason_of
 from labelfree.modalities.base import Dataset, Description
 
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".log")
+#: Of these, the endings by which a list of strings is known to name files: others may end other words.
+LISTED = (".txt", ".md")
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 Cut = Literal["auto", "file", "paragraph", "line"]
@@ -124,7 +129,7 @@ class Files(Documents):
         return found
 
     def characters(self) -> np.ndarray:
-        return np.array([path.stat().st_size for path in self.paths], dtype=np.int64)
+        return np.array([max(0, size_of(path)) for path in self.paths], dtype=np.int64)
 
     def chosen(self, rows: np.ndarray) -> Documents:
         other = copy.copy(self)
@@ -286,6 +291,8 @@ def open_documents(source: Any, column: str | None, cut: Cut, encode: Encode) ->
         return source.with_encode(encode)
     if isinstance(source, str | Path):
         documents = _from_path(existing(source), column, cut, encode)
+    elif (paths := listed_files(source, LISTED)) is not None:
+        documents = _from_files(paths, common_folder(paths), cut, encode)
     else:
         table, words = _in_memory(source)
         name = text_column(table, column, words)
@@ -306,7 +313,7 @@ def _from_path(path: Path, column: str | None, cut: Cut, encode: Encode) -> Docu
         return _cut_files([path], path.parent, cut, encode) if cut != "file" else Files([path], path.parent, encode)
     files, tables = text_files(path), list_files(path, TABLES)
     if files:
-        return _cut_files(files, path, cut, encode) if cut in ("paragraph", "line") else Files(files, path, encode)
+        return _from_files(files, path, cut, encode)
     if tables:
         return _from_tables(tables, path, column, encode)
     raise LabelfreeError(
@@ -314,6 +321,10 @@ def _from_path(path: Path, column: str | None, cut: Cut, encode: Encode) -> Docu
         f"found: {what_is_in(path)}.",
         "Name a folder of texts, or another modality.",
     )
+
+
+def _from_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> Documents:
+    return _cut_files(paths, root, cut, encode) if cut in ("paragraph", "line") else Files(paths, root, encode)
 
 
 def _from_tables(paths: Sequence[Path], root: Path, column: str | None, encode: Encode) -> Documents:

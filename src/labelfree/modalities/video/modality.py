@@ -20,7 +20,7 @@ from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
-from labelfree.data.named import recognise_listed
+from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import (
@@ -173,6 +173,8 @@ class Video(Modality):
             return (0.95, "a Hugging Face dataset with a video column") if has_feature(source, FILMS) else (0.0, "")
         if isinstance(source, Mapping):
             return max((cls.recognise(array) for array in source.values()), default=(0.0, ""))
+        if (found := recognise_names(source, FILMS))[0]:
+            return found
         if isinstance(source, list | tuple) and len(source) and hasattr(source[0], "shape"):
             return _recognise_shape((len(source), *source[0].shape), "a list of films")
         if hasattr(source, "shape"):
