@@ -253,8 +253,11 @@ def table(done: dict[tuple[str, str, int], Any]) -> str:
     for task in dict.fromkeys(task for task, _, _ in done):
         lines += [f"### {task}", "", "| method | encoder | steps | linear | k-NN | untrained, linear | raw |"]
         lines += ["| --- " * 7 + "|"]
-        for method in best(done, task, 1000):
-            rows = [row for (t, m, _), row in done.items() if (t, m) == (task, method) and "error" not in row]
+        every: dict[str, list[Any]] = {}
+        for (t, method, _), row in done.items():
+            if t == task and "error" not in row:
+                every.setdefault(method, []).append(row)
+        for method, rows in sorted(every.items(), key=lambda item: -np.mean([r["pretrained/linear"] for r in item[1]])):
             linear, knn = ([row[f"pretrained/{p}"] for row in rows] for p in ("linear", "knn"))
             spread = f" ± {np.std(linear, ddof=1):.3f} ({len(rows)} seeds)" if len(rows) > 1 else ""
             first = rows[0]

@@ -133,11 +133,9 @@ class Text(Modality):
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         many = found.count >= MANY_TEXTS
-        telling = "two stretches of a text find each other among others: learns from short trainings on"
+        spread = "stretches of a text agree, and texts spread in all directions: learns from short trainings on"
         return [
-            Choice("method", "simclr", telling)
-            if many
-            else Choice("method", "bert", "few texts: their words are learnt"),
+            Choice("method", "emp", spread) if many else Choice("method", "bert", "few texts: their words are learnt"),
             Choice("encoder", "transformer:nano", "small enough to see the text many times"),
             Choice("batch_size", 64, "many small steps"),
         ]
