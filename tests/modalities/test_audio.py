@@ -286,9 +286,13 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(kind: str, spec: str) -
     encoder = registry.build_encoder(spec, modality).eval()
     whole = modality.prepare(batch_of(modality, dataset, list(range(7))))
     with torch.no_grad():
-        together = encoder(whole)
+        for parameter in encoder.parameters():  # what begins at zero does not stay there
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        together, targets = encoder(whole), modality.targets(whole)
         for row in (0, 3, 6):
-            alone = encoder(modality.prepare(batch_of(modality, dataset, [row])))
+            own = modality.prepare(batch_of(modality, dataset, [row]))
+            alone, target = encoder(own), modality.targets(own)
+            torch.testing.assert_close(targets[row, : target.shape[1]], target[0], equal_nan=True, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=1e-4, rtol=1e-3)
             count = alone.tokens.shape[1]
             torch.testing.assert_close(together.tokens[row, :count], alone.tokens[0], atol=1e-4, rtol=1e-3)
@@ -386,3 +390,30 @@ def test_long_recordings_are_embedded_a_few_at_a_time(kind: str, monkeypatch: py
     assert all(count * seconds <= 2.1 for count, seconds in together if count > 1)
     alone = module.embed(encoder, modality, dataset, batch_size=1)
     np.testing.assert_allclose(found, alone, atol=1e-4)
+
+
+def test_long_recordings_are_learnt_from_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from labelfree.tasks import embed as module
+    from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, train_classifier
+    from labelfree.training import runtime
+
+    lengths = [3.0, 0.5, 0.5, 0.4, 2.9, 0.5, 0.3, 0.5]
+    modality, dataset = fitted([wave(number, seconds) for number, seconds in enumerate(lengths)])
+    examples = Examples(dataset, np.arange(8), np.arange(8) % 2, classes=2, metric="balanced_accuracy")
+    gradients: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(runtime, "best_precision", lambda on: "32")
+    monkeypatch.setattr(
+        torch.nn.utils,
+        "clip_grad_norm_",
+        lambda parameters, most: gradients.append([p.grad.clone() for p in parameters if p.grad is not None]),
+    )
+    for at_once, sizes in ((4, [2, 1, 1]), (1000, [4])):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+        assert [len(part) for part in examples.parts(modality, np.array([0, 5, 4, 1]))] == sizes
+        torch.manual_seed(0)
+        encoder = registry.build_encoder("transformer:pico", modality)
+        encoder.dropout = 0.0
+        train_classifier(Classifier(encoder, 2), modality, examples, FinetuneSettings(), pace=Pace(1e-3), steps=1)
+    assert len(gradients) == 2
+    for few, all_at_once in zip(*gradients, strict=True):
+        torch.testing.assert_close(few, all_at_once, atol=1e-6, rtol=1e-4)

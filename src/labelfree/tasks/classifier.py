@@ -21,7 +21,7 @@ from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
 from labelfree.modalities.base import Dataset, Modality
 from labelfree.settings import Settings, Share
-from labelfree.tasks.embed import apply, embed
+from labelfree.tasks.embed import apply, embed, together
 from labelfree.tasks.labels import Part, Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
 from labelfree.tasks.metrics import class_weights, judge
@@ -134,6 +134,14 @@ class Examples(Part):
         raw = modality.collate([item for item in items if isinstance(item, Sample)])
         return raw, torch.as_tensor(self.y[chosen[kept]])
 
+    def parts(self, modality: Modality, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """Places in `chosen`, by those that fit in memory together: all at once, but where some are very long."""
+        every = self.dataset.sizes()
+        sizes = None if every is None else every[self.rows[chosen]]
+        order = np.arange(len(chosen)) if sizes is None else np.argsort(sizes, kind="stable")
+        for part in together(len(chosen), len(chosen), None if sizes is None else sizes[order], modality):
+            yield np.sort(order[part])
+
 
 def parameter_groups(model: Classifier, pace: Pace, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for AdamW, a rate for each layer; vectors (biases, normalisation) do not decay."""
@@ -192,14 +200,16 @@ def train_classifier(
     size = settings.batch(len(examples.y))
     warmup = round(settings.warmup * steps)
     for step, (chosen, number) in enumerate(_orders(len(examples.y), size, steps, seed)):
-        raw, y = examples.batch(modality, chosen)
-        raw, y = raw.to(where), y.to(where)
-        draw = Draw.start(seed, 0, step, number[: len(y)].to(where))
-        with runtime.autocast(where, precision):
-            logits = model(modality.view(raw, draw, settings.augment))
-        loss = F.cross_entropy(logits.float(), y, weight=weights)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        whole = weights[torch.as_tensor(examples.y[chosen])].sum()
+        for part in examples.parts(modality, chosen):
+            raw, y = examples.batch(modality, chosen[part])
+            raw, y = raw.to(where), y.to(where)
+            draw = Draw.start(seed, 0, step, number[part[: len(y)]].to(where))
+            with runtime.autocast(where, precision):
+                logits = model(modality.view(raw, draw, settings.augment))
+            loss = F.cross_entropy(logits.float(), y, weight=weights, reduction="sum") / whole
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * cosine(step, steps, warmup)

@@ -77,7 +77,7 @@ def apply(
     for memory in memories:
         memory.reset()
     out = np.full((len(places), width), np.nan, dtype=np.float32)
-    for part in _together(len(places), batch_size, sizes, AT_ONCE * modality.training_size):
+    for part in together(len(places), batch_size, sizes, modality):
         chunk = places[part]
         for raw in batches(dataset, modality, batch_size, chunk):
             view = modality.prepare(raw.to(where))
@@ -92,11 +92,11 @@ def apply(
     return out[wanted]
 
 
-def _together(count: int, batch_size: int, sizes: np.ndarray | None, most: float) -> Iterator[slice]:
-    """Slices of (count,) samples: of at most `batch_size`, whose ascending `sizes`, all padded to the last, are `most`
-    together, or of one sample.
+def together(count: int, batch_size: int, sizes: np.ndarray | None, modality: Modality) -> Iterator[slice]:
+    """Slices of (count,) samples that fit in memory together: at most `batch_size`, which take no more than `AT_ONCE`
+    of a training when their ascending `sizes` are padded to the last; or one sample.
     """
-    start = 0
+    start, most = 0, AT_ONCE * modality.training_size
     while start < count:
         stop = min(start + batch_size, count)
         if sizes is not None:

@@ -393,7 +393,7 @@ class Audio(Modality):
     def targets(self, batch: Batch) -> Tensor:
         """(B, N, patch·M) the token's log-mel frames; of a waveform's token (B, N, M) the one around it."""
         if not self._waves:
-            return steps.patches(batch.data, self.settings.patch)
+            return steps.patches(batch.data, self.settings.patch, batch.lengths)
         count, step = self.token_count(batch), self._token_step
         mel = Mel(
             self.settings.mels, self.rate, max(self.settings.frame, 1000 * step / self.rate), 1000 * step / self.rate

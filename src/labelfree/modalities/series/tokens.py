@@ -9,8 +9,13 @@ from torch.nn import functional as F
 from labelfree.data.batch import Batch
 
 
-def patches(data: Tensor, patch: int) -> Tensor:
-    """(B, T, C) → (B, N, patch · C) with N = ⌈T / patch⌉; steps beyond the end are NaN."""
+def patches(data: Tensor, patch: int, lengths: Tensor | None = None) -> Tensor:
+    """(B, T, C), whose samples are (B,) `lengths` long → (B, N, patch · C) with N = ⌈T / patch⌉; steps beyond the end
+    of a sample are NaN, whatever it was padded with.
+    """
+    if lengths is not None:
+        beyond = torch.arange(data.shape[1], device=data.device) >= lengths[:, None]
+        data = data.masked_fill(beyond[..., None], torch.nan)
     missing = -data.shape[1] % patch
     if missing:
         data = F.pad(data, (0, 0, 0, missing), value=float("nan"))
@@ -36,7 +41,7 @@ class SeriesStem(nn.Module):
         nn.init.zeros_(self.missing.weight)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        cut = patches(batch.data, self.patch)
+        cut = patches(batch.data, self.patch, batch.lengths)
         absent = cut.isnan()
         tokens = self.values(cut.masked_fill(absent, 0.0)) + self.missing(absent.to(self.missing.weight.dtype))
         return tokens, valid_tokens(batch, self.patch)
