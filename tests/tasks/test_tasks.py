@@ -247,6 +247,17 @@ def test_balanced_examples_weigh_rare_classes_more(run: Run, train: Path) -> Non
     assert weights[y].mean() == pytest.approx(1)
 
 
+def test_examples_that_cannot_be_read_are_passed_over(run: Run, train: Path) -> None:
+    examples = Examples(Holes(run.open(train), np.arange(60)), np.arange(60), np.arange(60) % 2, classes=2)
+    assert examples.batch(run.modality, np.array([0, 3, 6])) is None
+    found = examples.batch(run.modality, np.array([0, 1, 3, 4, 6]))
+    assert found is not None
+    assert found[1].tolist() == [1, 0]
+    model = Classifier(Custom(runs.Net(), 16, "pooled"), 2)
+    train_classifier(model, run.modality, examples, FinetuneSettings(batch_size=1), pace=Pace(1e-2), steps=6)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
 def test_training_on_a_source_that_is_not_cached_gives_the_same(run: Run, train: Path) -> None:
     x, y = runs.pictures(60, seed=1)
     del x

@@ -386,7 +386,7 @@ def listed_files(source: Any, suffixes: Collection[str]) -> list[Path] | None:
     if not any(map(os.path.isfile, paths)):
         raise LabelfreeError(
             f"A list names {len(paths):,} files, none of which is there; '{source[0]}' for one.",
-            f"Write their paths as seen from '{Path.cwd().name}', or whole.",
+            "Write their paths as seen from the working directory, or whole.",
         )
     return paths
 

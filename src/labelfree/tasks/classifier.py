@@ -125,12 +125,14 @@ class Examples(Part):
             return self
         return replace(self.only(held.kept), dataset=held, rows=np.arange(len(held)))
 
-    def batch(self, modality: Modality, chosen: np.ndarray) -> tuple[Batch, Tensor]:
-        """Raw batch of the examples `chosen`, and their classes (those that can be read)."""
+    def batch(self, modality: Modality, chosen: np.ndarray) -> tuple[Batch, Tensor] | None:
+        """Raw batch of the examples `chosen` that can be read, and their classes; None where none can."""
         if isinstance(self.dataset, Cached):
             return self.dataset.batch(self.rows[chosen]), torch.as_tensor(self.y[chosen])
         items = self.dataset.read(self.rows[chosen].tolist())
         kept = [i for i, item in enumerate(items) if isinstance(item, Sample)]
+        if not kept:
+            return None
         raw = modality.collate([item for item in items if isinstance(item, Sample)])
         return raw, torch.as_tensor(self.y[chosen[kept]])
 
@@ -203,8 +205,10 @@ def train_classifier(
         optimizer.zero_grad(set_to_none=True)
         whole = weights[torch.as_tensor(examples.y[chosen])].sum()
         for part in examples.parts(modality, chosen):
-            raw, y = examples.batch(modality, chosen[part])
-            raw, y = raw.to(where), y.to(where)
+            found = examples.batch(modality, chosen[part])
+            if found is None:
+                continue
+            raw, y = found[0].to(where), found[1].to(where)
             draw = Draw.start(seed, 0, step, number[part[: len(y)]].to(where))
             with runtime.autocast(where, precision):
                 logits = model(modality.view(raw, draw, settings.augment))
