@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
 
 
-#: Texts that are enough to tell from one another; `benchmarks/README.md` has the trial of both methods.
-MANY_TEXTS = 256
+#: Texts that are enough to spread; `benchmarks/README.md` has trials with 200 of them and with thousands.
+MANY_TEXTS = 128
 
 
 class TextSettings(Settings):
@@ -132,10 +132,12 @@ class Text(Modality):
         return Blocks(dataset, self.vocabulary, self.settings.length - 1)
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
-        many = found.count >= MANY_TEXTS
-        spread = "stretches of a text agree, and texts spread in all directions: learns from short trainings on"
+        method = Choice("method", "masked", "few texts: every word of theirs can be asked for")
+        if found.count >= MANY_TEXTS:
+            spread = "stretches of a text agree, and texts spread in all directions: learns from short trainings on"
+            method = Choice("method", "emp", spread)
         return [
-            Choice("method", "emp", spread) if many else Choice("method", "bert", "few texts: their words are learnt"),
+            method,
             Choice("encoder", "transformer:nano", "small enough to see the text many times"),
             Choice("batch_size", 64, "many small steps"),
         ]
