@@ -60,6 +60,16 @@ def typed(fields: Fields, values: torch.Tensor) -> torch.Tensor:
     return right
 
 
+def test_rows_are_in_their_own_units_however_far_out(sources: dict[str, Path]) -> None:
+    training = assemble(sources["table"], "table", "masked", "transformer:nano")
+    modality, batch = training.objective.modality, next(iter(training.loader.steps(0, 1)))
+    numbers = modality.fields.numbers
+    raw = batch.with_(data=batch.data.clone())
+    raw.data[0, :numbers] = modality.fields.centre + 50 * modality.fields.scale
+    for row, sample in zip(raw.data.numpy(), modality.rebuild(modality.prepare(raw)), strict=True):
+        np.testing.assert_allclose(sample.data, row, rtol=1e-3, atol=1e-4)
+
+
 def test_predicted_numbers_are_no_farther_out_than_the_training_data(sources: dict[str, Path]) -> None:
     training = assemble(sources["table"], "table", "masked", "transformer:nano")
     modality, batch = training.objective.modality, next(iter(training.loader.steps(0, 1)))

@@ -78,12 +78,16 @@ class Fields:
         return torch.cat([z / (1 + (z / 3).square()).sqrt(), x[..., self.numbers :]], dim=-1)
 
     def restore(self, x: Tensor) -> Tensor:
-        """(..., F) normalised → raw, the inverse of `normalise`, no farther out than the training data are."""
-        low, high = (ends.to(x.device) for ends in _ends(self.marginals[: self.numbers]))
-        z = torch.clamp(x[..., : self.numbers], low, high)
-        z = z / (1 - (z / 3).square()).sqrt()
+        """(..., F) normalised → raw, the inverse of `normalise`."""
+        z = x[..., : self.numbers].double()
+        z = z / (1 - (z / 3).square()).clamp_min(1e-7).sqrt()
         numbers = z * self.scale.to(x.device) + self.centre.to(x.device)
-        return torch.cat([numbers, x[..., self.numbers :]], dim=-1)
+        return torch.cat([numbers.to(x.dtype), x[..., self.numbers :]], dim=-1)
+
+    def within(self, x: Tensor) -> Tensor:
+        """(..., F) normalised, no farther out than (nearly all of) the training data."""
+        low, high = (ends.to(x.device) for ends in _ends(self.marginals[: self.numbers]))
+        return torch.cat([torch.clamp(x[..., : self.numbers], low, high), x[..., self.numbers :]], dim=-1)
 
     def state(self) -> dict[str, Any]:
         """JSON-ready; the marginals are float32 in base64, since they are many."""

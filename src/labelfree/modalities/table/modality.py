@@ -305,7 +305,7 @@ class Table(Modality):
         x = view.data.float()
         if prediction is not None:
             assert self._typed is not None
-            found = self._typed.guesses(prediction.float())
+            found = self.fields.within(self._typed.guesses(prediction.float()))
             x = found if mask is None else torch.where(mask, found, x)
         rows = self.fields.restore(x).cpu().numpy()
         return [Sample(row, int(index)) for row, index in zip(rows, view.index, strict=True)]
