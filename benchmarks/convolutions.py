@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -29,12 +29,7 @@ LAYERS += [(256, 512, 8, 3, 2, 1), (256, 512, 8, 1, 2, 1), (512, 512, 4, 3, 1, 3
 def best(run: Callable[[], object], rounds: int) -> float:
     """Seconds of the fastest of some calls; the first is not counted."""
     run()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(timeit.repeat(run, number=1, repeat=rounds))
 
 
 def step(kind: torch.dtype, rounds: int) -> float:
