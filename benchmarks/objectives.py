@@ -47,7 +47,7 @@ class Handed(Encoder):
     def build(cls, variant: str, modality: Any, causal: bool = False) -> Encoder:
         return cls()
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Any = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         self.rows += len(batch)
         return Features(batch.extra["features"] + self.shift)
 

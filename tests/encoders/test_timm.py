@@ -11,6 +11,7 @@ from labelfree import registry
 from labelfree.data.batch import Batch
 from labelfree.encoders.timm import Timm, small_stem
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.losses.masked import visible_positions
 from labelfree.modalities.image import Image, ImageSettings
 from labelfree.needs import Need
 
@@ -81,7 +82,7 @@ def test_a_class_token_is_what_the_picture_is_read_off(name: str) -> None:
     assert isinstance(encoder, Timm)
     mask = torch.arange(16).expand(2, -1) % 2 == 0
     whole, replaced, dropped = (
-        encoder(batch(), hidden, how) for hidden, how in ((None, "replace"), (mask, "replace"), (mask, "drop"))
+        encoder(batch(), *hidden) for hidden in ((), (mask,), (None, visible_positions(mask, 8)))
     )
     theirs = encoder.network.forward_features(batch().data)
     torch.testing.assert_close(whole.pooled, theirs[:, 0])
@@ -113,7 +114,7 @@ def test_vision_transformers_hide_tokens_only_where_theirs_are_the_patches() -> 
     deit = build("deit_tiny_patch16_224", modality(32, patch=8))
     mask = torch.arange(16).expand(2, -1) % 2 == 0
     assert Need.MASK in deit.can
-    tokens = deit(batch(), mask, "drop").tokens
+    tokens = deit(batch(), kept=visible_positions(mask, 8)).tokens
     assert tokens is not None
     assert tokens.shape[1] == 8
     hybrid = build("vit_tiny_r_s16_p8_224", modality(32, patch=8))
@@ -150,15 +151,16 @@ def test_transformers_of_our_sizes_hide_tokens() -> None:
     mask = torch.zeros(3, 16, dtype=torch.bool)
     for row in range(3):
         mask[row, torch.arange(12) + row] = True
-    dropped, replaced = encoder(views, mask, "drop"), encoder(views, mask, "replace")
+    kept = visible_positions(mask, 12)
+    dropped, replaced = encoder(views, kept=kept), encoder(views, mask)
     assert dropped.tokens.shape == (3, 4, 128)
     assert replaced.tokens.shape == (3, 16, 128)
     hidden = mask.view(3, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     changed = views.with_(data=torch.where(hidden, 9.0, views.data))
-    torch.testing.assert_close(encoder(changed, mask, "drop").pooled, dropped.pooled)
-    torch.testing.assert_close(encoder(changed, mask, "replace").tokens, replaced.tokens)
+    torch.testing.assert_close(encoder(changed, kept=kept).pooled, dropped.pooled)
+    torch.testing.assert_close(encoder(changed, mask).tokens, replaced.tokens)
     nothing = torch.zeros(3, 16, dtype=torch.bool)
-    torch.testing.assert_close(encoder(views, nothing, "replace").tokens, encoder(views).tokens)
+    torch.testing.assert_close(encoder(views, nothing).tokens, encoder(views).tokens)
 
 
 @pytest.mark.parametrize("spec", ["nano", "timm:test_vit"])

@@ -9,6 +9,7 @@ from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.trunk import EMBEDDED, Trunk
 from labelfree.errors import LabelfreeError
+from labelfree.losses.masked import visible_positions
 from labelfree.modalities.text.tokens import TextStem
 from labelfree.needs import Need
 from labelfree.registry import encoders
@@ -71,8 +72,9 @@ def test_hidden_tokens_are_not_seen(hide):
     seen = batch()
     mask = torch.zeros(4, 10, dtype=torch.bool)
     mask[:, 2] = mask[0, 5] = mask[1, 6] = mask[2, 0] = mask[3, 9] = True
-    first = trunk(seen, mask, hide)
-    second = trunk(seen.with_(data=torch.where(mask, 7.0, seen.data)), mask, hide)
+    hidden = {"mask": mask} if hide == "replace" else {"kept": visible_positions(mask, 2)}
+    first = trunk(seen, **hidden)
+    second = trunk(seen.with_(data=torch.where(mask, 7.0, seen.data)), **hidden)
     torch.testing.assert_close(first.tokens, second.tokens)
     assert first.tokens.shape == ((4, 8, 32) if hide == "drop" else (4, 10, 32))
     assert not torch.allclose(first.pooled, trunk(seen).pooled)
@@ -80,14 +82,13 @@ def test_hidden_tokens_are_not_seen(hide):
 
 def test_dropping_keeps_the_order_and_the_positions():
     trunk = make().eval()
-    nothing = torch.zeros(4, 10, dtype=torch.bool)
-    torch.testing.assert_close(trunk(batch(), nothing, "drop").tokens, trunk(batch()).tokens)
+    everything = torch.arange(10).expand(4, -1)
+    torch.testing.assert_close(trunk(batch(), kept=everything).tokens, trunk(batch()).tokens)
 
 
 def test_dropping_from_unequal_lengths_is_refused():
-    mask = torch.zeros(4, 10, dtype=torch.bool)
     with pytest.raises(LabelfreeError, match="unequal length"):
-        make()(batch(lengths=[10, 9, 8, 7]), mask, "drop")
+        make()(batch(lengths=[10, 9, 8, 7]), kept=torch.arange(5).expand(4, -1))
 
 
 def test_positions_matter_and_windows_are_read_alone():

@@ -16,7 +16,7 @@ import labelfree
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.losses.distillation import centred, mean_over_batch
-from labelfree.losses.masked import hidden_positions
+from labelfree.losses.masked import hidden_positions, visible_positions
 from labelfree.losses.regression import token_distance
 from labelfree.objectives._decoder import Decoder
 from labelfree.objectives._teacher import cosine_between
@@ -213,7 +213,7 @@ def test_hidden_parts_are_predicted_one_by_one(sources: dict[str, Path]) -> None
     errors = []
     with torch.no_grad():
         target = latent.teacher.deep(view, latent.settings.top_layers)
-        tokens = latent.encoder(view, mask, "drop").tokens
+        tokens = latent.encoder(view, kept=visible_positions(mask, int(mask[0].sum()))).tokens
         for part in parts:
             for row in range(len(batch)):
                 places = part[row].nonzero().T

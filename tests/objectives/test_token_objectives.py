@@ -16,6 +16,7 @@ from torch import Tensor
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
+from labelfree.losses.masked import visible_positions
 from labelfree.modalities.base import hidden_count
 from labelfree.objectives import _heads
 from labelfree.objectives._decoder import Decoder, sinusoids
@@ -79,8 +80,8 @@ def test_masked_loss_does_not_see_what_it_asks_for(sources: dict[str, Path]) -> 
     mask = modality.sample_mask(view, draw, 0.75)
     squares = mask.view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     changed = view.with_(data=torch.where(squares, torch.randn_like(view.data), view.data))
-    for hide in ("drop", "replace"):
-        a, b = (objective.encoder(v, mask, hide).pooled for v in (view, changed))
+    for hidden in ({"kept": visible_positions(mask, 12)}, {"mask": mask}):
+        a, b = (objective.encoder(v, **hidden).pooled for v in (view, changed))
         torch.testing.assert_close(a, b)
 
 

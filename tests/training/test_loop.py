@@ -31,7 +31,7 @@ class Normalised(Encoder):
     def build(cls, variant, modality, causal=False):
         return cls()
 
-    def forward(self, batch, mask=None, hide="replace"):
+    def forward(self, batch, mask=None, kept=None):
         return Features(self.norm(self.layer(batch.data)))
 
 

@@ -37,10 +37,13 @@ def _mix(x: Tensor) -> Tensor:
 
 def hash_int(*numbers: int) -> int:
     """One int64 from several integers, by the same function as the tensors'."""
-    x = torch.zeros((), dtype=torch.int64)
+    x = 0
     for number in numbers:
-        x = _mix((x ^ _signed(number)) + _GOLDEN)
-    return int(x)
+        x = ((x ^ number) + _GOLDEN) % _WORD
+        x = (x ^ x >> 30) * _FIRST % _WORD
+        x = (x ^ x >> 27) * _SECOND % _WORD
+        x ^= x >> 31
+    return _signed(x)
 
 
 def _name(name: str) -> int:

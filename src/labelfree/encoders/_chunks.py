@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def in_chunks(
-    encoder: nn.Module, run: Callable[..., Features], batch: Batch, mask: Tensor | None, hide: str, rows: int
+    encoder: nn.Module, run: Callable[..., Features], batch: Batch, mask: Tensor | None, kept: Tensor | None, rows: int
 ) -> Features:
-    """`run(batch, mask, hide)` with `rows` samples at a time.
+    """`run(batch, mask, kept)` with `rows` samples at a time.
 
     Only the features of all samples exist at once, so that a loss sees the whole batch: what lies between is computed
     again, chunk by chunk, in the backward pass. Batch normalisation inside the encoder is over the samples of a chunk,
@@ -34,7 +34,7 @@ def in_chunks(
     found = []
     for start in range(0, len(batch), rows):
         part = slice(start, start + rows)
-        given = (batch[part], None if mask is None else mask[part], hide)
+        given = (batch[part], *(None if where is None else where[part] for where in (mask, kept)))
         learns = torch.is_grad_enabled()
         found.append(checkpoint(run, *given, use_reentrant=False, context_fn=again) if learns else run(*given))
     return _joined(found)

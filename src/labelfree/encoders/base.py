@@ -66,7 +66,7 @@ class Encoder(nn.Module, ABC):
     name: ClassVar[str]
     #: What every encoder of this class can do; an instance may know better (a ViT can hide tokens, a ResNet cannot).
     can: frozenset[Need] = frozenset()
-    #: Ways in which hidden tokens can be treated, the preferred one first.
+    #: Ways in which tokens can be hidden (`mask` replaces, `kept` drops), the preferred one first.
     hides: tuple[Hide, ...] = ()
     #: Width D of the features.
     dim: int
@@ -107,21 +107,21 @@ class Encoder(nn.Module, ABC):
         """Settings of the modality that the variant brings with it (its own tokenizer); recipes and users go first."""
         return {}
 
-    def __call__(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Any:
+    def __call__(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Any:
         """`forward`, for `micro_batch` rows at a time where that is set."""
         run = super().__call__
         if 0 < self.micro_batch < len(batch):
-            return in_chunks(self, run, batch, mask, hide, self.micro_batch)
-        return run(batch, mask, hide) if mask is not None else run(batch)
+            return in_chunks(self, run, batch, mask, kept, self.micro_batch)
+        return run(batch) if mask is None and kept is None else run(batch, mask, kept)
 
     @abstractmethod
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         """Features of a view.
 
         Args:
             batch: a view, from the modality's `view` or `prepare`.
-            mask: (B, N) bool, true where a token is hidden.
-            hide: hidden tokens are replaced by a learnt vector, or dropped before the first block (equal counts).
+            mask: (B, N) bool, true where a token is hidden behind a learnt vector.
+            kept: (B, V) int64, ascending, the only tokens that the first block is given: all others are dropped.
         """
 
     def deep(self, batch: Batch, layers: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide, check_weights
+from labelfree.encoders.base import Encoder, Features, check_weights
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
@@ -73,7 +73,7 @@ class Custom(Encoder):
             "Give it: labelfree.load(path, encoder=network).",
         )
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         out = self.network(batch.data)
         if self.shape == "pooled":
             return Features(out)

@@ -183,7 +183,7 @@ class Dilated(Encoder):
     def variants(cls) -> list[str]:
         return list(SHAPES)
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         device = batch.data.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else batch.data.dtype
         with torch.autocast(device, enabled=False):

@@ -142,7 +142,7 @@ class HF(Encoder):
         has = _is_folder(variant) and (folder / "tokenizer.json").exists()
         return {"tokenizer": str(folder / "tokenizer.json")} if has else {}
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         ids = batch.data
         valid = None
         if batch.lengths is not None:
@@ -160,7 +160,7 @@ class HF(Encoder):
             self._random.drop = None
             return found
 
-        tokens = by_windows(run, ids, valid, self.window)
+        tokens = by_windows(run, ids, valid, self.window, self.training and ids.is_cuda)
         local = self.model.get_input_embeddings()(ids)
         return Features(mean_of(tokens, valid), tokens, valid, local)
 

@@ -69,7 +69,7 @@ class MLP(Encoder):
     def variants(cls) -> list[str]:
         return list(SHAPES)
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         x = self.stem.total(batch.data, mask)
         if mask is not None:
             x = x + mask.to(x.dtype) @ self.hidden

@@ -186,7 +186,7 @@ class PyG(Encoder):
     def variants(cls) -> list[str]:
         return list(SHAPES)
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         x = batch.data.nan_to_num()
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.distributed import gather
 from labelfree.encoders._geometric import geometric
-from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.base import Encoder, Features
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.modalities.base import Modality
@@ -82,7 +82,7 @@ class TGN(Encoder):
     def variants(cls) -> list[str]:
         return list(SIZES)
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         if self.training and int(gather(batch.index).min()) != int(self.position):
             self.reset()
         memory, around = self._surroundings(batch)

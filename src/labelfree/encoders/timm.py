@@ -12,9 +12,10 @@ from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide, check_weights
+from labelfree.encoders.base import Encoder, Features, check_weights
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
+from labelfree.losses.masked import take
 from labelfree.modalities.base import Modality, PictureForm
 from labelfree.needs import Need
 
@@ -148,11 +149,11 @@ class Timm(Encoder):
     def variants(cls) -> list[str]:
         return list(WORTH_LISTING)
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         pictures, weights = self._pictures(batch)
         flat = pictures.flatten(0, 1)
         if weights is None:
-            found = self._transform(flat, mask, hide) if self._plain_vit else self._convolve(flat)
+            found = self._transform(flat, mask, kept) if self._plain_vit else self._convolve(flat)
             return found if pictures.shape[1] == 1 else _joined(found, len(batch), None)
         # Pictures that a sample does not have would cost time, and enter the statistics of batch normalisation.
         kept = weights.flatten().nonzero().squeeze(1)
@@ -184,21 +185,18 @@ class Timm(Encoder):
             hook.remove()
         return torch.stack(found).mean(dim=0)[:, self.network.num_prefix_tokens :]
 
-    def _transform(self, data: Tensor, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def _transform(self, data: Tensor, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         network = self.network
         x = network.patch_embed(data)
         rows_and_columns = x.shape[1:3]
         x = local = x.flatten(1, 2)
-        if mask is not None and hide == "replace":
+        if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         # positions of smaller pictures (local crops) are interpolated
         x = network._pos_embed(x.unflatten(1, rows_and_columns))
         prefix = network.num_prefix_tokens
-        if mask is not None and hide == "drop":
-            visible = mask.shape[1] - int(mask[0].sum())
-            order = mask.byte().argsort(dim=1, stable=True)[:, :visible]
-            kept = x[:, prefix:].gather(1, order[..., None].expand(-1, -1, x.shape[2]))
-            x = torch.cat([x[:, :prefix], kept], dim=1)
+        if kept is not None:
+            x = torch.cat([x[:, :prefix], take(x[:, prefix:], kept)], dim=1)
         x = network.norm_pre(x)
         for block in network.blocks:
             x = block(x, is_causal=True) if self.causal else block(x)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from labelfree import registry
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide
+from labelfree.encoders.base import Encoder, Features
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Modality
@@ -75,7 +75,7 @@ class Towers(Encoder):
                 found[f"{kind}.{key}"] = value
         return {"sides": found} if found else {}
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         found = []
         for number, (side, tower) in enumerate(self.towers.items()):
             there = batch.data[:, number, None]

@@ -19,6 +19,7 @@ from labelfree.data.draw import Draw
 from labelfree.encoders.base import Features, Hide
 from labelfree.encoders.transformer import Transformer
 from labelfree.errors import LabelfreeError
+from labelfree.losses.masked import take
 from labelfree.needs import Need
 
 #: Standard deviation of the vectors of ids in a new network.
@@ -110,27 +111,32 @@ class Trunk(Transformer):
             attention: Any = block.attn
             attention.fused_attn = torch.cuda.is_available()
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         local, valid = self.stem(batch)
         x = local
-        if mask is not None and hide == "replace":
+        if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = self.norm_in(x)
         run = partial(self._blocks, self._dropout(batch))
-        if mask is not None and hide == "drop":
+        if kept is not None:
             if valid is not None:
                 raise LabelfreeError(
                     "Hidden tokens cannot be dropped from samples of unequal length.", "Let them be replaced."
                 )
-            x = run(gather_tokens(x + positions(x), visible(mask)), None, None)
+            x = run(take(x + positions(x), kept), None, None)
         else:
-            x = by_windows(lambda x, *of: run(x + positions(x), *of), x, valid, self.window)
+            x = self._by_windows(run, x, valid)
         return Features(pooled=mean_of(x, valid), tokens=x, valid=valid, local=local)
 
     def deep(self, batch: Batch, layers: int) -> Tensor:
         local, valid = self.stem(batch)
         run = partial(self._blocks, None, deep=layers)
-        return by_windows(lambda x, *of: run(x + positions(x), *of), self.norm_in(local), valid, self.window)
+        return self._by_windows(run, self.norm_in(local), valid)
+
+    def _by_windows(self, run: Run, x: Tensor, valid: Tensor | None) -> Tensor:
+        # counting windows that hold nothing would stop the host in each step of a training on a GPU
+        every = self.training and x.is_cuda
+        return by_windows(lambda x, *of: run(x + positions(x), *of), x, valid, self.window, every)
 
     def _blocks(
         self, drop: Dropout | None, x: Tensor, valid: Tensor | None, rows: Tensor | None, deep: int = 0
@@ -188,10 +194,10 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def by_windows(run: Run, x: Tensor, valid: Tensor | None, size: int) -> Tensor:
+def by_windows(run: Run, x: Tensor, valid: Tensor | None, size: int, every: bool = False) -> Tensor:
     """Run on each window of `size` tokens as on a sample of its own, and put the tokens (B, N, D) together again.
 
-    Windows of nothing but padding are left out, except in training on a GPU, where counting them would stop the host.
+    Windows of nothing but padding are left out, unless `every` one is asked for.
     """
     samples, count = x.shape[:2]
     if not size or count <= size:
@@ -203,7 +209,7 @@ def by_windows(run: Run, x: Tensor, valid: Tensor | None, size: int) -> Tensor:
         valid = F.pad(valid, (0, extra)).reshape(samples * windows, size)
     x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, extra)).reshape(samples * windows, size, *x.shape[2:])
     rows = torch.arange(samples, device=x.device).repeat_interleave(windows)
-    if valid is None or (x.is_cuda and torch.is_grad_enabled()):
+    if valid is None or every:
         out = run(x, valid, rows)
     else:
         kept = valid.any(dim=1).nonzero().squeeze(1)
@@ -228,17 +234,6 @@ def positions(x: Tensor) -> Tensor:
     rate = torch.exp(torch.arange(0, dim, 2, device=x.device) * (-math.log(10000.0) / dim))
     angle = torch.arange(count, device=x.device)[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype)
-
-
-def visible(mask: Tensor) -> Tensor:
-    """(B, N) bool with equally many true in each row → (B, K) int64: places of the false ones, ascending."""
-    count = mask.shape[1] - int(mask[0].sum())
-    return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-
-
-def gather_tokens(x: Tensor, places: Tensor) -> Tensor:
-    """(B, N, D), (B, K) → (B, K, D)."""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def mean_of(tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -31,6 +31,11 @@ def hidden_positions(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return positions, mask.gather(1, positions)
 
 
+def visible_positions(mask: Tensor, hidden: int) -> Tensor:
+    """(B, N) bool, true for exactly `hidden` tokens of each row → (B, N - hidden) places of the others, rising."""
+    return hidden_positions(~mask, mask.shape[1] - hidden)[0]
+
+
 def take(tokens: Tensor, positions: Tensor) -> Tensor:
     """(B, N, ...), (B, K) → (B, K, ...): the tokens at the positions."""
     return tokens[torch.arange(len(tokens), device=tokens.device)[:, None], positions]

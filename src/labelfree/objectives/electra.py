@@ -83,7 +83,7 @@ class Electra(Objective):
         mask = self.modality.sample_mask(view, draw, self.settings.ratio)
         positions, hidden = hidden_positions(mask, hidden_count(mask.shape[1], self.settings.ratio))
         truth = take(view.data, positions)
-        tokens = self.generator(view, mask, "replace").tokens
+        tokens = self.generator(view, mask).tokens
         logits = self.fill(take(tokens, positions)).float()
         guessed = weighted_mean(self.modality.token_loss(logits, truth), hidden)
         with torch.no_grad():

@@ -86,7 +86,7 @@ class IBOT(DINO):
         assert views.draw is not None
         mask = self.modality.sample_mask(views, views.draw, own.ratio)
         mask = mask & views.draw.bernoulli("hiding", own.hiding)[:, None]
-        seen = self.encoder(views, mask, "replace")
+        seen = self.encoder(views, mask)
         with torch.no_grad():
             teacher = self.teacher_encoder(views)
             told = self.teacher_head(teacher.pooled)

@@ -13,7 +13,7 @@ from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Hide
 from labelfree.errors import Refusal
-from labelfree.losses.masked import hidden_positions, take
+from labelfree.losses.masked import hidden_positions, take, visible_positions
 from labelfree.losses.regression import token_distance
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
@@ -136,12 +136,12 @@ class Latent(Objective):
         positions, hidden = hidden_positions(blocks.flatten(0, 1), each)
         with torch.no_grad():
             target = take(self.teacher.deep(view, own.top_layers).repeat(times, 1, 1), positions)
-        features = self.encoder(view, mask, self.hide)
-        assert features.tokens is not None
         if self.hide == "drop":
+            features = self.encoder(view, kept=visible_positions(mask, min(times * each, count - 1)))
             seen, left = features.tokens.repeat(times, 1, 1), mask.repeat(times, 1)
             prediction = self.head(seen, left, positions, self.modality.grid(count), alone=True)
         else:
+            features = self.encoder(view, mask)
             prediction = self.head(take(features.tokens, positions))
         loss = weighted_mean(token_distance(prediction, target, own.beta), hidden)
         spread = target.float().flatten(0, 1).std(dim=0).mean()

@@ -14,7 +14,7 @@ from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Hide
 from labelfree.errors import Refusal
-from labelfree.losses.masked import differ, hidden_positions, take
+from labelfree.losses.masked import differ, hidden_positions, take, visible_positions
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
@@ -178,11 +178,11 @@ class Masked(Objective):
         positions, hidden = self._asked(mask)
         target = take(self.modality.targets(view), positions)
         if self.hide == "drop":
-            features = self.encoder(view, mask, "drop")
+            features = self.encoder(view, kept=self._kept(mask))
             prediction = self.head(features.tokens, mask, positions, self.modality.grid(mask.shape[1]))
         else:
             shown, left = self.modality.hide(view, mask, draw)
-            features = self.encoder(shown, left, "replace")
+            features = self.encoder(shown, left)
             hidden = real(features) if own.everything else hidden
             tokens = features.tokens if self.spread is None else self.spread(view, features.tokens, mask)
             prediction = self.head(take(tokens, positions))
@@ -200,14 +200,17 @@ class Masked(Objective):
         mask = modality.sample_mask(view, draw, self.settings.ratio)
         everywhere = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         if self.hide == "drop":
-            tokens = self.encoder(view, mask, "drop").tokens
+            tokens = self.encoder(view, kept=self._kept(mask)).tokens
             found = self.head(tokens, mask, everywhere, modality.grid(mask.shape[1]))
             return Reconstruction(view, view, mask, found.float(), mask)
         shown, left = modality.hide(view, mask, draw)
-        tokens = self.encoder(shown, left, "replace").tokens
+        tokens = self.encoder(shown, left).tokens
         tokens = tokens if self.spread is None else self.spread(view, tokens, mask)
         asked = None if self.settings.everything else mask
         return Reconstruction(view, shown, left, self.head(tokens).float(), asked)
+
+    def _kept(self, mask: Tensor) -> Tensor:
+        return visible_positions(mask, hidden_count(mask.shape[1], self.settings.ratio))
 
     def _asked(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K) places of the tokens to predict, and (B, K) bool which of them count."""

@@ -85,7 +85,7 @@ class TS2Vec(Objective):
         if not self._hides or view.draw is None:
             return self.encoder(view)
         hidden = view.draw.bernoulli("hidden", self.settings.mask, self.modality.token_count(view))
-        return self.encoder(view, hidden, "replace")
+        return self.encoder(view, hidden)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

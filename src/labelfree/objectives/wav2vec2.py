@@ -117,7 +117,7 @@ class Wav2Vec2(Objective):
         view = self.modality.view(batch, draw, "light")
         mask = self.modality.sample_mask(view, draw, own.ratio)
         positions, hidden = hidden_positions(mask, hidden_count(mask.shape[1], own.ratio))
-        features = self.encoder(view, mask, "replace")
+        features = self.encoder(view, mask)
         if features.local is None:
             raise Refusal(
                 f"Encoder '{self.encoder.name}' does not give tokens without context.", "Use transformer:nano."

@@ -15,7 +15,7 @@ class OptimSettings(Settings):
     """How weights are moved."""
 
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """adamw, sgd (Nesterov momentum) or lars (layer-wise adaptive rates; You et al. 2017)"""
+    """adamw, sgd (with momentum) or lars (layer-wise adaptive rates; You et al. 2017)"""
     learning_rate: PositiveFloat = 1e-3
     """peak learning rate; for sgd and lars per 256 samples of the global batch"""
     weight_decay: float = Field(0.01, ge=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Features, Hide
+from labelfree.encoders.base import Features
 from labelfree.encoders.trunk import Trunk
 from labelfree.modalities.events.views import real_tokens
 
@@ -35,8 +35,8 @@ class EventTrunk(Trunk):
 
     hides = ("replace",)
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
-        features = super().forward(batch, mask, hide)
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
+        features = super().forward(batch, mask, kept)
         assert features.tokens is not None
         assert features.valid is not None
         last = features.valid.sum(dim=1) - 1

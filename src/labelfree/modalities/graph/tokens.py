@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Features, Hide
+from labelfree.encoders.base import Features
 from labelfree.encoders.trunk import Trunk, mean_of, positions
 from labelfree.modalities.graph.views import adjacency, real_nodes
 
@@ -43,8 +43,8 @@ class GraphTrunk(Trunk):
         super().__init__(*args, **options)
         self.roots = roots
 
-    def forward(self, batch: Batch, mask: Tensor | None = None, hide: Hide = "replace") -> Features:
-        found = super().forward(batch, mask, hide)
+    def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
+        found = super().forward(batch, mask, kept)
         assert found.tokens is not None
         return replace(found, pooled=pool_nodes(found.tokens, found.valid, self.roots))
 

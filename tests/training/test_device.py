@@ -1,0 +1,63 @@
+"""Training on a GPU, as far as a machine without one can tell: every cell's loss is computed with tensors that have a
+device and a shape and no values, so that one left behind on the CPU, or a question that the host would have to wait
+for, shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cells import assemble, every_cell, fits, make_sources
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from labelfree.data.draw import Draw
+from labelfree.training.health import feature_health
+
+GPU = torch.device("cuda", 0)
+#: Cells in which the host does wait, once a step, and why.
+WAITS = {
+    # which pictures are padding decides what batch normalisation sees
+    ("audio", "timm:test_resnet"),
+    # whether a new pass over the events begins decides what is remembered
+    ("events", "tgn"),
+}
+CELLS = [cell for cell in every_cell() if fits(*cell) and (cell[0], cell[2]) not in WAITS]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_sources(tmp_path_factory.mktemp("sources"))
+
+
+def to_gpu(module: nn.Module) -> None:
+    """Give every module tensors there in place of its own, those that are shared once."""
+    moved: dict[int, Tensor] = {}
+
+    def there(value: Tensor) -> Tensor:
+        return moved.setdefault(id(value), value.detach().to(GPU))
+
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(there(weight), weight.requires_grad))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, there(buffer))
+
+
+@pytest.mark.parametrize(("kind", "method", "encoder"), CELLS)
+def test_a_step_stays_on_the_device_and_asks_it_nothing(
+    kind: str, method: str, encoder: str, sources: dict[str, Path]
+) -> None:
+    training = assemble(sources[kind], kind, method, encoder)
+    objective, batch = training.objective, next(iter(training.loader.steps(0, 1)))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        to_gpu(objective)
+        batch = batch.to(GPU)
+        step = objective.loss(batch, Draw.start(0, 0, 0, batch.index))
+        objective.after_step(0.5)
+        found = {"loss": step.loss, "features": step.features, **step.logs, **feature_health(step.features)}
+        elsewhere = [name for name, value in found.items() if value.device != GPU]
+        assert not elsewhere
+        assert all(value.device == GPU for value in objective.state_dict().values())
