@@ -55,6 +55,15 @@ def gather(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Gather.apply(x)
 
 
+def all_lists(mine: list[Any]) -> list[Any]:
+    """The items of all processes' lists, which can be pickled. Every process has to ask."""
+    if world_size() == 1:
+        return mine
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, mine)
+    return [item for part in found for item in part]
+
+
 def of_others(tensors: Sequence[Tensor], number: int) -> list[Tensor]:
     """(B, ...) each → the rows of other samples of the global batch: all are shifted alike, as far as `number` says.
 

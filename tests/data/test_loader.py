@@ -49,7 +49,8 @@ class Plain:
 
 def loader(dataset, workers=0, bad=None, batch_size=8):
     order = Order(len(dataset), batch_size, seed=3, shards=dataset.shards, window=16)
-    return Loader(dataset, Plain(), order, CPU, workers, on_unreadable=None if bad is None else bad.extend)
+    tell = None if bad is None else lambda some, count: bad.extend(some)
+    return Loader(dataset, Plain(), order, CPU, workers, on_read=tell)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import labelfree
-from labelfree.training import job
+from labelfree.training import job, length
 from labelfree.training.length import Length
 from labelfree.training.pretrain import Recorder
 
@@ -23,6 +23,9 @@ class Clock:
     now = 0.0
 
     def perf_counter(self):
+        return self.now
+
+    def time(self):
         return self.now
 
 
@@ -53,7 +56,7 @@ def reckoner(steps=100, time_left=100.0, most=10_000, start=0):
     choices = [{"key": "steps", "value": steps, "reason": "trial steps"}]
     plan = SimpleNamespace(steps=steps, time_left=time_left, most_steps=most, choices=choices)
     plan.model_copy = lambda update: SimpleNamespace(**vars(plan) | update)
-    return Length(plan, start)
+    return Length(plan, start, length.time.perf_counter())
 
 
 def test_only_a_timed_training_from_its_start_is_reckoned():

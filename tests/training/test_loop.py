@@ -99,6 +99,18 @@ def test_training_is_given_up_when_no_gradient_is_finite():
         job.step(GIVE_UP, job.loader.batch(GIVE_UP))
 
 
+def test_a_gpu_which_skips_by_itself_is_asked_now_and_then_whether_to_give_up():
+    job = training(poison=range(1000))
+    job._on_cpu = False  # a fused optimiser of the CPU knows `found_inf` too
+    for step in range(GIVE_UP):
+        job.step(step, job.loader.batch(step))
+    with pytest.raises(LabelfreeError, match="not finite"):
+        job.check_gradients()
+    job.objective.poison = frozenset()
+    job.step(0, job.loader.batch(0))
+    job.check_gradients()
+
+
 def test_clipping_bounds_the_gradient():
     job = training(optimizer="sgd", learning_rate=1.0, clip=1e-3, weight_decay=0, momentum=0, warmup=0)
     before = [p.detach().clone() for p in job.objective.parameters()]

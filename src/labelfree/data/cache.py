@@ -39,9 +39,11 @@ def sample_bytes(dataset: Dataset, tries: int = 16) -> float:
     return float(np.mean(sizes))
 
 
-def memory_for_cache(server: bool = False) -> int:
-    """Bytes that a cache may take on this machine; `server`: one with an accelerator, whose memory is for training."""
-    return min(int(psutil.virtual_memory().available * SHARE), SERVER_LIMIT if server else LIMIT)
+def memory_for_cache(server: bool = False, processes: int = 1) -> int:
+    """Bytes that the cache of one of so many processes may take on this machine; `server`: one with an accelerator,
+    whose memory is for training.
+    """
+    return min(int(psutil.virtual_memory().available * SHARE), SERVER_LIMIT if server else LIMIT) // processes
 
 
 def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) -> tuple[list[Sample], list[Unreadable]]:

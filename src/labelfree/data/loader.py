@@ -72,7 +72,11 @@ class _Stream(torch.utils.data.Dataset):
 
 
 class Loader:
-    """Batches of the steps `start` … `stop`-1 for one process, on its device, read ahead of the training."""
+    """Batches of the steps `start` … `stop`-1 for one process, on its device, read ahead of the training.
+
+    Arguments:
+        on_read: told of each streamed batch what could not be read, and how many samples it has.
+    """
 
     def __init__(
         self,
@@ -83,13 +87,13 @@ class Loader:
         workers: int = 0,
         part: int = 0,
         parts: int = 1,
-        on_unreadable: Callable[[list[Unreadable]], None] | None = None,
+        on_read: Callable[[list[Unreadable], int], None] | None = None,
         partners: Partners | None = None,
     ) -> None:
         self.dataset, self.order, self.device = dataset, order, device
         self.part, self.parts, self.workers = part, parts, workers
         self._stream = _Stream(dataset, modality, order, part, parts, partners)
-        self._on_unreadable = on_unreadable
+        self._on_read = on_read
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         if isinstance(self.dataset, Cached):
@@ -97,8 +101,8 @@ class Loader:
                 yield self._stream[step][0].to(self.device)
             return
         for batch, bad in self._ahead(start, stop):
-            if bad and self._on_unreadable:
-                self._on_unreadable(bad)
+            if self._on_read:
+                self._on_read(bad, len(batch))
             yield batch.to(self.device, non_blocking=True)
 
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:

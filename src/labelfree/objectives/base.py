@@ -165,7 +165,8 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step with the share of training done (0–1]: teachers and queues move here, by
-        what `loss` put aside. A step whose gradient was not finite is skipped, and this with it.
+        what `loss` put aside. A step whose gradient was not finite is skipped, and this with it; on a GPU, where the
+        host does not wait to know, it is called all the same, and small buffers are put back afterwards.
         """
 
     def after_epoch(self) -> None:

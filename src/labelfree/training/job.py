@@ -20,11 +20,14 @@ from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Dataset, Modality
 from labelfree.objectives.base import Objective
-from labelfree.training import optim, runtime
+from labelfree.training import optim, processes, runtime
 from labelfree.training.logs import say
 from labelfree.training.loop import Stepper, Training
 from labelfree.training.plan import Plan, resolve_machine
 from labelfree.training.settings import TrainSettings
+
+#: Samples of a stream that must have been read before it is said that too many are unreadable.
+ENOUGH = 1000
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Job:
         dataset: what training draws from: the source's training set, cached where that was chosen.
         quarantine: samples found unreadable.
         given: whether the first weights come from elsewhere than the plan and its seed, and must be kept.
+        read: samples that were streamed so far.
     """
 
     plan: Plan
@@ -43,6 +47,7 @@ class Job:
     objective: Objective
     quarantine: list[Unreadable] = field(default_factory=list)
     given: bool = False
+    read: int = 0
 
     def loader(self, device: torch.device, part: int = 0, parts: int = 1) -> Loader:
         settings = self.plan.training
@@ -57,8 +62,17 @@ class Job:
         )
         workers = 0 if settings.workers == "auto" else settings.workers
         return Loader(
-            self.dataset, self.modality, order, device, workers, part, parts, self.quarantine.extend, self._partners()
+            self.dataset, self.modality, order, device, workers, part, parts, self._set_aside, self._partners()
         )
+
+    def _set_aside(self, bad: list[Unreadable], read: int) -> None:
+        """Take in which of `read` streamed samples turned out unreadable. Raises LabelfreeError where they are many."""
+        self.read += read
+        self.quarantine.extend(bad)
+        known = min(self.read, len(self.dataset))
+        if bad and known >= min(ENOUGH, len(self.dataset)):
+            lost = {int(item.index): item for item in self.quarantine}
+            _refuse_many(list(lost.values()), len(lost) / known, self.plan.training, "of what was read so far")
 
     def _partners(self) -> Partners | None:
         """Whose samples belong together, where the objective asks for it. Raises Refusal where the source is silent."""
@@ -83,7 +97,7 @@ def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Pla
     total, where = size * len(dataset), settings.cache
     accelerator = runtime.device(settings.accelerator).type != "cpu"
     if where == "auto":
-        fits = total <= cache.memory_for_cache(accelerator)
+        fits = total <= cache.memory_for_cache(accelerator, processes.beside(settings.devices))
         on_device = accelerator and total <= 0.2 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else False
         where = ("device" if on_device else "memory") if fits else "none"
         reason = f"{total / 1e6:,.1f} MB decoded, {'which fits' if fits else 'too much to hold: streamed'}"
@@ -103,16 +117,20 @@ def check_readable(dataset: Dataset, settings: TrainSettings) -> list[Unreadable
     # of files or films, and of the samples that are cut from the others
     left = (len(bad) - lost) / max(1, dataset.source_count())
     share = left + (1 - left) * lost / max(1, len(dataset) + lost)
-    if share > settings.max_unreadable:
-        examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
-        raise LabelfreeError(
-            f"{share:.1%} of the source cannot be read, more than max_unreadable={settings.max_unreadable} allows: "
-            f"{examples}.",
-            "Repair them, or raise max_unreadable.",
-        )
+    _refuse_many(bad, share, settings, "of the source")
     if bad:
         say(f"{len(bad):,} unreadable, {share:.1%} of the source: left out, and listed in quarantine.jsonl.", "yellow")
     return bad
+
+
+def _refuse_many(bad: list[Unreadable], share: float, settings: TrainSettings, of: str) -> None:
+    """Raises LabelfreeError where a larger share is unreadable than the settings allow."""
+    if share > settings.max_unreadable:
+        examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
+        raise LabelfreeError(
+            f"{share:.1%} {of} cannot be read, more than max_unreadable={settings.max_unreadable} allows: {examples}.",
+            "Repair them, or raise max_unreadable.",
+        )
 
 
 def fit_batch(plan: Plan, count: int, world: int) -> Plan:

@@ -53,16 +53,21 @@ class Length:
     Trial steps say little where other programs come and go: without this a training would take half of its time, or
     twice of it. A training that is resumed keeps the steps it has.
 
+    Arguments:
+        plan: with the time that was left when it was made.
+        start: the step that the training begins with.
+        began: `time.perf_counter()` of that moment, before processes were started.
+
     Attributes:
         shares: of the steps, at which to ask `reckon`; the first time only the pace begins to be measured, since the
             first steps do what later ones need not (compiling, starting workers).
         reason: for the number of steps, where it has changed.
     """
 
-    def __init__(self, plan: Plan, start: int) -> None:
+    def __init__(self, plan: Plan, start: int, began: float) -> None:
         self.plan = plan
         self.shares = SHARES if plan.time_left is not None and start == 0 else ()
-        self._began = time.perf_counter()
+        self._began = began
         self._last: tuple[int, float] | None = None
         self.reason = ""
 

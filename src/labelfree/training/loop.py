@@ -56,6 +56,7 @@ class Training:
         steps: of the whole training.
         seed: of the run; every random number follows from it, the step and the sample.
         backward: computes gradients of a loss (Fabric's, which knows about wrappers).
+        skipped: how many steps in a row had no finite gradient, counted on the device.
     """
 
     objective: Objective
@@ -66,9 +67,10 @@ class Training:
     steps: int
     seed: int
     backward: Callable[[Tensor], None] = field(default=lambda loss: loss.backward())
-    skipped_in_a_row: int = 0
+    skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def __post_init__(self) -> None:
+        self.skipped = self.skipped.to(self.loader.device)
         self._rate = optim.peak_rate(self.settings, self.settings.batch_size)
         self._on_cpu = self.loader.device.type == "cpu"
 
@@ -107,6 +109,7 @@ class Training:
     def _move(self, norm: Tensor, buffers: list[Tensor], before: list[Tensor], progress: float) -> None:
         """Step optimiser and objective, unless a gradient is not finite: then neither weights nor statistics move."""
         finite = torch.isfinite(norm)
+        self.skipped = torch.where(finite, 0, self.skipped + 1)
         if not self._on_cpu and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # fused optimisers skip by themselves, on the device, without the host waiting for the answer
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -119,12 +122,14 @@ class Training:
         if finite:
             self.optimizer.step()
             self.objective.after_step(progress)
-            self.skipped_in_a_row = 0
             return
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(old)
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= GIVE_UP:
+        self.check_gradients()
+
+    def check_gradients(self) -> None:
+        """Raises LabelfreeError where too many steps in a row were skipped. On a GPU this waits for the device."""
+        if int(self.skipped) >= GIVE_UP:
             raise LabelfreeError(
                 f"The gradient was not finite for {GIVE_UP} steps in a row: training stopped, the weights are whole.",
                 "Lower learning_rate, or set precision=32.",
@@ -230,13 +235,14 @@ def train(
     settings, line = training.settings, {}
     log_every, save_every = int(settings.log_every), int(settings.checkpoint_every)
     world = distributed.world_size()
-    watch = Watch(settings.batch_size // world, training.objective.vital)
+    watch = Watch(settings.batch_size, training.objective.vital)
     done = start
     began = time.perf_counter()
     for step, batch in _batches(training, start, tell, shares):
         loss, features, logs = training.step(step, batch)
         done = step + 1
         if done % log_every == 0 or done in (1, training.steps):
+            training.check_gradients()
             line = read_out(loss, features, logs, world)
             line |= {"epoch": training.loader.order.epoch(step), "seconds": round(time.perf_counter() - began, 3)}
             tell.log(done, line)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +23,7 @@ from labelfree.data.sources import is_address
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.evaluation.given_back import write_given_back
-from labelfree.files import json_text, read_json, write_json
+from labelfree.files import json_text, read_json, write_bytes, write_json
 from labelfree.modalities.base import Choice, Dataset, Description, Modality
 from labelfree.run import Run, save_encoder
 from labelfree.training import job as jobs
@@ -89,16 +92,26 @@ def pretrain(
     if source is None:
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
     length = _length(epochs, steps, time_limit)
-    folder = _new_folder(out, source)
     accelerator = str(settings.get("accelerator", "auto"))
     if not processes.is_first():
-        return _launch(None, folder, source, network, {}, accelerator)
-    spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
-    if init is not None and Path(init).is_dir():
-        modality, spec, settings = _like(Path(init), modality, spec, settings)
-    seconds = length["seconds"]
-    ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=seconds, settings=settings)
-    job, plan, found = _choose(ask, method, spec, source, network, init)
+        return _launch(None, Path(), source, network, {}, accelerator)
+    with _new_folder(out, source) as folder:
+        spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
+        if init is not None and Path(init).is_dir():
+            modality, spec, settings = _like(Path(init), modality, spec, settings)
+        ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=length["seconds"])
+        job, found = _choose(partial(ask, settings=settings), method, spec, source, network, init)
+        _fit_time(job, length, began, found)
+        _start_folder(folder, job, source, found)
+    if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
+        training = jobs.new_training(job, check_device(job.plan.training))
+        save_state(folder / "checkpoints", 0, job.objective, training.optimizer)
+    return _launch(job, folder, source, network, job.modality.state(), accelerator)
+
+
+def _fit_time(job: Job, length: Mapping[str, Any], began: float, found: Description) -> None:
+    """Try a few steps, resolve how many there will be, and say what will be trained."""
+    plan, seconds = job.plan, length["seconds"]
     device, world = check_device(plan.training), _world(plan)
     runtime.prepare_machine(int(plan.training.threads))
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
@@ -112,10 +125,6 @@ def pretrain(
     _say_plan(plan, step_seconds, runtime.peak_memory(device))
     if device.type == "cpu" and world == 1 and not plan.training.workers:  # processes of ours would count as others
         _say_busy(busy, int(plan.training.threads))
-    _start_folder(folder, job, source, found)
-    if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
-        save_state(folder / "checkpoints", 0, job.objective, jobs.new_training(job, device).optimizer)
-    return _launch(job, folder, source, network, job.modality.state(), accelerator)
 
 
 def _choose(
@@ -125,19 +134,19 @@ def _choose(
     source: Any,
     network: nn.Module | None,
     init: str | Path | None,
-) -> tuple[Job, Plan, Description]:
+) -> tuple[Job, Description]:
     """A job of the method; where none was named and a given encoder cannot serve the usual one, of a simpler one."""
     plan, data, dataset, found = ask(method=method)
     say_found(found)
     try:
-        return *_prepare(plan, data, source, dataset, network, init), found
+        return _prepare(plan, data, source, dataset, network, init), found
     except Refusal:
         if method != "auto" or spec == "auto" or plan.method == UNDEMANDING:
             raise
     reason = f"{plan.method}, the usual one, asks more of an encoder than {spec} can do"
     plan, data, dataset, found = ask(method=UNDEMANDING)
     plan.choices.append(Choice("method", UNDEMANDING, reason).record())
-    return *_prepare(plan, data, source, dataset, network, init), found
+    return _prepare(plan, data, source, dataset, network, init), found
 
 
 def _check_unchanged(run: str | Path, given: list[str]) -> None:
@@ -164,19 +173,42 @@ def _length(epochs: int | None, steps: int | None, time_limit: float | str | Non
     return {"epochs": epochs, "steps": steps, "seconds": seconds}
 
 
-def _new_folder(out: str | Path | None, source: Any) -> Path:
-    """The run's folder, which must not exist yet (nothing of anyone's is overwritten)."""
+@contextmanager
+def _new_folder(out: str | Path | None, source: Any) -> Iterator[Path]:
+    """The run's folder, new and empty: nothing of anyone's is overwritten, and no run that starts meanwhile takes it.
+
+    It goes again where it is still empty when an error leaves the block.
+    """
     if out is not None:
         folder = Path(out).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and processes.is_first():
-            raise LabelfreeError(f"'{folder}' exists already.", "Choose another --out, or continue it with --resume.")
-        return folder
+        made = not folder.exists()
+        if not made and (not folder.is_dir() or any(folder.iterdir())):
+            raise _taken(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder, made = _numbered(source), True
+    try:
+        yield folder
+    except BaseException:
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
+
+
+def _numbered(source: Any) -> Path:
+    """A new folder among `runs` with the name of the source, and a number where there is one already."""
     name = Path(source).expanduser().resolve().stem if isinstance(source, str | Path) else type(source).__name__
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
+    for number in count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("there is always a next number")
+
+
+def _taken(folder: Path) -> LabelfreeError:
+    return LabelfreeError(f"'{folder}' exists already.", "Choose another --out, or continue it with --resume.")
 
 
 def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
@@ -200,7 +232,7 @@ def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) 
 
 def _prepare(
     plan: Plan, data: Modality, source: Any, dataset: Dataset, network: nn.Module | None, init: str | Path | None
-) -> tuple[Job, Plan]:
+) -> Job:
     """Fit the modality, bring the data near, build the network."""
     if init is not None and Path(init).is_dir():
         data.load_state(read_json(Path(init) / "encoder" / "config.json")["modality"]["state"])
@@ -219,7 +251,7 @@ def _prepare(
     elif network is None and (counted := data.warm(encoder)):
         plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
     objective = jobs.build_objective(plan, data, nearby, encoder)
-    return Job(plan, data, nearby, objective, quarantine, given=bool(init or counted)), plan
+    return Job(plan, data, nearby, objective, quarantine, given=bool(init or counted))
 
 
 def _say_quick_look(dataset: Dataset, data: Modality) -> None:
@@ -269,8 +301,11 @@ def _place(source: Any) -> str | None:
 
 
 def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> None:
-    """Write what is known before the first step."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what is known before the first step. Raises LabelfreeError where another run began in the folder."""
+    try:
+        (folder / "run.json").touch(exist_ok=False)
+    except FileExistsError:
+        raise _taken(folder) from None
     plan = job.plan
     info = {
         "state": "running",
@@ -340,13 +375,14 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
 
 @dataclass
 class Assignment:
-    """What each process needs to take part in a training."""
+    """What each process needs to take part in a training; `launched` is when it was asked, in seconds of the clock."""
 
     plan: dict[str, Any]
     state: Mapping[str, Any]
     folder: Path
     source: Any
     network: nn.Module | None
+    launched: float
 
 
 def _launch(
@@ -355,10 +391,10 @@ def _launch(
     """Train in as many processes as were asked for and return the run; without a `job`, as the first process says."""
     assignment = None
     if job is not None:
-        assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network)
+        assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network, time.time())
     world = processes.outside_world() if job is None else _world(job.plan)
-    processes.run_everywhere(_work, assignment, job, accelerator, world)
-    run = Run(folder, network)
+    assignment = processes.run_everywhere(_work, assignment, job, accelerator, world)
+    run = Run(assignment.folder, network)
     if job is not None and job.objective.keeps:
         write_given_back(run, job.dataset)
     return run
@@ -383,19 +419,23 @@ def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
     training = jobs.new_training(job, device, fabric.global_rank, fabric.world_size)
     processes.wrap(fabric, training)
     start = load_state(assignment.folder / "checkpoints", training.objective, training.optimizer)
-    Recorder(assignment.folder, job, training, fabric, start).run()
+    waited = time.time() - assignment.launched
+    Recorder(assignment.folder, job, training, fabric, start, waited).run()
 
 
 class Recorder:
     """Everything of a run that is written while it trains; only the first process writes."""
 
-    def __init__(self, folder: Path, job: Job, training: Training, fabric: Any, start: int) -> None:
+    def __init__(
+        self, folder: Path, job: Job, training: Training, fabric: Any, start: int, waited: float = 0.0
+    ) -> None:
         self.folder, self.job, self.training, self.fabric, self.start = folder, job, training, fabric, start
         self.first = fabric.global_rank == 0
         self.info = read_json(folder / "run.json") if self.first else {}
         self.earlier = float(self.info.get("seconds", 0.0))
-        self.length = Length(job.plan, start)
         self.began = time.perf_counter()
+        self.length = Length(job.plan, start, self.began - waited)
+        self.done, self.line = start, dict[str, float]()
 
     def run(self) -> None:
         settings = self.training.settings
@@ -405,20 +445,19 @@ class Recorder:
             self.loggers = extra_loggers(self.folder, settings.tensorboard, settings.csv)
         tell = Callbacks(self._log, self._save, self._tick, self._warn, self._reckon)
         state = "failed"
-        line: dict[str, float] = {}
-        done = self.start
         try:
             with stop_on_signals() as request:
-                done, line = train(self.training, self.start, request, tell, self.length.shares)
+                done, _ = train(self.training, self.start, request, tell, self.length.shares)
             state = "finished" if done == self.training.steps else "stopped"
         finally:
             if self.first:
                 self.meter.close()
                 self.metrics.close()
-            self._finish(state, done, line)
+            self._finish(state)
         self.fabric.barrier()
 
     def _log(self, step: int, line: dict[str, float]) -> None:
+        self.line = line
         if self.first:
             speed = self.meter.speed(step)
             line = {"step": step, **line, "samples_per_second": round(speed, 2)}
@@ -429,6 +468,7 @@ class Recorder:
                 logger.log_metrics({key: value for key, value in line.items() if key != "step"}, step)
 
     def _tick(self, step: int) -> None:
+        self.done = step
         if self.first:
             self.meter.step(step)
 
@@ -460,17 +500,19 @@ class Recorder:
         self.info["samples_per_second"] = round(self.meter.speed(step), 2) if step > self.start else 0.0
         write_json(self.folder / "run.json", self.info)
 
-    def _finish(self, state: str, done: int, line: Mapping[str, float]) -> None:
-        plan, objective = self.job.plan, self.training.objective
+    def _finish(self, state: str) -> None:
+        plan, objective, done = self.job.plan, self.training.objective, self.done
         if state != "failed":
             modules = dict(objective.named_modules())
             kept = {name: modules[name] for name in objective.keeps if name in modules}
             folder, modality = self.folder / "encoder", self.job.modality
             save_encoder(folder, objective.product, modality, plan.encoder, plan.causal, kept)
+        # each process knows what it could not read itself; after an error others may not answer any more
+        bad = self.job.quarantine if state == "failed" else distributed.all_lists(self.job.quarantine)
         if not self.first:
             return
-        self.info["health"] = {key: line.get(key) for key in ("loss", "effective_rank", "feature_std")}
-        write_quarantine(self.folder / "quarantine.jsonl", self.job.quarantine)
+        self.info["health"] = {key: self.line.get(key) for key in ("loss", "effective_rank", "feature_std")}
+        write_quarantine(self.folder / "quarantine.jsonl", bad)
         self._update(state, done)
         if state == "finished":
             say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
@@ -482,7 +524,9 @@ class Recorder:
 
 
 def write_quarantine(path: Path, bad: list[Unreadable]) -> None:
-    """List unreadable samples, each once."""
-    seen = {(int(item.index), item.name): item.reason for item in bad}
+    """List unreadable samples, each once, beside those that are listed already (before a training was resumed)."""
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    seen = {(line["index"], line["name"]): line["reason"] for line in known}
+    seen |= {(int(item.index), item.name): item.reason for item in bad}
     lines = [json_text({"index": index, "name": name, "reason": seen[index, name]}) for index, name in sorted(seen)]
-    path.write_text("".join(line + "\n" for line in lines))
+    write_bytes(path, "".join(line + "\n" for line in lines).encode())

@@ -27,6 +27,13 @@ def outside_world() -> int:
     return int(os.environ.get("WORLD_SIZE") or _from_srun("NTASKS", 1))
 
 
+def beside(devices: int) -> int:
+    """Processes of this training that share this machine's memory, this one included."""
+    if outside_world() == 1:
+        return devices
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or outside_world() // _from_srun("NNODES", 1))
+
+
 def is_first() -> bool:
     """Whether this is the process that chooses, writes and speaks."""
     return int(os.environ.get("RANK") or _from_srun("PROCID", 0)) == 0
@@ -55,7 +62,7 @@ def _say_as_torchrun_does() -> None:
     os.environ |= {name: str(value) for name, value in names.items()}
 
 
-def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, accelerator: str, world: int) -> None:
+def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, accelerator: str, world: int) -> Any:
     """Call `work(fabric, assignment, job)` in `world` processes: this one, those that exist already, or new ones.
 
     Args:
@@ -65,14 +72,18 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
         accelerator: where to compute.
         world: processes in all.
 
+    Returns:
+        The assignment, of the first process.
+
     Raises:
         LabelfreeError: also where it was raised in a process that was started here.
     """
     if world == 1 or outside_world() > 1:
         fabric = _make_fabric(accelerator, world)
         fabric.launch()
-        work(fabric, fabric.broadcast(assignment) if world > 1 else assignment, job)
-        return
+        assignment = fabric.broadcast(assignment) if world > 1 else assignment
+        work(fabric, assignment, job)
+        return assignment
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,6 +97,7 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
             if name.endswith(("LabelfreeError", "Refusal")):
                 raise LabelfreeError(words) from None
             raise
+    return assignment
 
 
 def _child(rank: int, world: int, port: int, accelerator: str, work: Callable[..., None], assignment: Any) -> None:

@@ -101,7 +101,7 @@ def _cpu_flags() -> frozenset[str]:
 def fast_bf16(on: torch.device) -> bool:
     """Whether bfloat16 is computed in hardware."""
     if on.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return on.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
 
 

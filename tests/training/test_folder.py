@@ -1,0 +1,83 @@
+"""The folder of a run while it comes into being: nobody else's, and true about what happened."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import labelfree
+from labelfree.data.batch import Unreadable
+from labelfree.errors import LabelfreeError
+from labelfree.training import job as jobs
+from labelfree.training.pretrain import _new_folder, write_quarantine
+
+TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16)}
+TINY |= {"batch_size": 8, "precision": "32"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    values = np.random.default_rng(0)
+    for number in range(32):
+        Image.fromarray(values.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def test_runs_that_start_together_take_folders_of_their_own(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with _new_folder(None, photos) as one, _new_folder(None, photos) as other:
+        assert [str(folder) for folder in (one, other)] == ["runs/photos", "runs/photos-2"]
+
+
+def test_a_folder_that_another_run_took_meanwhile_is_left_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = jobs.try_steps
+
+    def slowly(*given: object) -> float:
+        (tmp_path / "run" / "run.json").write_text("of another")
+        return tried(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs, "try_steps", slowly)
+    with pytest.raises(LabelfreeError, match="exists already"):
+        labelfree.pretrain(photos, out=tmp_path / "run", steps=1, **TINY)
+    assert (tmp_path / "run" / "run.json").read_text() == "of another"
+
+
+def test_a_stream_with_too_many_unreadable_samples_is_given_up(photos: Path, tmp_path: Path) -> None:
+    for number in range(0, 32, 4):
+        (photos / f"{number:02}.png").write_bytes(b"no picture")
+    with pytest.raises(LabelfreeError, match=r"of what was read so far cannot be read.*max_unreadable=0.05"):
+        labelfree.pretrain(photos, out=tmp_path / "run", epochs=3, cache="none", **TINY)
+    run = labelfree.pretrain(photos, out=tmp_path / "other", epochs=3, cache="none", max_unreadable=0.3, **TINY)
+    lines = (run.path / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(0, 32, 4))
+
+
+def test_what_was_found_before_a_training_was_resumed_stays_listed(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    write_quarantine(path, [Unreadable(3, "c.png", "cut"), Unreadable(3, "c.png", "cut")])
+    write_quarantine(path, [Unreadable(1, "a.png", "empty")])
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["a.png", "c.png"]
+
+
+def test_a_run_that_failed_says_how_far_it_came(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = jobs.Training.step
+
+    def broken(self: jobs.Training, number: int, batch: object) -> object:
+        if number == 3 and self.steps == 5:
+            raise LabelfreeError("The machine is on fire.", "Put it out.")
+        return step(self, number, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs.Training, "step", broken)
+    with pytest.raises(LabelfreeError, match="on fire"):
+        labelfree.pretrain(photos, out=tmp_path / "run", steps=5, log_every=1, **TINY)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (info["state"], info["step"], info["samples"]) == ("failed", 3, 24)
+    assert info["health"]["loss"] > 0
