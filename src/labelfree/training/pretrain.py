@@ -512,8 +512,8 @@ class Recorder:
         if not self.first:
             return
         self.info["health"] = {key: self.line.get(key) for key in ("loss", "effective_rank", "feature_std")}
-        write_quarantine(self.folder / "quarantine.jsonl", bad)
         self._update(state, done)
+        write_quarantine(self.folder / "quarantine.jsonl", bad)
         if state == "finished":
             say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
         elif state == "stopped":
