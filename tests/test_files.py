@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,47 @@ def test_where_writing_fails_what_was_there_stays(error: Exception, tmp_path: Pa
     with pytest.raises((LabelfreeError, RuntimeError), match=r"No space left|a bug"):
         fail()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "inside"]
+
+
+def test_where_the_last_move_fails_the_old_folder_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").write_text("old")
+    move = os.replace
+
+    def refused(source: Path, target: Path) -> None:
+        if source.name.endswith(".part"):
+            raise PermissionError(13, "Permission denied", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with (
+        pytest.raises(LabelfreeError, match="could not be written: Permission denied"),
+        replacing(tmp_path / "folder") as beside,
+    ):
+        beside.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "inside"]
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "kind"),
+    [
+        (errno.ENOENT, "elsewhere", FileNotFoundError),
+        (errno.EACCES, "elsewhere", PermissionError),
+        (errno.ENOENT, None, FileNotFoundError),
+        (errno.EACCES, "inside", LabelfreeError),
+        (errno.ENOSPC, None, LabelfreeError),
+    ],
+)
+def test_only_what_keeps_a_writer_from_writing_is_called_so(
+    number: int, place: str | None, kind: type[Exception], tmp_path: Path
+) -> None:
+    def fail(beside: Path) -> None:
+        named = {"inside": beside / "inside", "elsewhere": tmp_path / "source.png"}
+        raise OSError(number, os.strerror(number), None if place is None else str(named[place]))
+
+    with pytest.raises(kind), replacing(tmp_path / "new") as beside:
+        fail(beside)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_that_are_not_finite_are_null_in_json() -> None:
