@@ -40,6 +40,18 @@ def test_where_writing_fails_what_was_there_stays(error: Exception, tmp_path: Pa
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "inside"]
 
 
+def test_two_processes_may_write_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replacing(tmp_path / "file") as first:
+        first.write_text("first")
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(os, "getpid", lambda: -1)
+            with replacing(tmp_path / "file") as second:
+                second.write_text("second")
+        assert (tmp_path / "file").read_text() == "second"
+    assert (tmp_path / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_where_the_last_move_fails_the_old_folder_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "inside").write_text("old")

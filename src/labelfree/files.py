@@ -49,12 +49,13 @@ def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or a folder under; it takes the place of `path` when all went well.
 
-    Where something fails, what was at `path` stays, and nothing is left beside it.
+    Where something fails, what was at `path` stays, and nothing is left beside it. Several processes may write the same
+    at once: the last stays.
 
     Raises:
         LabelfreeError: the disk is full or the folder cannot be written. Other errors of the writer are its own.
     """
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,8 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer,
         }
         content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
         write_bytes(beside / "state.json", json.dumps(content).encode())
-    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+    killed = folder.glob("step-*.part*")  # what a process that was killed had begun
+    for old in (*sorted(folder.glob("step-*[0-9]"))[:-keep], *killed):
         shutil.rmtree(old, ignore_errors=True)
     return final
 
