@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text, replacing
+from labelfree.files import TABLES, json_text, replacing, write_json, write_table
 
 
 def test_a_file_or_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -36,6 +39,77 @@ def test_where_writing_fails_what_was_there_stays(error: Exception, tmp_path: Pa
     with pytest.raises((LabelfreeError, RuntimeError), match=r"No space left|a bug"):
         fail()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "inside"]
+
+
+def test_two_processes_may_write_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replacing(tmp_path / "file") as first:
+        first.write_text("first")
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(os, "getpid", lambda: -1)
+            with replacing(tmp_path / "file") as second:
+                second.write_text("second")
+        assert (tmp_path / "file").read_text() == "second"
+    assert (tmp_path / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_the_last_move_fails_the_old_folder_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").write_text("old")
+    move = os.replace
+
+    def refused(source: Path, target: Path) -> None:
+        if source.name.endswith(".part"):
+            raise PermissionError(13, "Permission denied", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with (
+        pytest.raises(LabelfreeError, match="could not be written: Permission denied"),
+        replacing(tmp_path / "folder") as beside,
+    ):
+        beside.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "inside"]
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "kind"),
+    [
+        (errno.ENOENT, "elsewhere", FileNotFoundError),
+        (errno.EACCES, "elsewhere", PermissionError),
+        (errno.ENOENT, None, FileNotFoundError),
+        (errno.EACCES, "inside", LabelfreeError),
+        (errno.ENOSPC, None, LabelfreeError),
+    ],
+)
+def test_only_what_keeps_a_writer_from_writing_is_called_so(
+    number: int, place: str | None, kind: type[Exception], tmp_path: Path
+) -> None:
+    def fail(beside: Path) -> None:
+        named = {"inside": beside / "inside", "elsewhere": tmp_path / "source.png"}
+        raise OSError(number, os.strerror(number), None if place is None else str(named[place]))
+
+    with pytest.raises(kind), replacing(tmp_path / "new") as beside:
+        fail(beside)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_tables_are_read_back_as_they_were_written(suffix: str, tmp_path: Path) -> None:
+    columns = {"name": ["a", "b, c"], "score": np.array([0.5, 2.0])}
+    path = write_table(columns, tmp_path / f"t{suffix}")
+    assert read_table(path).to_pydict() == {"name": ["a", "b, c"], "score": [0.5, 2.0]}
+    with pytest.raises(LabelfreeError, match="exists already"):
+        write_table({"name": ["new"]}, path)
+    write_table({"name": ["new"]}, path, force=True)
+    assert read_table(path).to_pydict() == {"name": ["new"]}
+
+
+def test_json_is_on_the_disk_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: forced.append(os.fstat(descriptor).st_size))
+    write_json(tmp_path / "run.json", {"state": "running"})
+    assert forced == [(tmp_path / "run.json").stat().st_size]
 
 
 def test_numbers_that_are_not_finite_are_null_in_json() -> None:

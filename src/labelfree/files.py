@@ -1,7 +1,8 @@
-"""Files and folders that appear under their name only when they are whole, and the JSON in them."""
+"""Files and folders that appear under their name only when they are whole, and the JSON and tables in them."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from labelfree.errors import LabelfreeError
+
+#: Kinds of tables that are written.
+TABLES = (".csv", ".parquet", ".jsonl")
+#: Why a file may not be written though nothing is wrong with what is written.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
@@ -45,25 +51,59 @@ def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or a folder under; it takes the place of `path` when all went well.
 
-    Where something fails, what was at `path` stays, and nothing is left beside it.
+    Where something fails, what was at `path` stays, and nothing is left beside it. Several processes may write the same
+    at once: the last stays.
 
     Raises:
-        LabelfreeError: the disk is full or the folder cannot be written.
+        LabelfreeError: the disk is full or the folder cannot be written. Other errors of the writer are its own.
     """
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(beside)
-        yield beside
-        if beside.is_dir():  # a file takes another's place in one move
-            _remove(path)
-        os.replace(beside, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise LabelfreeError(f"'{path}' could not be written: {reason}.", "Free space, or write elsewhere.") from None
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(beside)
+        with _explained(path, beside):
+            yield beside
+        with _explained(path):
+            _put(beside, path)
     finally:
         with suppress(OSError):
             _remove(beside)
+
+
+@contextmanager
+def _explained(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """Say why `path` could not be written; of a writer's errors, only of those that it met in writing to `beside`."""
+    try:
+        yield
+    except OSError as error:
+        if beside is not None and not _stood_in_the_way(error, beside):
+            raise
+        reason = error.strerror or error
+        raise LabelfreeError(f"'{path}' could not be written: {reason}.", "Free space, or write elsewhere.") from None
+
+
+def _stood_in_the_way(error: OSError, beside: Path) -> bool:
+    """Whether there was no room or no leave to write; an open file that cannot grow does not say which one it is."""
+    where = error.filename
+    return error.errno in UNWRITABLE and (not isinstance(where, str) or Path(where).is_relative_to(beside))
+
+
+def _put(new: Path, path: Path) -> None:
+    """Move `new` to `path`, over a file in one move; a folder is set aside meanwhile, and is back where that fails."""
+    if not new.is_dir() or not os.path.lexists(path):
+        os.replace(new, path)
+        return
+    old = new.with_name(new.name + ".old")
+    _remove(old)
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    with suppress(OSError):
+        _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -82,9 +122,29 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, so that a reader never sees half a file."""
+    """Write JSON, so that a reader never sees half a file; see `write_bytes`."""
+    write_bytes(path, (json_text(value, indent=2) + "\n").encode())
+
+
+def write_table(columns: Mapping[str, Any], out: str | Path, force: bool = False) -> Path:
+    """Write columns as the kind of file that `out` names, one of `TABLES`; see `replacing`.
+
+    Raises:
+        LabelfreeError: another kind of file, or one that exists and `force` is false.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    path = writable(out, force, TABLES)
+    table = pa.table(dict(columns))
     with replacing(path) as beside:
-        beside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+        if path.suffix.lower() == ".parquet":
+            parquet.write_table(table, beside)
+        elif path.suffix.lower() == ".csv":
+            csv.write_csv(table, beside)
+        else:
+            beside.write_text("".join(json_text(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+    return path
 
 
 def read_json(path: Path) -> Any:

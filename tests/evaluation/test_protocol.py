@@ -14,6 +14,7 @@ from torch import nn
 
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
+from labelfree.evaluation import protocol
 from labelfree.evaluation.parts import fresh_encoder, read_parts
 from labelfree.evaluation.protocol import Evaluation, evaluate
 from labelfree.files import write_json
@@ -69,6 +70,21 @@ def test_the_same_seed_gives_the_same_answer_and_nothing_is_overwritten(run: Run
     assert first.results == second.results
     assert [path.name for path in sorted(first.path.parent.glob("*.json"))] == ["001-label.json", "002-label.json"]
     assert quick(run, *data, seed=1).results != first.results
+
+
+def test_evaluations_that_end_at_once_are_both_kept(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(path: Path, value: Any) -> None:
+        monkeypatch.setattr(protocol, "write_json", write_json)
+        quick(run, *data, seed=1)
+        write_json(path, value)
+
+    monkeypatch.setattr(protocol, "write_json", late)
+    quick(run, *data)
+    folder = run.path / "evaluation"
+    assert [path.name for path in sorted(folder.iterdir()) if path.is_file()] == ["001-label.json", "002-label.json"]
+    assert [found["about"]["seed"] for found in run.evaluations()] == [0, 1]
 
 
 def test_a_good_encoder_is_told_from_a_useless_one(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_a_cut_or_altered_file_is_refused(tmp_path, file, spoil):
         load_state(tmp_path, module, optimizer)
 
 
+def test_what_a_killed_process_had_begun_is_removed(tmp_path):
+    (tmp_path / "step-000000001.12.part").mkdir()
+    module = model()
+    save_state(tmp_path, 1, module, build_optimizer(module.parameters(), OptimSettings()))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     module = model()
     save_state(tmp_path, 1, module, build_optimizer(module.parameters(), OptimSettings()))

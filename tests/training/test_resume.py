@@ -14,8 +14,11 @@ import pytest
 import torch
 
 import labelfree
+from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError
+from labelfree.run import save_encoder
 from labelfree.tensors import read_tensors
+from labelfree.training.pretrain import Recorder
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
 TINY |= {"batch_size": 16, "checkpoint_every": 5, "precision": "32"}
@@ -90,6 +93,24 @@ def test_sigterm_saves_and_says_stopped(pictures, unbroken, tmp_path):
     assert numbers(run) == numbers(unbroken["memory"])
 
 
+def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch):
+    tick = Recorder._tick
+
+    def stopped(recorder, step):
+        tick(recorder, step)
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "_tick", stopped)
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", csv=True, log_every=1, **{**TINY, "steps": 10})
+    assert run.state == "stopped"
+    assert read_table(run.path / "metrics.csv")["step"].to_pylist() == list(range(1, 8))
+    run = labelfree.pretrain(resume=run.path)
+    table = read_table(run.path / "metrics.csv")
+    assert table["step"].to_pylist() == list(range(1, 11))
+    assert table["loss"].to_pylist() == [line["loss"] for line in run.metrics()]
+
+
 def test_workers_change_nothing(pictures, unbroken, tmp_path):
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", cache="none", workers=1, **TINY)
     assert same(run, unbroken["none"])
@@ -118,6 +139,20 @@ def test_a_source_that_changed_is_not_continued(tmp_path):
     np.save(source, generator.integers(0, 255, (31, 8, 8, 3), dtype=np.uint8))
     with pytest.raises(LabelfreeError, match="has changed"):
         labelfree.pretrain(resume=out)
+
+
+def test_an_encoder_whose_writing_is_cut_short_leaves_the_old_one_whole(pictures, tmp_path, monkeypatch):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    old, encoder = weights(run), run.encoder
+    next(encoder.parameters()).data.add_(1)
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("labelfree.run.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_encoder(run.path / "encoder", encoder, run.modality, "timm:test_resnet", causal=False)
+    assert all(torch.equal(value, old[name]) for name, value in weights(labelfree.load(run.path)).items())
 
 
 def test_an_altered_encoder_is_not_loaded(pictures, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
 from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
 from labelfree.training import runtime
-from labelfree.training.logs import duration, say
+from labelfree.training.logs import duration, parse_duration, say
 
 PROTOCOLS = ("knn", "linear", "finetune")
 #: The same, with the other classical model of raw features, in the order of the results.
@@ -154,8 +156,6 @@ def evaluate(
     Raises:
         LabelfreeError: anything that the user can mend.
     """
-    from labelfree.training.pretrain import parse_duration
-
     protocols = listed(protocols)
     baselines = () if baselines == "none" else listed(baselines)
     _check(protocols, baselines, seeds, metric)
@@ -263,11 +263,30 @@ def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
 def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:
     """Write the JSON and what the report needs to draw, numbered so that nothing is overwritten."""
     folder = run.path / "evaluation"
-    taken = [int(path.stem[:3]) for path in folder.glob("[0-9][0-9][0-9]-*.json")]
     word = re.sub(r"[^a-z0-9]+", "-", evaluation.about["label"].lower()).strip("-") or "label"
-    name = f"{max(taken, default=0) + 1:03d}-{word}.json"
-    write_json(folder / name, evaluation.to_dict())
+    with _new_number(folder) as number:
+        name = f"{number:03d}-{word}.json"
+        write_json(folder / name, evaluation.to_dict())
     if bench.features is not None:
         write_gallery(folder / "gallery" / name, run.modality, bench)
     say(f"Evaluated in {duration(bench.clock.spent)}: '{folder / name}'", "bold green")
     return replace(evaluation, path=folder / name)
+
+
+@contextmanager
+def _new_number(folder: Path) -> Iterator[int]:
+    """A number above all that are taken; an empty file holds it against other evaluations that end meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(path.stem[:3]) for path in folder.glob("[0-9][0-9][0-9]-*.json")]
+    for number in count(max(taken, default=0) + 1):
+        held = folder / f"{number:03d}.held"
+        try:
+            held.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            if not any(folder.glob(f"{number:03d}-*.json")):  # nor was it taken since we looked
+                yield number
+                return
+        finally:
+            held.unlink()

@@ -37,16 +37,17 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer,
         }
         content = {"step": step, "sha256": digests, "groups": groups, "numbers": numbers}
         write_bytes(beside / "state.json", json.dumps(content).encode())
-    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+    killed = folder.glob("step-*.part*")  # what a process that was killed had begun
+    for old in (*sorted(folder.glob("step-*[0-9]"))[:-keep], *killed):
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
-    """Restore the newest whole checkpoint under `folder` and return its step; 0 where there is none.
+    """Restore the newest checkpoint under `folder` and return its step; 0 where there is none.
 
     Raises:
-        LabelfreeError: a checkpoint is cut or altered, or is of another model.
+        LabelfreeError: it is cut or altered, or is of another model.
     """
     newest = newest_state(folder)
     if newest is None:

@@ -1,21 +1,25 @@
-"""What a person sees while it trains, and the files of numbers that stay."""
+"""What a person sees while it trains, lengths of time in words, and the files of numbers that stay."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from labelfree.files import json_text
+from labelfree.errors import LabelfreeError
+from labelfree.files import json_text, write_bytes, write_table
 
 console = Console(stderr=True, highlight=False)
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def say(words: str, style: str | None = None) -> None:
@@ -43,13 +47,29 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def parse_duration(value: str | float) -> float:
+    """Seconds in "90", "45s", "10m", "1h30m", "2h".
+
+    Raises:
+        LabelfreeError: not a duration, or not above 0.
+    """
+    text = str(value).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
+    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]*)", "", text).strip()
+    if not parts or rest or any(unit not in _UNITS for _, unit in parts):
+        raise LabelfreeError(f"'{value}' is not a length of time.", "Write 90s, 10m or 2h.")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise LabelfreeError(f"A time limit of '{value}' leaves no time.", "Write 90s, 10m or 2h.")
+    return seconds
+
+
 class MetricsFile:
     """`metrics.jsonl`: a line a logged step; on resuming, lines after the checkpoint are dropped."""
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
-        lines = path.read_text().splitlines() if path.exists() and resume_at else []
-        kept = [line for line in lines if _whole(line) and json.loads(line)["step"] <= resume_at]
-        path.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_at] if resume_at else []
+        write_bytes(path, "".join(json_text(line) + "\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -59,28 +79,32 @@ class MetricsFile:
         self._file.close()
 
 
-def _whole(line: str) -> bool:
-    """Whether a line survived whatever ended the run."""
-    return line.startswith("{") and line.endswith("}")
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a `MetricsFile`, oldest first, but for one that was cut by whatever ended the run."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def extra_loggers(folder: Path, tensorboard: bool, csv: bool) -> list[Any]:
-    """Lightning Fabric's loggers that the settings ask for."""
-    from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+def write_metrics_table(folder: Path) -> None:
+    """Write a run's `metrics.csv` from its `metrics.jsonl`, so that it has what came before a training was resumed."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    keys = dict.fromkeys(key for line in lines for key in line)
+    write_table({key: [line.get(key) for line in lines] for key in keys}, folder / "metrics.csv", force=True)
 
-    from labelfree.errors import LabelfreeError
 
-    loggers: list[Any] = []
-    if csv:
-        loggers.append(CSVLogger(folder, name="csv", version="", flush_logs_every_n_steps=1))
-    if tensorboard:
-        try:
-            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-        except ModuleNotFoundError:
-            raise LabelfreeError(
-                "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
-            ) from None
-    return loggers
+def check_tensorboard(wanted: bool) -> None:
+    """Raises LabelfreeError where TensorBoard is to be logged for and is not installed."""
+    if wanted and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise LabelfreeError(
+            "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
+        )
+
+
+def tensorboard_logger(folder: Path) -> Any:
+    """Lightning Fabric's logger for TensorBoard."""
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 class Meter:
