@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.statistics import TestPart
-from labelfree.tasks.metrics import check_metric, judge, score
+from labelfree.tasks.metrics import best_of, check_metric, judge, score
 
 
 @settings(max_examples=40, deadline=None)
@@ -46,6 +46,12 @@ def test_a_test_part_looks_for_the_class_it_was_told() -> None:
     assert TestPart(y, wanted=0).interval("roc_auc", -answers).mean == pytest.approx(
         TestPart(y).interval("roc_auc", answers).mean
     )
+
+
+def test_the_best_choice_has_the_best_score_and_ties_are_settled() -> None:
+    assert best_of([0.5, 0.7, 0.7], [9.0, 1.0, 2.0]) == (2, 0.7)
+    assert best_of([np.nan, 0.1], [9.0, 1.0]) == (1, 0.1)
+    assert best_of([np.nan, np.nan], [1.0, 2.0]) == (1, None)
 
 
 def test_rankings_of_three_classes_are_refused() -> None:

@@ -24,7 +24,7 @@ from labelfree.settings import Settings, Share
 from labelfree.tasks.embed import apply, embed, together
 from labelfree.tasks.labels import Part, Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
-from labelfree.tasks.metrics import class_weights, judge
+from labelfree.tasks.metrics import best_of, class_weights, judge
 from labelfree.training import runtime
 from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto
@@ -282,16 +282,16 @@ def search_pace(
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
         return Search(settings.paces(pretrained)[0], None, examples.metric)
-    found, start, half = [], make(fit), math.ceil(steps / 2)
-    for pace in settings.paces(pretrained):
+    paces, start, half = settings.paces(pretrained), make(fit), math.ceil(steps / 2)
+    scores, likelihoods = [], []
+    for pace in paces:
         model = train_classifier(copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed)
         odds = class_probabilities(model, modality, held.dataset, indices=held.rows)
         y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
-        # the score of few samples is coarse: the likelihood settles ties
-        likelihood = float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0
-        found.append((judge(examples.metric, y, odds, examples.wanted) if len(y) else 0.0, likelihood, pace))
-    best = max(found, key=lambda one: one[:2])
-    return Search(best[2], best[0], examples.metric)
+        scores.append(judge(examples.metric, y, odds, examples.wanted) if len(y) else math.nan)
+        likelihoods.append(float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0)
+    best, score = best_of(scores, likelihoods)
+    return Search(paces[best], score, examples.metric)
 
 
 def train_searched(

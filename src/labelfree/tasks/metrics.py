@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from labelfree.errors import LabelfreeError
@@ -68,6 +71,15 @@ def _of_ranking(metric: str, wanted: np.ndarray, answers: np.ndarray, w: np.ndar
     others = seen - hits
     ahead = others / np.maximum(others[-1], 1e-12)
     return (steps * (1 - (ahead + np.vstack([np.zeros_like(ahead[:1]), ahead[:-1]])) / 2)).sum(axis=0)
+
+
+def best_of(scores: Sequence[float], ties: Sequence[float]) -> tuple[int, float | None]:
+    """Which of several choices scores best in validation, and its score: None where none has a score (NaN).
+
+    The larger of `ties` settles ties, since scores of few samples are coarse.
+    """
+    best = max(range(len(scores)), key=lambda i: (-math.inf if math.isnan(scores[i]) else scores[i], ties[i]))
+    return best, None if math.isnan(scores[best]) else scores[best]
 
 
 def margin(odds: np.ndarray, wanted: int = 1) -> np.ndarray:
