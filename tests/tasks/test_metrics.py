@@ -56,4 +56,23 @@ def test_the_best_choice_has_the_best_score_and_ties_are_settled() -> None:
 
 def test_rankings_of_three_classes_are_refused() -> None:
     with pytest.raises(LabelfreeError, match="'roc_auc' is for two classes, and there are 3"):
-        check_metric("roc_auc", 3)
+        check_metric("roc_auc", 3, np.arange(3))
+
+
+def test_rankings_of_samples_that_are_all_alike_are_unknown() -> None:
+    y, answers = np.array([True, False, False]), np.array([[3.0, 2.0, 1.0]])
+    weights = np.array([[1, 0, 1], [1, 1, 0], [1, 1, 0]])  # all; without what is looked for; nothing else
+    np.testing.assert_array_equal(score("average_precision", y, answers, weights), [[1, np.nan, 1]])
+    np.testing.assert_array_equal(score("roc_auc", y, answers, weights), [[1, np.nan, np.nan]])
+    with pytest.raises(LabelfreeError, match="needs test samples of both classes"):
+        check_metric("roc_auc", 2, np.zeros(5))
+
+
+def test_resamplings_without_what_is_looked_for_do_not_widen_an_interval() -> None:
+    y = (np.arange(1000) < 3).astype(int)
+    perfect, worse = np.tile(y, (3, 1)) + np.zeros((3, 1000)), np.tile(np.arange(1000) < 6, (3, 1)) * 1.0
+    for metric in ("average_precision", "roc_auc"):
+        found = TestPart(y).interval(metric, perfect)
+        assert (found.low, found.high) == (1, 1)
+        gain = TestPart(y).interval(metric, perfect, worse)
+        assert gain.low < gain.mean < gain.high
