@@ -58,6 +58,14 @@ def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
     assert "'z'" in labels.notes[0]
 
 
+def test_classes_of_the_training_source_are_not_doubted_for_a_small_test_source() -> None:
+    grades = np.arange(100) / 2  # as many of them are classes among 2,000 training rows
+    assert read_labels(Table(y=np.tile(grades, 20)), "y").classes[:3] == ("0", "0.5", "1")
+    found = read_labels(Table(y=np.tile(grades, 5)), "y", classes=tuple(f"{grade:g}" for grade in grades))
+    assert (found.y >= 0).all()
+    assert read_labels(Table(y=["b", "b"]), "y", classes=("a", "b")).y.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("column", "words"),
     [

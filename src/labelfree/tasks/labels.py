@@ -142,12 +142,11 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         classes: the classes of the training source, when this is the test source: others are left out, with a note.
 
     Raises:
-        LabelfreeError: no such column, no labels, numbers instead of classes, one class only.
+        LabelfreeError: no such column, no labels; where no classes are given, numbers instead of classes, or one class.
     """
     raw = np.asarray(dataset.column(label))
     words = [_word(value) for value in raw.tolist()]
-    known = tuple(classes) or _sorted({word for word in words if word is not None})
-    _check_classes(raw, known, label)
+    known = tuple(classes) or _found(raw, words, label)
     number = {name: i for i, name in enumerate(known)}
     y = np.array([-1 if word is None else number.get(word, -1) for word in words], dtype=np.int64)
     notes = []
@@ -180,7 +179,9 @@ def _sorted(words: set[str]) -> tuple[str, ...]:
         return tuple(sorted(words))
 
 
-def _check_classes(raw: np.ndarray, classes: Sequence[str], label: str) -> None:
+def _found(raw: np.ndarray, words: Sequence[str | None], label: str) -> tuple[str, ...]:
+    """The classes of a column. Raises LabelfreeError where its values are none."""
+    classes = _sorted({word for word in words if word is not None})
     if raw.dtype.kind == "f" and len(classes) > max(MOST_NUMBERS, len(raw) / 10):
         raise LabelfreeError(
             f"Column '{label}' holds {len(classes):,} different numbers in {len(raw):,} rows: expected classes.",
@@ -189,6 +190,7 @@ def _check_classes(raw: np.ndarray, classes: Sequence[str], label: str) -> None:
     if len(classes) < 2:
         found = f"only '{classes[0]}'" if classes else "no value"
         raise LabelfreeError(f"Column '{label}' has {found}: at least 2 classes are needed.", "Name another column.")
+    return classes
 
 
 def is_uneven(counts: np.ndarray) -> bool:
