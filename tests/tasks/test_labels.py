@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description
-from labelfree.tasks.labels import LabelBudget, Subset, check_enough, choose, folds, is_uneven, read_labels
+from labelfree.tasks.labels import LabelBudget, Subset, _sorted, check_enough, choose, folds, is_uneven, read_labels
 
 
 class Table(Dataset):
@@ -43,6 +43,16 @@ class Table(Dataset):
 def test_classes_are_sorted_as_numbers_where_they_are_numbers() -> None:
     assert read_labels(Table(y=[10, 9, 10, 2]), "y").classes == ("2", "9", "10")
     assert read_labels(Table(y=[3.0, 1.0, np.nan]), "y").classes == ("1", "3")
+
+
+def test_the_order_of_classes_is_that_of_their_words_where_numbers_do_not_tell() -> None:
+    for words in (["1.0", "01", "1"], ["nan", "2", "10", "1"], ["b", "1", "a"]):
+        for order in (words, words[::-1]):
+            assert _sorted(dict.fromkeys(order)) == tuple(sorted(words))
+
+
+def test_labels_of_bytes_need_be_no_text() -> None:
+    assert read_labels(Table(y=[b"\xe9t\xe9", b"hiver", b"hiver"]), "y").classes == ("\\xe9t\\xe9", "hiver")
 
 
 def test_samples_without_a_label_are_left_out_with_a_note() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -100,13 +101,13 @@ class Part:
 
 
 def _word(value: object) -> str | None:
-    """A label as text; None where there is none. 3 and 3.0 are one class."""
+    """A label as text; None where there is none. 3 and 3.0 are one class; bytes that are no text are spelt out."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return None
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     if isinstance(value, bytes):
-        value = value.decode()
+        value = value.decode(errors="backslashreplace")
     return str(value).strip() or None
 
 
@@ -172,11 +173,15 @@ def _groups(dataset: Dataset, column: str) -> tuple[np.ndarray, int]:
     return np.array([f"{source} {i}" if word is None else word for i, word in enumerate(words)]), alone
 
 
-def _sorted(words: set[str]) -> tuple[str, ...]:
+def _sorted(words: Iterable[str]) -> tuple[str, ...]:
+    """By number where all are numbers ("01" and "1" are two words of one), else by letters."""
     try:
-        return tuple(sorted(words, key=float))
+        numbers = {word: float(word) for word in words}
     except ValueError:
         return tuple(sorted(words))
+    if any(math.isnan(number) for number in numbers.values()):
+        return tuple(sorted(words))
+    return tuple(sorted(words, key=lambda word: (numbers[word], word)))
 
 
 def _found(raw: np.ndarray, words: Sequence[str | None], label: str) -> tuple[str, ...]:
