@@ -122,6 +122,13 @@ def test_pretraining_on_the_test_source_is_named(run: Run, data: tuple[Path, Pat
     assert any("pretrained on the test source" in words for words in found.warnings)
 
 
+def test_pretraining_on_what_is_held_out_is_named(run: Run, data: tuple[Path, Path]) -> None:
+    said = "The encoder was pretrained on the held-out samples too"
+    seen, new = (read_parts(run, source, None, "label", None, 0).warnings for source in data)
+    assert [words.startswith(said) for words in seen] == [False, True]
+    assert not any(said in words for words in new)
+
+
 def test_without_a_test_source_a_fifth_is_held_out_with_copies_on_one_side(run: Run, tmp_path: Path) -> None:
     x, y = runs.pictures(60, seed=1)
     np.savez(tmp_path / "twice.npz", images=np.concatenate([x, x]), label=np.concatenate([y, y]))

@@ -61,7 +61,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
         fold = folds(whole.y, 5, np.random.default_rng(seed), kept_together)
         part, held, other = whole.only(fold != 0), whole.only(fold == 0), marks[fold == 0]
         marks = marks[fold != 0]
-        warnings.append("There was no test source: a fifth of the training source was held out.")
+        warnings += ["There was no test source: a fifth of the training source was held out.", *_seen(run, dataset)]
     else:
         opened = run.open(test)
         found = read_labels(opened, label, group, labels.classes)
@@ -114,9 +114,21 @@ def _unreadable_words(part: str, count: int) -> list[str]:
 def _same_source(run: Run, train: Dataset, test: Dataset) -> list[str]:
     if train.fingerprint() == test.fingerprint():
         return ["The test source is the training source: the scores say nothing about new data."]
-    if run.info.get("fingerprint") == test.fingerprint():
+    if _pretrained_on(run, test):
         return ["The encoder was pretrained on the test source (without its labels)."]
     return []
+
+
+def _seen(run: Run, dataset: Dataset) -> list[str]:
+    """A word where the encoder knows what was held out: no label is given away, but new samples may be harder."""
+    if not _pretrained_on(run, dataset):
+        return []
+    return ["The encoder was pretrained on the held-out samples too (without labels): scores on new ones may be lower."]
+
+
+def _pretrained_on(run: Run, dataset: Dataset) -> bool:
+    # training draws from pieces of some sources, whose fingerprint is another
+    return dataset.fingerprint() in (run.info.get("source_fingerprint"), run.info.get("fingerprint"))
 
 
 def _guard_words(

@@ -35,6 +35,7 @@ class Job:
         dataset: what training draws from: the source's training set, cached where that was chosen.
         quarantine: samples found unreadable.
         given: whether the first weights come from elsewhere than the plan and its seed, and must be kept.
+        opened: fingerprint of the source as it was opened, whole texts or recordings; of new runs.
     """
 
     plan: Plan
@@ -43,6 +44,7 @@ class Job:
     objective: Objective
     quarantine: list[Unreadable] = field(default_factory=list)
     given: bool = False
+    opened: str = ""
 
     def loader(self, device: torch.device, part: int = 0, parts: int = 1) -> Loader:
         settings = self.plan.training
