@@ -158,6 +158,14 @@ def test_folds_spread_classes_evenly_and_keep_groups_whole(y: list[int], seed: i
     assert len(np.unique(grouped)) == min(5, len(np.unique(names)))
 
 
+def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:
+    y = np.array([0, 1, 0, 0, 1, 0, 0, 2])
+    fold = folds(y, 5, np.random.default_rng(0), timely=True)
+    assert fold[y == 0].tolist() == [4, 3, 2, 1, 0]
+    assert fold[y == 1].tolist() == [2, 0]
+    assert fold[y == 2].tolist() == [0]
+
+
 def test_a_subset_counts_its_samples_anew() -> None:
     subset = Subset(Table(y=["a", "b", "c", "d"]), np.array([2, 1]))
     first, second = subset.read([0, 1])

@@ -285,9 +285,8 @@ class Bench:
     ) -> Probed:
         rows = self.rows(budget, number)
         groups = None if self.train.groups is None else self.train.groups[rows]
-        part = Labelled(
-            features.of(rows), self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted
-        )
+        known = (self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted, self.train.timely)
+        part = Labelled(features.of(rows), *known)
         rng = np.random.default_rng((self.seed, number, 1))
         if protocol == "knn":
             return knn_probe(part, features.test, rng)
@@ -368,8 +367,8 @@ class Bench:
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
         part = self.train.only(self.rows(budget, number))
-        among = len(self.parts.classes)
-        chosen = Examples(part.dataset, part.rows, part.y, part.groups, self.metric, self.wanted, classes=among)
+        among, known = len(self.parts.classes), (part.dataset, part.rows, part.y, part.groups)
+        chosen = Examples(*known, self.metric, self.wanted, classes=among, timely=part.timely)
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:

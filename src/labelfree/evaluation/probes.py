@@ -40,6 +40,7 @@ class Labelled:
         groups: (n,) groups that validation keeps whole, or None.
         metric: by which things are chosen; where it is one of `EVEN`, classes count alike.
         wanted: the class that metrics of rankings look for.
+        timely: whether samples come in the order in which they happened: the last of them are held out.
     """
 
     x: Any
@@ -48,6 +49,7 @@ class Labelled:
     groups: np.ndarray | None = None
     metric: str = "accuracy"
     wanted: int = 1
+    timely: bool = False
 
     def class_weights(self) -> np.ndarray:
         """(C,) weight of a sample of each class."""
@@ -152,7 +154,7 @@ def boosting_probe(part: Labelled, test: Any, rng: np.random.Generator) -> Probe
     tables. The trees are chosen from `TREES` on a fifth of the labels.
     """
     x, other = (each if isinstance(each, np.ndarray) else each.toarray() for each in (part.x, test))
-    held = folds(part.y, 5, rng, part.groups) == 0
+    held = folds(part.y, 5, rng, part.groups, part.timely) == 0
     chosen, validation = 0, None
     if held.any() and len(np.unique(part.y[~held])) > 1:
         fit = replace(part, x=x[~held], y=part.y[~held])
@@ -184,7 +186,7 @@ def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: 
 
 def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
     """The best penalty, and its score in validation; the middle of the grid where nothing can be held out."""
-    fold = folds(part.y, 5, rng, part.groups)
+    fold = folds(part.y, 5, rng, part.groups, part.timely)
     tried = [f for f in range(5) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
     if not tried:
         return float(PENALTIES[len(PENALTIES) // 2]), None

@@ -278,7 +278,7 @@ def search_pace(
         modality, examples, settings, steps, seed: as `train_classifier`.
         pretrained: whether the network is; see `FinetuneSettings.paces`.
     """
-    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups)
+    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups, examples.timely)
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
         return Search(settings.paces(pretrained)[0], None, examples.metric)

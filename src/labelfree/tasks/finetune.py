@@ -113,8 +113,8 @@ def finetune(
 ) -> Model:
     """Train a classifier, all layers of it, that starts from a run's encoder.
 
-    Learning rates are chosen on a fifth of the training samples (whole groups, if there are any); the model is then
-    trained on all of them.
+    Learning rates are chosen on a fifth of the training samples (whole groups, if there are any; the last of events);
+    the model is then trained on all of them.
 
     Args:
         run: the pretraining to start from.
@@ -205,7 +205,8 @@ def _examples(
         rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), groups)]
     y, groups = labels.y[rows], None if labels.groups is None else labels.groups[rows]
     metric = "balanced_accuracy" if is_uneven(labels.counts) else "accuracy"
-    examples = Examples(dataset, rows, y, groups, classes=len(labels.classes), metric=metric)
+    timely = not run.modality.shuffled
+    examples = Examples(dataset, rows, y, groups, classes=len(labels.classes), metric=metric, timely=timely)
     return examples.in_memory(run.modality), labels
 
 

@@ -77,12 +77,14 @@ class Part:
         rows: (N,) places in it.
         y: (N,) classes.
         groups: (N,) names of groups, which no split may cut, or None.
+        timely: whether samples come in the order in which they happened, so that what is held out must be the last.
     """
 
     dataset: Dataset
     rows: np.ndarray
     y: np.ndarray
     groups: np.ndarray | None = None
+    timely: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -276,8 +278,20 @@ def choose(y: np.ndarray, quotas: np.ndarray, rng: np.random.Generator, groups: 
     return np.sort(np.concatenate(taken))
 
 
-def folds(y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None) -> np.ndarray:
-    """(N,) the fold, 0 … count-1, of each sample: classes spread evenly, groups kept whole."""
+def folds(
+    y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None, timely: bool = False
+) -> np.ndarray:
+    """(N,) the fold, 0 … count-1, of each sample: classes spread evenly, groups kept whole.
+
+    Where samples come as they happened (`timely`), folds are stretches of each class, of which 0 is the last.
+    """
+    if groups is None and timely:
+        order = np.argsort(y, kind="stable")
+        sizes = np.bincount(y)
+        later = np.cumsum(sizes)[y[order]] - np.arange(1, len(y) + 1)  # samples of the class that come after
+        fold = np.empty(len(y), dtype=np.int64)
+        fold[order] = later * count // sizes[y[order]]
+        return fold
     if groups is None:
         order = rng.permutation(len(y))
         order = order[np.argsort(y[order], kind="stable")]
