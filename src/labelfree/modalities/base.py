@@ -32,14 +32,12 @@ class Description:
         count: samples.
         facts: words to print, in order ("sizes": "28×28 … 640×480", "channels": "3").
         numbers: the same as numbers, for choosing defaults ("height", "width", "channels", "length", "documents").
-        unreadable: samples already known to be unreadable.
     """
 
     modality: str
     count: int
     facts: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
-    unreadable: Sequence[Unreadable] = ()
 
 
 class Dataset(ABC):

@@ -124,7 +124,7 @@ class EventDataset(Dataset):
         if self.unreadable:
             facts["unreadable"] = f"{len(self.unreadable):,}"
         numbers = {"nodes": float(len(self.log.nodes)), "channels": float(len(self.log.channels))}
-        return Description("events", len(self), facts, numbers, self.unreadable)
+        return Description("events", len(self), facts, numbers)
 
 
 class Events(Modality):

@@ -172,7 +172,7 @@ class SeriesDataset(Dataset):
             "window": float(self.window),
             "recordings": float(len(source.spans)),
         }
-        return Description("series", len(self), facts, numbers, source.unreadable)
+        return Description("series", len(self), facts, numbers)
 
     def _missing(self) -> float:
         """Share of the values inside the series that are missing."""
