@@ -15,6 +15,7 @@ from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
+from labelfree.files import read_json, write_json
 from labelfree.run import Run, load
 from labelfree.tasks import embed as features_of
 from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
@@ -51,6 +52,13 @@ def test_embedding_does_not_depend_on_batches_or_on_a_cache(run: Run, train: Pat
     np.testing.assert_allclose(features, run.embed(train), atol=1e-5)
     some = embed(run.encoder, run.modality, cached(dataset, run.modality), indices=[5, 3, 3])
     np.testing.assert_allclose(some, features[[5, 3, 3]], atol=1e-5)
+
+
+def test_an_encoder_of_another_make_is_refused(run: Run) -> None:
+    place = run.path / "encoder" / "config.json"
+    write_json(place, {**read_json(place), "format": 2})
+    with pytest.raises(LabelfreeError, match="encoder is of format 2: expected 1"):
+        _ = load(run.path, runs.Net()).encoder
 
 
 def test_unreadable_samples_become_rows_of_nan(run: Run, train: Path) -> None:
