@@ -11,7 +11,7 @@ import runs
 import torch
 from pyarrow import csv, parquet
 
-from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
@@ -52,6 +52,16 @@ def test_embedding_does_not_depend_on_batches_or_on_a_cache(run: Run, train: Pat
     np.testing.assert_allclose(features, run.embed(train), atol=1e-5)
     some = embed(run.encoder, run.modality, cached(dataset, run.modality), indices=[5, 3, 3])
     np.testing.assert_allclose(some, features[[5, 3, 3]], atol=1e-5)
+
+
+def test_a_network_is_left_as_it_was_found_whatever_happens(run: Run, train: Path) -> None:
+    def torn(view: Batch) -> torch.Tensor:
+        raise RuntimeError("torn")
+
+    run.encoder.train()
+    with pytest.raises(RuntimeError, match="torn"):
+        features_of.apply(run.encoder, torn, 16, run.modality, run.open(train))
+    assert run.encoder.training
 
 
 def test_an_encoder_of_another_make_is_refused(run: Run) -> None:
