@@ -222,7 +222,7 @@ class Run:
         return self.modality.open(source)
 
     def embed(self, source: Any, batch_size: int = 256) -> np.ndarray:
-        """(N, D) float32 features of every sample of `source`, NaN rows where a sample cannot be read."""
+        """(N, D) features of every sample of `source`, computed in float32; NaN rows where one cannot be read."""
         from labelfree.tasks.embed import embed
 
         return embed(self.encoder, self.modality, self.open(source), batch_size=batch_size)

@@ -23,6 +23,7 @@ from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
 from labelfree.tasks.labels import Subset
 from labelfree.tasks.predict import predict
+from labelfree.training import runtime
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ def test_embedding_does_not_depend_on_batches_or_on_a_cache(run: Run, train: Pat
     np.testing.assert_allclose(features, run.embed(train), atol=1e-5)
     some = embed(run.encoder, run.modality, cached(dataset, run.modality), indices=[5, 3, 3])
     np.testing.assert_allclose(some, features[[5, 3, 3]], atol=1e-5)
+
+
+def test_features_that_are_kept_are_computed_in_float32_and_those_to_score_in_the_best_precision(
+    run: Run, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "fast_bf16", lambda on: True)
+    dataset = run.open(train)
+    exact = embed(run.encoder, run.modality, dataset, precision="32")
+    quick = embed(run.encoder, run.modality, dataset, precision="auto")
+    np.testing.assert_array_equal(run.embed(train), exact)
+    np.testing.assert_array_equal(quick, embed(run.encoder, run.modality, dataset, precision="bf16"))
+    assert 0 < np.abs(quick - exact).max() < 0.02
 
 
 def test_a_network_is_left_as_it_was_found_whatever_happens(run: Run, train: Path) -> None:

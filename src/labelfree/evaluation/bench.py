@@ -29,7 +29,6 @@ from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, Part, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
 from labelfree.tasks.metrics import RANKINGS
-from labelfree.training import runtime
 from labelfree.training.logs import say
 
 #: What the pretrained encoder is measured beside.
@@ -188,8 +187,7 @@ class Bench:
         return part.only(kept)
 
     def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
-        precision = runtime.best_precision(runtime.device())
-        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision=precision)
+        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision="auto")
 
     def _embed(self, encoder: Encoder, numbers: Iterable[int]) -> Features:
         """Features of the test part and of what seeds `numbers` look at in the training part."""
@@ -394,7 +392,6 @@ class Bench:
                 steps=steps,
                 seed=self.seed + number,
             )
-            precision = runtime.best_precision(runtime.device())
-            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision=precision)
+            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision="auto")
             probed.append(Probed.of(np.nan_to_num(odds), search.score, search.pace.rate))
         return probed

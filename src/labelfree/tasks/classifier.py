@@ -195,7 +195,6 @@ def train_classifier(
         seed: of order and augmentation.
     """
     where = runtime.device()
-    precision = runtime.best_precision(where)
     model.to(where).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, pace, settings.weight_decay), fused=True)
     weights = examples.class_weights().to(where)
@@ -210,7 +209,7 @@ def train_classifier(
                 continue
             raw, y = found[0].to(where), found[1].to(where)
             draw = Draw.start(seed, 0, step, number[part[: len(y)]].to(where))
-            with runtime.autocast(where, precision):
+            with runtime.autocast(where, "auto"):
                 logits = model(modality.view(raw, draw, settings.augment))
             loss = F.cross_entropy(logits.float(), y, weight=weights, reduction="sum") / whole
             loss.backward()

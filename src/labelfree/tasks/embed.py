@@ -53,7 +53,8 @@ def apply(
         batch_size: samples a forward pass; fewer of those that are longer than a training's.
         device: where to compute; the best there is by default.
         indices: places in the dataset; all by default.
-        precision: "32", or "bf16" for mixed precision.
+        precision: "32", since what it gives is kept, and told apart by little; "auto" for the fastest, where only
+            scores are made of it; or "bf16".
 
     Returns:
         (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what

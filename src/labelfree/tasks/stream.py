@@ -39,7 +39,6 @@ class Stream:
         self._objective.eval()
         self._objective.encoder.reset()
         self._device = torch.device("cpu")
-        self._precision = runtime.best_precision(self._device)
         self._nodes: dict[Any, int] = {}
         self._seen = RecentEvents(run.modality.features, run.modality.settings.recent)
 
@@ -106,7 +105,7 @@ class Stream:
     @torch.inference_mode()
     def _judge(self, part: Log) -> np.ndarray:
         batch = self._modality.fresh_batch(self._seen, part)
-        with runtime.autocast(self._device, self._precision):
+        with runtime.autocast(self._device, "auto"):
             return self._objective.surprise(batch).float().numpy()
 
     @torch.inference_mode()
