@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.files import read_json, write_json
 from labelfree.run import Run, load
+from labelfree.tasks import classifier
 from labelfree.tasks import embed as features_of
 from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
 from labelfree.tasks.embed import embed, write_embeddings
@@ -172,6 +175,32 @@ def test_a_time_limit_lowers_the_steps_and_says_so(
     assert 1 <= model.info["steps"] < 5000
     said = " ".join(capfd.readouterr().err.split())
     assert f"Trained for {model.info['steps']:,} of {model.info['wanted_steps']:,} steps, for want of time." in said
+
+
+def test_a_time_limit_counts_what_is_embedded_beside_the_steps(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("embed", "class_probabilities", "train_classifier")
+    now, real = [0.0], {name: getattr(classifier, name) for name in names}
+
+    def looked(name: str) -> Callable[..., object]:
+        def slow(model: object, modality: object, dataset: object, *, indices: np.ndarray) -> object:
+            now[0] += 0.05 * len(indices)
+            return real[name](model, modality, dataset, indices=indices)
+
+        return slow
+
+    def trained(*args: object, steps: int, **options: object) -> object:
+        now[0] += 0.01 * steps
+        return real["train_classifier"](*args, steps=1, **options)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(classifier, "train_classifier", trained)
+    for name in names[:2]:
+        monkeypatch.setattr(classifier, name, looked(name))
+    model = finetune(run, train, "label", tmp_path / "model", time_limit=20, epochs=3000, most_steps=10**6)
+    assert 10 < model.info["steps"] < model.info["wanted_steps"]
+    assert 15 < model.info["seconds"] <= 20
 
 
 def test_fine_tuning_refuses_before_it_trains(run: Run, train: Path, tmp_path: Path) -> None:

@@ -315,3 +315,15 @@ def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, se
     began = time.perf_counter()
     train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=3)
     return (time.perf_counter() - began) / 3
+
+
+def seconds_beside(encoder: Encoder, modality: Modality, examples: Examples, trials: int) -> float:
+    """Time that fine-tuning takes beside its steps, by a few samples: to embed those that the last layer is fitted to,
+    for the trials and for the training itself, and to score the part that is held out, once a trial.
+    """
+    few = examples.only(np.arange(min(64, len(examples))))
+    embed(encoder, modality, few.dataset, indices=few.rows)  # the first time is slower
+    began = time.perf_counter()
+    embed(encoder, modality, few.dataset, indices=few.rows)
+    looks = 2 * min(PROBED, len(examples)) + trials * len(examples) / 5
+    return looks * (time.perf_counter() - began) / len(few)

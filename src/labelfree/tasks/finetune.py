@@ -21,6 +21,7 @@ from labelfree.tasks.classifier import (
     Search,
     class_probabilities,
     seconds_a_step,
+    seconds_beside,
     train_searched,
     with_probe,
 )
@@ -150,9 +151,11 @@ def finetune(
     steps = wanted = chosen.steps(len(examples.y))
     if limit is not None:
         # trials of half the steps, and the training itself
+        trials = len(chosen.paces(True))
         cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
-        left = limit - (time.perf_counter() - began)
-        steps = max(1, min(wanted, int(0.9 * left / cost / (1 + len(chosen.paces(True)) / 2))))
+        looking = seconds_beside(run.encoder, run.modality, examples, trials)
+        left = limit - (time.perf_counter() - began) - looking
+        steps = max(1, min(wanted, int(0.9 * left / cost / (1 + trials / 2))))
     network, found = train_searched(
         lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed
     )
