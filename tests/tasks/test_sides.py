@@ -13,7 +13,7 @@ from cells import pairs
 import labelfree
 from labelfree.cli import main
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.tasks.sides import Share, ranks, sides_of
+from labelfree.tasks.sides import Proportion, ranks, sides_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_ranks_count_what_is_nearer_and_ties_by_halves() -> None:
 
 
 def test_share_has_an_interval_that_holds_it() -> None:
-    share = Share.of(np.array([True] * 9 + [False]))
+    share = Proportion.of(np.array([True] * 9 + [False]))
     assert (share.value, share.count) == (0.9, 10)
     assert share.low == pytest.approx(0.596, abs=1e-3)
     assert share.high == pytest.approx(0.982, abs=1e-3)

@@ -44,7 +44,7 @@ def generate(
             f"tokens={tokens}, temperature={temperature} and top_p={top_p} do not go together.",
             "tokens is 1 or more, temperature 0 or more, top_p above 0 and at most 1.",
         )
-    objective, modality = _writer(run)
+    objective, modality = _maker_of_text(run)
     vocabulary = modality.vocabulary
     never = torch.tensor([i for i in vocabulary.special if i != vocabulary.sep])
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +89,7 @@ class Perplexity:
 @torch.no_grad()
 def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     """Of a source of texts: cut into blocks as in pretraining, of which the model sees nothing before their start."""
-    objective, modality = _writer(run)
+    objective, modality = _maker_of_text(run)
     dataset: Any = modality.training_set(modality.open(source), objective.needs)
     ids, length = dataset.ids, dataset.length
     loss = 0.0
@@ -106,7 +106,7 @@ def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     return Perplexity(math.exp(loss / len(ids)), math.exp(loss / count), len(ids), count)
 
 
-def _writer(run: Run) -> tuple[Objective, Text]:
+def _maker_of_text(run: Run) -> tuple[Objective, Text]:
     from labelfree.modalities.text import Text
 
     if not isinstance(run.modality, Text):

@@ -24,7 +24,7 @@ CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share of `count` samples with its 95 % interval (Wilson 1927)."""
 
     value: float
@@ -33,7 +33,7 @@ class Share:
     count: int
 
     @classmethod
-    def of(cls, hits: np.ndarray) -> Share:
+    def of(cls, hits: np.ndarray) -> Proportion:
         """Of hits (N,) bool."""
         n, p, z = len(hits), float(hits.mean()), 1.96
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -54,7 +54,7 @@ class Direction:
 
     query: str
     key: str
-    recall: dict[int, Share]
+    recall: dict[int, Proportion]
     median_rank: float
     chance: dict[int, float]
 
@@ -81,7 +81,7 @@ class ZeroShot:
     names: list[str]
     guess: np.ndarray
     similarity: np.ndarray
-    accuracy: Share | None = None
+    accuracy: Proportion | None = None
     balanced_accuracy: float | None = None
     majority: float | None = None
 
@@ -144,7 +144,7 @@ def retrieve(run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: 
         if both.sum() < 2:
             continue
         rank = ranks(sides[query][both], sides[key][both])
-        recall = {k: Share.of(rank <= k) for k in at}
+        recall = {k: Proportion.of(rank <= k) for k in at}
         chance = {k: min(1.0, k / len(rank)) for k in at}
         found.append(Direction(query, key, recall, float(np.median(rank)), chance))
     if not found:
@@ -205,7 +205,7 @@ def zero_shot(
         raise LabelfreeError(f"No labelled sample of '{source}' has a side other than text.", "Name another source.")
     y, hit = labels.y[known], guess[known] == labels.y[known]
     balanced = float(np.mean([hit[y == c].mean() for c in np.unique(y)]))
-    return ZeroShot(*found, Share.of(hit), balanced, float(np.bincount(y).max() / len(y)))
+    return ZeroShot(*found, Proportion.of(hit), balanced, float(np.bincount(y).max() / len(y)))
 
 
 def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], batch_size: int) -> np.ndarray:
