@@ -11,9 +11,10 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.needs import Need
 
 if TYPE_CHECKING:
-    from labelfree.modalities.text import Text
+    from labelfree.modalities.base import Modality
     from labelfree.objectives.base import Objective
     from labelfree.run import Run
 
@@ -106,9 +107,7 @@ def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     return Perplexity(math.exp(loss / len(ids)), math.exp(loss / count), len(ids), count)
 
 
-def _maker_of_text(run: Run) -> tuple[Objective, Text]:
-    from labelfree.modalities.text import Text
-
-    if not isinstance(run.modality, Text):
+def _maker_of_text(run: Run) -> tuple[Objective, Modality]:
+    if Need.IDS not in run.modality.offers:
         raise Refusal(f"Text can be written by runs on text or bytes, not on {run.modality.name}.", "See forecast.")
     return run.maker(), run.modality

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.modalities.pair import Pair
+from labelfree.needs import Need
 from labelfree.tasks.labels import read_labels
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.
     """
     from labelfree.tasks.embed import embed
 
-    if not isinstance(run.modality, Pair):
+    if Need.PAIR not in run.modality.offers:
         raise Refusal(f"'{run.path}' is of {run.modality.name} data: pairs are needed.", "Pretrain on pairs first.")
     joint = embed(run.encoder, run.modality, dataset, batch_size)
     names = list(run.modality.sides)
@@ -213,7 +213,7 @@ def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], bat
     without = next((prompt for prompt in prompts if "{}" not in prompt), None)
     if without is not None or not prompts:
         raise LabelfreeError(f"The prompt {without!r} has no place for a class.", "Write {} where its name goes.")
-    if not isinstance(run.modality, Pair) or "text" not in run.modality.sides:
+    if "text" not in run.modality.sides:
         raise Refusal(f"'{run.path}' knows no texts, so classes cannot be named.", "Pretrain on pairs with texts.")
     found = []
     for prompt in prompts:
