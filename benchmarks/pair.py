@@ -28,7 +28,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import labelfree
 from labelfree.evaluation.parts import fresh_encoder
 from labelfree.settings import parse_assignments
-from labelfree.tasks.sides import Share, ranks, sides_of
+from labelfree.tasks.sides import Proportion, ranks, sides_of
 from labelfree.training import runtime
 
 AT = (1, 5, 10)
@@ -64,13 +64,13 @@ def pixels(rows: Rows, pictures: Path, side: int = 32) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
 
 
-def recall(q: np.ndarray, k: np.ndarray) -> list[Share]:
+def recall(q: np.ndarray, k: np.ndarray) -> list[Proportion]:
     """R@K of each query's own row."""
     rank = ranks(q, k)
-    return [Share.of(rank <= at) for at in AT]
+    return [Proportion.of(rank <= at) for at in AT]
 
 
-def of_towers(run: Any, name: str, held: Path, drawn_anew: Path) -> dict[str, list[Share]]:
+def of_towers(run: Any, name: str, held: Path, drawn_anew: Path) -> dict[str, list[Proportion]]:
     """Recalls of a run's encoder; `name` for the rows of the table."""
     sides, twitter = sides_of(run, run.open(held)), sides_of(run, run.open(drawn_anew))
     return {
@@ -80,7 +80,7 @@ def of_towers(run: Any, name: str, held: Path, drawn_anew: Path) -> dict[str, li
     }
 
 
-def of_pixels(data: Path, train: Rows, held: Rows) -> tuple[dict[str, list[Share]], Share]:
+def of_pixels(data: Path, train: Rows, held: Rows) -> tuple[dict[str, list[Proportion]], Proportion]:
     """Recalls, and the share of categories named rightly, by the nearest training picture."""
     x, own, twitter = (
         pixels(train, data / "images"),
@@ -97,7 +97,7 @@ def of_pixels(data: Path, train: Rows, held: Rows) -> tuple[dict[str, list[Share
         "same emoji, other drawing, pixels": recall(own, twitter),
     }
     right = np.array([train[place]["category"] == row["category"] for place, row in zip(near, held, strict=True)])
-    return found, Share.of(right)
+    return found, Proportion.of(right)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> list[str]:
     """Lines of Markdown tables."""
 
-    def cell(share: Share) -> str:
+    def cell(share: Proportion) -> str:
         return f"{share.value:.3f} ({share.low:.3f}–{share.high:.3f})"
 
     lines = [f"| {found['held']} held-out emoji | R@1 | R@5 | R@10 |", "| --- | --- | --- | --- |"]

@@ -60,8 +60,9 @@ def clock(found: dict[str, Any]) -> Iterator[None]:
 
 
 def run_labelfree(data: Path, name: str, seed: int, share: float = 1.0) -> dict[str, Any]:
+    from readout import svm_readout
+
     import labelfree
-    from labelfree.evaluation.readout import svm_readout
 
     x, y, _, truth = load(data, name)
     found: dict[str, Any] = {}
@@ -84,8 +85,7 @@ def run_labelfree(data: Path, name: str, seed: int, share: float = 1.0) -> dict[
 def run_plain(data: Path, name: str, seed: int) -> dict[str, Any]:
     import plain_ts2vec
     import torch
-
-    from labelfree.evaluation.readout import svm_readout
+    from readout import svm_readout
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     x, y, test, truth = load(data, name)

@@ -61,6 +61,7 @@ def test_from_source_to_answer(kind: str, tmp_path: Path) -> None:
     )
     found = run.evaluate(source, label=label, budgets=["3/class"], seeds=1, most_steps=2, learning_rate=1e-3)
     assert {row.method for row in found.results} == METHODS
+    assert any("was pretrained on the held-out samples too" in words for words in found.warnings)
     boosted = [row.method for row in found.results if row.protocol == "boosting"]
     assert boosted == ["raw"] * ("boosting" in registry.modalities()[kind].classical)
     json.dumps(found.to_dict())

@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from labelfree.tasks.stream import Stream
 
 
+#: How `encoder_config` describes an encoder; another number where an older reader would not understand it.
+FORMAT = 1
+
+
 def encoder_config(encoder: Encoder, modality: Modality, spec: str, causal: bool, sha256: str) -> dict[str, Any]:
     """How to build an encoder and its modality again, as JSON-ready values; `sha256` is that of the weights' file."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "sha256": sha256,
         "encoder": {
             "spec": encoder.spec or spec,
@@ -52,11 +56,17 @@ def build_from_config(config: Mapping[str, Any], encoder: torch.nn.Module | None
     Args:
         config: what `encoder_config` gave.
         encoder: the user's own module, where it was one (its code is never in a file).
+
+    Raises:
+        LabelfreeError: it is of another make.
     """
     from labelfree import registry
     from labelfree.encoders.base import Encoder
     from labelfree.encoders.custom import Custom
 
+    if config.get("format") != FORMAT:
+        made = config.get("format", "unknown")
+        raise LabelfreeError(f"The encoder is of format {made}: expected {FORMAT}.", "Use the version that wrote it.")
     kind = registry.find("modality", registry.modalities(), config["modality"]["name"])
     modality = kind(kind.settings_class.read(config["modality"]["settings"], kind.name))
     modality.load_state(config["modality"]["state"])
@@ -214,7 +224,7 @@ class Run:
         return self.modality.open(source)
 
     def embed(self, source: Any, batch_size: int = 256) -> np.ndarray:
-        """(N, D) float32 features of every sample of `source`, NaN rows where a sample cannot be read."""
+        """(N, D) features of every sample of `source`, computed in float32; NaN rows where one cannot be read."""
         from labelfree.tasks.embed import embed
 
         return embed(self.encoder, self.modality, self.open(source), batch_size=batch_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import runs
 import torch
@@ -18,7 +19,8 @@ from labelfree.evaluation import protocol
 from labelfree.evaluation.parts import fresh_encoder, read_parts
 from labelfree.evaluation.protocol import Evaluation, evaluate
 from labelfree.files import write_json
-from labelfree.run import Run
+from labelfree.modalities.events import Events, EventSettings
+from labelfree.run import Run, save_encoder
 
 KEYS = {"verdict", "label_saving", "metric", "results", "left_out", "warnings", "duplicates", "comparisons", "about"}
 ROW = {"protocol", "budget", "method", "score", "low", "high", "seeds", "labels", "validation", "scores"}
@@ -102,8 +104,6 @@ def test_a_good_encoder_is_told_from_a_useless_one(run: Run, data: tuple[Path, P
             return self.weight * x.new_ones(len(x), 1)
 
     good = quick(run, *data, budgets=["100%"]).results
-    from labelfree.run import save_encoder
-
     save_encoder(tmp_path / "blind" / "encoder", Custom(Blind(), 16, "pooled"), run.modality, "custom:Blind", False)
     write_json(tmp_path / "blind" / "run.json", run.info)
     found = quick(Run(tmp_path / "blind", Blind()), *data, budgets=["100%"])
@@ -138,6 +138,13 @@ def test_pretraining_on_the_test_source_is_named(run: Run, data: tuple[Path, Pat
     assert any("pretrained on the test source" in words for words in found.warnings)
 
 
+def test_pretraining_on_what_is_held_out_is_named(run: Run, data: tuple[Path, Path]) -> None:
+    said = "The encoder was pretrained on the held-out samples too"
+    seen, new = (read_parts(run, source, None, "label", None, 0).warnings for source in data)
+    assert [words.startswith(said) for words in seen] == [False, True]
+    assert not any(said in words for words in new)
+
+
 def test_without_a_test_source_a_fifth_is_held_out_with_copies_on_one_side(run: Run, tmp_path: Path) -> None:
     x, y = runs.pictures(60, seed=1)
     np.savez(tmp_path / "twice.npz", images=np.concatenate([x, x]), label=np.concatenate([y, y]))
@@ -147,6 +154,38 @@ def test_without_a_test_source_a_fifth_is_held_out_with_copies_on_one_side(run: 
     assert parts.duplicates["test_in_train"] == 0
     assert set(parts.test.y) == {0, 1, 2}
     assert "held out" in parts.warnings[0]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    ends = rng.integers(0, 9, (2, 100))
+    return {"time": rng.permutation(100), "sender": ends[0], "receiver": ends[1], "mark": np.arange(100) % 2}
+
+
+def of_events(tmp_path: Path, log: dict[str, np.ndarray]) -> Run:
+    modality = Events(EventSettings.read({"exclude": "mark"}, "events"))
+    modality.fit(modality.open(pd.DataFrame(log)))
+    save_encoder(tmp_path / "log" / "encoder", modality.transformer("pico", False), modality, "transformer:pico", False)
+    write_json(tmp_path / "log" / "run.json", {})
+    return Run(tmp_path / "log")
+
+
+def test_of_events_the_last_fifth_is_held_out(tmp_path: Path, log: dict[str, np.ndarray]) -> None:
+    parts = read_parts(of_events(tmp_path, log), pd.DataFrame(log), None, "mark", None, 0)
+    times = [
+        [item.time[-1] for item in part.dataset.read(part.rows.tolist()) if item.time is not None]
+        for part in (parts.train, parts.test)
+    ]
+    assert (len(times[0]), len(times[1])) == (80, 20)
+    assert max(times[0]) < min(times[1])
+    assert "the last fifth of the training source was held out" in parts.warnings[0]
+
+
+def test_events_of_a_class_that_comes_late_are_refused(tmp_path: Path, log: dict[str, np.ndarray]) -> None:
+    log["mark"] = np.where(log["time"] > 85, 2, log["mark"])
+    with pytest.raises(LabelfreeError, match="before it '2' of 'mark' comes 0 times"):
+        read_parts(of_events(tmp_path, log), pd.DataFrame(log), None, "mark", None, 0)
 
 
 def test_groups_stay_whole_and_shared_ones_are_named(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:

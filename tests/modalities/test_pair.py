@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from labelfree.encoders.towers import Towers
 from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.pair import Pair, PairSettings
+from labelfree.needs import Need
 from labelfree.objectives.clip import CLIP, CLIPSettings
 from labelfree.training.plan import make_plan, recognise
 
@@ -231,6 +233,14 @@ def test_a_run_starts_from_another(captions: Path, tmp_path: Path) -> None:
     words = again.encoder.towers.text.stem.embedding.weight
     again.encoder.rescale()
     torch.testing.assert_close(words.std(dim=1), torch.full((len(words),), EMBEDDED))
+
+
+def test_towers_stand_on_the_sides_of_any_kind_that_has_them(captions: Path) -> None:
+    modality, _ = opened(captions)
+    own = {"sides": modality.sides, "runs": {}, "settings": modality.settings}
+    ours = SimpleNamespace(name="ours", offers=frozenset({Need.PAIR}), **own)
+    built = registry.build_encoder("towers:nano+nano", ours)  # type: ignore[arg-type]
+    assert list(built.towers) == list(modality.sides)
 
 
 def test_towers_refuse_what_does_not_fit(captions: Path) -> None:

@@ -127,13 +127,14 @@ def test_files_that_are_no_text_are_quarantined(folder):
     (folder / "space" / "wide.txt").write_text("gr\xfcn", encoding="utf-16")
     (folder / "space" / "empty.txt").write_text("")
     documents = Text().open(folder)
-    (bad,) = documents.describe().unreadable
+    (bad,) = documents.known_unreadable()
     assert bad == Unreadable(bad.index, "space/picture.txt", "binary where text is expected")
     texts = {documents.name(i): text for i, text in enumerate(documents.texts(range(len(documents))))}
     assert texts["space/picture.txt"] == bad
     assert texts["space/latin.txt"] == "Stra\xdfe und Stra\xdfen"
     assert texts["space/wide.txt"] == "gr\xfcn"
-    assert documents.describe().facts["empty"] == "1"
+    facts = documents.describe().facts
+    assert (facts["empty"], facts["unreadable"]) == ("1", "1")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_packing_on_disk_is_the_same(fitted, monkeypatch):
 def test_packing_reports_what_it_could_not_read(folder, fitted):
     (folder / "space" / "bad.txt").write_bytes(b"\0\1\2")
     blocks = fitted.training_set(fitted.open(folder))
-    assert [item.name for item in blocks.describe().unreadable] == ["space/bad.txt"]
+    assert [item.name for item in blocks.unreadable] == ["space/bad.txt"]
     for path in folder.rglob("*.txt"):
         path.write_bytes(b"\0")
     with pytest.raises(LabelfreeError, match="None of the 7 documents can be read"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ import torch
 
 import labelfree
 from labelfree.cli import main
+from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.evaluation.given_back import SHOWN
+from labelfree.needs import Need
 from labelfree.run import Run
-from labelfree.tasks.forecast import Forecast
-from labelfree.tasks.generate import draw_nucleus
+from labelfree.tasks.forecast import Forecast, forecast
+from labelfree.tasks.generate import draw_nucleus, generate
 
 QUICK = {"threads": 1, "encoder": "transformer:pico", "precision": "32"}
 SENTENCE = "one two three four five six seven eight nine ten. "
@@ -143,10 +148,41 @@ def test_short_and_empty_recordings_are_continued_or_left_out(swinging: Run) -> 
     assert np.isfinite(found.values).all()
 
 
+def test_a_kind_of_data_of_ones_own_can_be_written_and_forecast() -> None:
+    class Letters:
+        """Like no class of ours: an id is a letter."""
+
+        offers = frozenset({Need.IDS})
+        vocabulary = SimpleNamespace(cls=0, sep=1, special=[0, 1])
+        settings = SimpleNamespace(length=9)
+
+        def ids_of(self, words: str) -> list[int]:
+            return [ord(letter) for letter in words]
+
+        def words_of(self, ids: Sequence[int]) -> str:
+            return "".join(map(chr, ids))
+
+        def open(self, source: Any) -> Any:
+            return SimpleNamespace(value_names=["height"])
+
+        def ends(self, dataset: Any) -> tuple[list[str], list[Sample]]:
+            return ["tide"], [Sample(np.array([[3.0]]), 0)]
+
+        def continued(self, foretell: Any, ends: Sequence[Sample], steps: int) -> np.ndarray:
+            return np.stack([np.repeat(end.data, steps, axis=0) for end in ends])
+
+    def next_letter(batch: Batch) -> torch.Tensor:
+        return torch.eye(128)[batch.data + 1]
+
+    run: Any = SimpleNamespace(modality=Letters(), maker=lambda: SimpleNamespace(foretell=next_letter))
+    assert generate(run, "a", tokens=3, temperature=0) == "abcd"
+    assert forecast(run, None, steps=2).values.tolist() == [[[3.0], [3.0]]]
+
+
 def test_what_cannot_be_made_is_refused(counting: Run, swinging: Run, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="runs on text or bytes, not on series"):
         swinging.generate("one")
-    with pytest.raises(Refusal, match="Runs on series can forecast, not on text"):
+    with pytest.raises(Refusal, match="text data cannot be forecast"):
         counting.forecast(["one"], steps=1)
     with pytest.raises(LabelfreeError, match=r"top_p=0.*do not go together"):
         counting.generate("one", top_p=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description
-from labelfree.tasks.labels import LabelBudget, Subset, check_enough, choose, folds, is_uneven, read_labels
+from labelfree.tasks.labels import LabelBudget, Subset, _sorted, check_enough, choose, folds, is_uneven, read_labels
 
 
 class Table(Dataset):
@@ -45,6 +45,16 @@ def test_classes_are_sorted_as_numbers_where_they_are_numbers() -> None:
     assert read_labels(Table(y=[3.0, 1.0, np.nan]), "y").classes == ("1", "3")
 
 
+def test_the_order_of_classes_is_that_of_their_words_where_numbers_do_not_tell() -> None:
+    for words in (["1.0", "01", "1"], ["nan", "2", "10", "1"], ["b", "1", "a"]):
+        for order in (words, words[::-1]):
+            assert _sorted(dict.fromkeys(order)) == tuple(sorted(words))
+
+
+def test_labels_of_bytes_need_be_no_text() -> None:
+    assert read_labels(Table(y=[b"\xe9t\xe9", b"hiver", b"hiver"]), "y").classes == ("\\xe9t\\xe9", "hiver")
+
+
 def test_samples_without_a_label_are_left_out_with_a_note() -> None:
     labels = read_labels(Table(y=np.array(["a", "", "b", None, " "], dtype=object)), "y")
     assert labels.y.tolist() == [0, -1, 1, -1, -1]
@@ -56,6 +66,14 @@ def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
     labels = read_labels(Table(y=["a", "z", "b"]), "y", classes=("a", "b"))
     assert labels.y.tolist() == [0, -1, 1]
     assert "'z'" in labels.notes[0]
+
+
+def test_classes_of_the_training_source_are_not_doubted_for_a_small_test_source() -> None:
+    grades = np.arange(100) / 2  # as many of them are classes among 2,000 training rows
+    assert read_labels(Table(y=np.tile(grades, 20)), "y").classes[:3] == ("0", "0.5", "1")
+    found = read_labels(Table(y=np.tile(grades, 5)), "y", classes=tuple(f"{grade:g}" for grade in grades))
+    assert (found.y >= 0).all()
+    assert read_labels(Table(y=["b", "b"]), "y", classes=("a", "b")).y.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +156,14 @@ def test_folds_spread_classes_evenly_and_keep_groups_whole(y: list[int], seed: i
     grouped = folds(labels, 5, rng, names)
     assert all(len(np.unique(grouped[names == name])) == 1 for name in np.unique(names))
     assert len(np.unique(grouped)) == min(5, len(np.unique(names)))
+
+
+def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:
+    y = np.array([0, 1, 0, 0, 1, 0, 0, 2])
+    fold = folds(y, 5, np.random.default_rng(0), timely=True)
+    assert fold[y == 0].tolist() == [4, 3, 2, 1, 0]
+    assert fold[y == 1].tolist() == [2, 0]
+    assert fold[y == 2].tolist() == [0]
 
 
 def test_a_subset_counts_its_samples_anew() -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.statistics import TestPart
-from labelfree.tasks.metrics import check_metric, judge, score
+from labelfree.tasks.metrics import best_of, check_metric, judge, score
 
 
 @settings(max_examples=40, deadline=None)
@@ -48,6 +48,31 @@ def test_a_test_part_looks_for_the_class_it_was_told() -> None:
     )
 
 
+def test_the_best_choice_has_the_best_score_and_ties_are_settled() -> None:
+    assert best_of([0.5, 0.7, 0.7], [9.0, 1.0, 2.0]) == (2, 0.7)
+    assert best_of([np.nan, 0.1], [9.0, 1.0]) == (1, 0.1)
+    assert best_of([np.nan, np.nan], [1.0, 2.0]) == (1, None)
+
+
 def test_rankings_of_three_classes_are_refused() -> None:
     with pytest.raises(LabelfreeError, match="'roc_auc' is for two classes, and there are 3"):
-        check_metric("roc_auc", 3)
+        check_metric("roc_auc", 3, np.arange(3))
+
+
+def test_rankings_of_samples_that_are_all_alike_are_unknown() -> None:
+    y, answers = np.array([True, False, False]), np.array([[3.0, 2.0, 1.0]])
+    weights = np.array([[1, 0, 1], [1, 1, 0], [1, 1, 0]])  # all; without what is looked for; nothing else
+    np.testing.assert_array_equal(score("average_precision", y, answers, weights), [[1, np.nan, 1]])
+    np.testing.assert_array_equal(score("roc_auc", y, answers, weights), [[1, np.nan, np.nan]])
+    with pytest.raises(LabelfreeError, match="needs test samples of both classes"):
+        check_metric("roc_auc", 2, np.zeros(5))
+
+
+def test_resamplings_without_what_is_looked_for_do_not_widen_an_interval() -> None:
+    y = (np.arange(1000) < 3).astype(int)
+    perfect, worse = np.tile(y, (3, 1)) + np.zeros((3, 1000)), np.tile(np.arange(1000) < 6, (3, 1)) * 1.0
+    for metric in ("average_precision", "roc_auc"):
+        found = TestPart(y).interval(metric, perfect)
+        assert (found.low, found.high) == (1, 1)
+        gain = TestPart(y).interval(metric, perfect, worse)
+        assert gain.low < gain.mean < gain.high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.csv
@@ -13,7 +14,8 @@ from cells import pairs
 import labelfree
 from labelfree.cli import main
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.tasks.sides import Share, ranks, sides_of
+from labelfree.needs import Need
+from labelfree.tasks.sides import Proportion, ranks, sides_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_ranks_count_what_is_nearer_and_ties_by_halves() -> None:
 
 
 def test_share_has_an_interval_that_holds_it() -> None:
-    share = Share.of(np.array([True] * 9 + [False]))
+    share = Proportion.of(np.array([True] * 9 + [False]))
     assert (share.value, share.count) == (0.9, 10)
     assert share.low == pytest.approx(0.596, abs=1e-3)
     assert share.high == pytest.approx(0.982, abs=1e-3)
@@ -49,6 +51,14 @@ def test_missing_sides_have_no_vector(run: labelfree.Run, source: Path) -> None:
     assert np.isnan(sides["text"][5]).all()
     assert np.isnan(sides["image"][9]).all()
     assert np.linalg.norm(sides["image"][5]) == pytest.approx(1, abs=1e-4)
+
+
+def test_sides_are_those_of_any_kind_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    joint = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    monkeypatch.setattr("labelfree.tasks.embed.embed", lambda *given: joint)
+    ours = SimpleNamespace(offers={Need.PAIR}, sides={"smell": None, "taste": None})
+    sides = sides_of(SimpleNamespace(modality=ours, encoder=None), None)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(sides["taste"], [[0, 1], [np.nan, np.nan]])
 
 
 def test_sides_find_each_other_better_than_chance(run: labelfree.Run, source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ from cells import events
 
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.events import Events
+from labelfree.modalities.series import Series
 from labelfree.run import Run
 from labelfree.tasks import embed
+from labelfree.tasks.stream import Stream
 from labelfree.training.pretrain import pretrain
 
 BRIEF = {"steps": 40, "batch_size": 32, "threads": 1, "precision": "32"}
@@ -112,6 +115,11 @@ def test_what_is_no_event_has_no_score_and_the_past_is_refused(run: Run, frame: 
         stream.update(frame[:3])
     with pytest.raises(LabelfreeError, match="trained encoder names the column 'amount'"):
         stream.score(some.drop(columns="amount"))
+
+
+def test_data_that_are_no_events_make_no_stream() -> None:
+    with pytest.raises(Refusal, match="series data does not come as a stream"):
+        Stream(SimpleNamespace(modality=Series()))  # type: ignore[arg-type]
 
 
 def test_a_method_without_a_score_refuses_and_names_one_that_has_it(tmp_path: Path) -> None:

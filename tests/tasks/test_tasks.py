@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +13,20 @@ import runs
 import torch
 from pyarrow import csv, parquet
 
-from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
+from labelfree.files import read_json, write_json
 from labelfree.run import Run, load
+from labelfree.tasks import classifier
 from labelfree.tasks import embed as features_of
 from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
 from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
 from labelfree.tasks.labels import Subset
 from labelfree.tasks.predict import predict
+from labelfree.training import runtime
 
 
 @pytest.fixture
@@ -51,6 +56,35 @@ def test_embedding_does_not_depend_on_batches_or_on_a_cache(run: Run, train: Pat
     np.testing.assert_allclose(features, run.embed(train), atol=1e-5)
     some = embed(run.encoder, run.modality, cached(dataset, run.modality), indices=[5, 3, 3])
     np.testing.assert_allclose(some, features[[5, 3, 3]], atol=1e-5)
+
+
+def test_features_that_are_kept_are_computed_in_float32_and_those_to_score_in_the_best_precision(
+    run: Run, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "fast_bf16", lambda on: True)
+    dataset = run.open(train)
+    exact = embed(run.encoder, run.modality, dataset, precision="32")
+    quick = embed(run.encoder, run.modality, dataset, precision="auto")
+    np.testing.assert_array_equal(run.embed(train), exact)
+    np.testing.assert_array_equal(quick, embed(run.encoder, run.modality, dataset, precision="bf16"))
+    assert 0 < np.abs(quick - exact).max() < 0.02
+
+
+def test_a_network_is_left_as_it_was_found_whatever_happens(run: Run, train: Path) -> None:
+    def torn(view: Batch) -> torch.Tensor:
+        raise RuntimeError("torn")
+
+    run.encoder.train()
+    with pytest.raises(RuntimeError, match="torn"):
+        features_of.apply(run.encoder, torn, 16, run.modality, run.open(train))
+    assert run.encoder.training
+
+
+def test_an_encoder_of_another_make_is_refused(run: Run) -> None:
+    place = run.path / "encoder" / "config.json"
+    write_json(place, {**read_json(place), "format": 2})
+    with pytest.raises(LabelfreeError, match="encoder is of format 2: expected 1"):
+        _ = load(run.path, runs.Net()).encoder
 
 
 def test_unreadable_samples_become_rows_of_nan(run: Run, train: Path) -> None:
@@ -141,6 +175,32 @@ def test_a_time_limit_lowers_the_steps_and_says_so(
     assert 1 <= model.info["steps"] < 5000
     said = " ".join(capfd.readouterr().err.split())
     assert f"Trained for {model.info['steps']:,} of {model.info['wanted_steps']:,} steps, for want of time." in said
+
+
+def test_a_time_limit_counts_what_is_embedded_beside_the_steps(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("embed", "class_probabilities", "train_classifier")
+    now, real = [0.0], {name: getattr(classifier, name) for name in names}
+
+    def looked(name: str) -> Callable[..., object]:
+        def slow(model: object, modality: object, dataset: object, *, indices: np.ndarray) -> object:
+            now[0] += 0.05 * len(indices)
+            return real[name](model, modality, dataset, indices=indices)
+
+        return slow
+
+    def trained(*args: object, steps: int, **options: object) -> object:
+        now[0] += 0.01 * steps
+        return real["train_classifier"](*args, steps=1, **options)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(classifier, "train_classifier", trained)
+    for name in names[:2]:
+        monkeypatch.setattr(classifier, name, looked(name))
+    model = finetune(run, train, "label", tmp_path / "model", time_limit=20, epochs=3000, most_steps=10**6)
+    assert 10 < model.info["steps"] < model.info["wanted_steps"]
+    assert 15 < model.info["seconds"] <= 20
 
 
 def test_fine_tuning_refuses_before_it_trains(run: Run, train: Path, tmp_path: Path) -> None:

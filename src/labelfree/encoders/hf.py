@@ -112,7 +112,7 @@ class HF(Encoder):
 
     @classmethod
     def build(cls, variant: str, modality: Modality, causal: bool = False) -> Encoder:
-        lib, words = library(), modality.vocabulary  # type: ignore[attr-defined]
+        lib, words = library(), modality.vocabulary
         length = int(modality.settings.length)
         folder = Path(variant).expanduser() if _is_folder(variant) else None
         given = _config_of(folder) if folder else _named(variant)
@@ -252,7 +252,7 @@ def _reach(config: Any, otherwise: int) -> int:
 
 def _check_vocabulary(folder: Path, known: int, modality: Modality) -> None:
     """Raises Refusal where ids would mean something else than the network of `known` tokens has learnt."""
-    words, spare = modality.vocabulary, len(SPECIAL)  # type: ignore[attr-defined]
+    words, spare = modality.vocabulary, len(SPECIAL)
     if (folder / "tokenizer.json").exists():
         fits = Vocabulary.read(folder).state() == words.state()
         remedy = f"Set tokenizer={folder / 'tokenizer.json'}."

@@ -17,7 +17,7 @@ from labelfree.encoders.base import Encoder, Features
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Modality
-from labelfree.modalities.pair import Pair
+from labelfree.needs import Need
 
 
 class Towers(Encoder):
@@ -33,7 +33,7 @@ class Towers(Encoder):
     """
 
     name = "towers"
-    modalities = frozenset({"pair"})
+    needs = frozenset({Need.PAIR})
 
     def __init__(self, towers: Mapping[str, Encoder], width: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Towers(Encoder):
 
     @classmethod
     def build(cls, variant: str, modality: Modality, causal: bool = False) -> Towers:
-        if not isinstance(modality, Pair):
+        if Need.PAIR not in modality.offers:
             raise Refusal(f"Towers are for pairs, not for {modality.name}.", "Name the encoder of one side.")
         if causal:
             raise Refusal("Towers cannot be kept from seeing the future.", "Pretrain the sides one by one.")

@@ -29,7 +29,6 @@ from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, Part, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
 from labelfree.tasks.metrics import RANKINGS
-from labelfree.training import runtime
 from labelfree.training.logs import say
 
 #: What the pretrained encoder is measured beside.
@@ -188,8 +187,7 @@ class Bench:
         return part.only(kept)
 
     def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
-        precision = runtime.best_precision(runtime.device())
-        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision=precision)
+        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision="auto")
 
     def _embed(self, encoder: Encoder, numbers: Iterable[int]) -> Features:
         """Features of the test part and of what seeds `numbers` look at in the training part."""
@@ -285,9 +283,8 @@ class Bench:
     ) -> Probed:
         rows = self.rows(budget, number)
         groups = None if self.train.groups is None else self.train.groups[rows]
-        part = Labelled(
-            features.of(rows), self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted
-        )
+        known = (self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted, self.train.timely)
+        part = Labelled(features.of(rows), *known)
         rng = np.random.default_rng((self.seed, number, 1))
         if protocol == "knn":
             return knn_probe(part, features.test, rng)
@@ -368,8 +365,8 @@ class Bench:
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
         part = self.train.only(self.rows(budget, number))
-        among = len(self.parts.classes)
-        chosen = Examples(part.dataset, part.rows, part.y, part.groups, self.metric, self.wanted, classes=among)
+        among, known = len(self.parts.classes), (part.dataset, part.rows, part.y, part.groups)
+        chosen = Examples(*known, self.metric, self.wanted, classes=among, timely=part.timely)
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:
@@ -395,7 +392,6 @@ class Bench:
                 steps=steps,
                 seed=self.seed + number,
             )
-            precision = runtime.best_precision(runtime.device())
-            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision=precision)
+            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision="auto")
             probed.append(Probed.of(np.nan_to_num(odds), search.score, search.pace.rate))
         return probed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,8 @@ class Parts:
 
 
 def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, seed: int) -> Parts:
-    """Open, label and check both parts; without a test source a fifth of the training source is held out.
+    """Open, label and check both parts; without a test source a fifth of the training source is held out,
+    the last fifth of events.
 
     Raises:
         LabelfreeError: no such column, too few labels of a class, nothing that can be read.
@@ -57,11 +58,11 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     warnings += _unreadable_words("training", unreadable)
     marks = digests(whole)
     if test is None:
-        kept_together = marks if whole.groups is None else whole.groups
-        fold = folds(whole.y, 5, np.random.default_rng(seed), kept_together)
-        part, held, other = whole.only(fold != 0), whole.only(fold == 0), marks[fold == 0]
-        marks = marks[fold != 0]
-        warnings.append("There was no test source: a fifth of the training source was held out.")
+        late = _held_out(whole, marks, seed)
+        part, held, marks, other = whole.only(~late), whole.only(late), marks[~late], marks[late]
+        _check_early(part, labels.classes, label)
+        what = "the last fifth" if _in_time(whole) else "a fifth"
+        warnings += [f"There was no test source: {what} of the training source was held out.", *_seen(run, dataset)]
     else:
         opened = run.open(test)
         found = read_labels(opened, label, group, labels.classes)
@@ -74,15 +75,39 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     return Parts(part, held, labels.classes, duplicates, shared, warnings)
 
 
+def _in_time(whole: Part) -> bool:
+    """Whether what is held out is the last: groups, where there are any, lie all over the time."""
+    return whole.timely and whole.groups is None
+
+
+def _held_out(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) bool: a fifth of the samples, the last of those that came one after another; copies or groups stay whole."""
+    if _in_time(whole):
+        return np.arange(len(whole)) >= len(whole) - max(1, len(whole) // 5)
+    kept_together = marks if whole.groups is None else whole.groups
+    return folds(whole.y, 5, np.random.default_rng(seed), kept_together) == 0
+
+
+def _check_early(train: Part, classes: tuple[str, ...], label: str) -> None:
+    """Raises LabelfreeError where the samples before the last fifth lack a class."""
+    counts = np.bincount(train.y, minlength=len(classes))
+    if _in_time(train) and (rare := np.flatnonzero(counts < 2)).size:
+        raise LabelfreeError(
+            f"The last fifth of the source is held out, and before it '{classes[rare[0]]}' of '{label}' comes "
+            f"{counts[rare[0]]} times: expected 2 at least.",
+            "Give a test source, or empty the label of these samples so that they are left out.",
+        )
+
+
 def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, int]:
     """The labelled samples, in memory if they fit, and how many of them could not be read (as far as is known)."""
     rows = np.flatnonzero(labels.y >= 0)
     groups = None if labels.groups is None else labels.groups[rows]
     held = cached(Subset(dataset, rows), modality)
+    whole = Part(dataset, rows, labels.y[rows], groups, timely=not modality.shuffled)
     if not isinstance(held, Cached):
-        return Part(dataset, rows, labels.y[rows], groups), 0
-    part = Part(held, np.arange(len(held)), labels.y[rows][held.kept], None if groups is None else groups[held.kept])
-    return part, len(rows) - len(held)
+        return whole, 0
+    return replace(whole.only(held.kept), dataset=held, rows=np.arange(len(held))), len(rows) - len(held)
 
 
 def digests(part: Part) -> np.ndarray:
@@ -114,9 +139,21 @@ def _unreadable_words(part: str, count: int) -> list[str]:
 def _same_source(run: Run, train: Dataset, test: Dataset) -> list[str]:
     if train.fingerprint() == test.fingerprint():
         return ["The test source is the training source: the scores say nothing about new data."]
-    if run.info.get("fingerprint") == test.fingerprint():
+    if _pretrained_on(run, test):
         return ["The encoder was pretrained on the test source (without its labels)."]
     return []
+
+
+def _seen(run: Run, dataset: Dataset) -> list[str]:
+    """A word where the encoder knows what was held out: no label is given away, but new samples may be harder."""
+    if not _pretrained_on(run, dataset):
+        return []
+    return ["The encoder was pretrained on the held-out samples too (without labels): scores on new ones may be lower."]
+
+
+def _pretrained_on(run: Run, dataset: Dataset) -> bool:
+    # training draws from pieces of some sources, whose fingerprint is another
+    return dataset.fingerprint() in (run.info.get("source_fingerprint"), run.info.get("fingerprint"))
 
 
 def _guard_words(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labelfree.tasks.labels import folds
 from labelfree.tasks.logistic import Scaler, fit_logistic, span
-from labelfree.tasks.metrics import class_weights, judge, margin
+from labelfree.tasks.metrics import best_of, class_weights, judge, margin
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURE = 0.07
@@ -40,6 +40,7 @@ class Labelled:
         groups: (n,) groups that validation keeps whole, or None.
         metric: by which things are chosen; where it is one of `EVEN`, classes count alike.
         wanted: the class that metrics of rankings look for.
+        timely: whether samples come in the order in which they happened: the last of them are held out.
     """
 
     x: Any
@@ -48,6 +49,7 @@ class Labelled:
     groups: np.ndarray | None = None
     metric: str = "accuracy"
     wanted: int = 1
+    timely: bool = False
 
     def class_weights(self) -> np.ndarray:
         """(C,) weight of a sample of each class."""
@@ -89,8 +91,8 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
     if not hidden.all(dim=1).any():
         votes = _votes(x[torch.from_numpy(asked)], x, y, weights, choices, part.classes, hidden)
         scores = [part.score(part.y[asked], vote.numpy()) for vote in votes]
-        best = max(range(len(choices)), key=lambda i: (scores[i], choices[i]))
-        found, validation = choices[best], scores[best]
+        best, validation = best_of(scores, choices)
+        found = choices[best]
     queries = _unit(test)
     odds = [
         _votes(queries[i : i + 1024], x, y, weights, [found], part.classes)[0] for i in range(0, len(queries), 1024)
@@ -152,14 +154,14 @@ def boosting_probe(part: Labelled, test: Any, rng: np.random.Generator) -> Probe
     tables. The trees are chosen from `TREES` on a fifth of the labels.
     """
     x, other = (each if isinstance(each, np.ndarray) else each.toarray() for each in (part.x, test))
-    held = folds(part.y, 5, rng, part.groups) == 0
+    held = folds(part.y, 5, rng, part.groups, part.timely) == 0
     chosen, validation = 0, None
     if held.any() and len(np.unique(part.y[~held])) > 1:
         fit = replace(part, x=x[~held], y=part.y[~held])
         odds = [_boosted(fit, x[held], *trees) for trees in TREES]
-        scores = [part.score(part.y[held], each) for each in odds]
-        chosen = max(range(len(TREES)), key=lambda i: (scores[i], _likelihood(np.log(odds[i]), part.y[held])))
-        validation = scores[chosen]
+        y = part.y[held]
+        scores = [part.score(y, each) for each in odds]
+        chosen, validation = best_of(scores, [_likelihood(np.log(each), y) for each in odds])
     return Probed.of(_boosted(replace(part, x=x), other, *TREES[chosen]), validation, float(chosen))
 
 
@@ -184,7 +186,7 @@ def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: 
 
 def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
     """The best penalty, and its score in validation; the middle of the grid where nothing can be held out."""
-    fold = folds(part.y, 5, rng, part.groups)
+    fold = folds(part.y, 5, rng, part.groups, part.timely)
     tried = [f for f in range(5) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
     if not tried:
         return float(PENALTIES[len(PENALTIES) // 2]), None
@@ -195,9 +197,8 @@ def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | No
         held = fold == tried[0]
         logits = _hold_out(part, rng.permutation(np.flatnonzero(~held)), held)
     y, scores = part.y[held], [part.score(part.y[held], each) for each in logits]
-    # scores of few samples are coarse: the likelihood settles ties
-    best = max(range(len(PENALTIES)), key=lambda i: (scores[i], _likelihood(logits[i], y)))
-    return float(PENALTIES[best]), scores[best]
+    best, validation = best_of(scores, [_likelihood(each, y) for each in logits])
+    return float(PENALTIES[best]), validation
 
 
 def _cross_validate(part: Labelled, fold: np.ndarray, tried: list[int]) -> np.ndarray:

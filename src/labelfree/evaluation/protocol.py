@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from labelfree.errors import LabelfreeError, nearest
@@ -166,7 +167,7 @@ def evaluate(
     torch.manual_seed(seed)
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
     parts = read_parts(run, train, test, label, group, seed)
-    check_metric(metric, len(parts.classes))
+    check_metric(metric, len(parts.classes), parts.test.y)
     say(
         f"Evaluating '{run.path}' on {len(parts.train):,} training and {len(parts.test):,} test samples "
         f"of {len(parts.classes)} classes of '{label}'"
@@ -235,7 +236,8 @@ def _result(bench: Bench, protocol: str, budget: str, method: str) -> Result:
     key = (protocol, budget, method)
     answers = bench.answers(bench.metric, key)
     found = bench.judge.interval(bench.metric, answers)
-    possible = [name for name in METRICS if name not in RANKINGS or len(bench.parts.classes) == 2]
+    both = len(bench.parts.classes) == len(np.unique(bench.test.y)) == 2
+    possible = [name for name in METRICS if name not in RANKINGS or both]
     others = {name: float(bench.judge.scores(name, bench.answers(name, key)).mean()) for name in possible}
     row = (found.mean, found.low, found.high, len(answers), bench.labels(budget))
     return Result(protocol, budget, method, *row, bench.validation[key], others)

@@ -60,7 +60,8 @@ class TestPart:
         """Mean over seeds of a score, or of its difference to that of other guesses on the same seeds and samples.
 
         Two uncertainties are added in quadrature: of the seeds (Student's t interval of their mean) and of the test
-        samples (1.96 bootstrap standard errors). With one seed the first cannot be known and is left out.
+        samples (1.96 bootstrap standard errors). With one seed the first cannot be known and is left out. Resamplings
+        that lack a class which the metric asks for say nothing and are left out too.
 
         Args:
             metric: see `score`.
@@ -73,7 +74,9 @@ class TestPart:
             each = each - self.scores(metric, against)
             spread = spread - score(metric, self._truth(metric), against, self.weights).mean(axis=0)
         of_seeds = student(len(each)) * each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
-        half = math.hypot(of_seeds, 1.96 * spread.std(ddof=1))
+        spread = spread[~np.isnan(spread)]
+        of_samples = spread.std(ddof=1) if len(spread) > 1 else 0.0
+        half = math.hypot(of_seeds, 1.96 * of_samples)
         return Interval.around(float(each.mean()), half, floor=0.0 if against is None else -1.0)
 
 

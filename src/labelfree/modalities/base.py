@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,9 @@ from labelfree.needs import Need
 from labelfree.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from labelfree.data.events import Log, RecentEvents
     from labelfree.encoders.base import Encoder
 
 
@@ -32,14 +36,12 @@ class Description:
         count: samples.
         facts: words to print, in order ("sizes": "28×28 … 640×480", "channels": "3").
         numbers: the same as numbers, for choosing defaults ("height", "width", "channels", "length", "documents").
-        unreadable: samples already known to be unreadable.
     """
 
     modality: str
     count: int
     facts: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
-    unreadable: Sequence[Unreadable] = ()
 
 
 class Dataset(ABC):
@@ -246,6 +248,10 @@ class Modality(ABC):
     #: Whether the tokens of this kind of data are the square patches of its one picture, so that vision transformers
     #: can hide them and read them in order.
     patched: ClassVar[bool] = False
+    #: The modality of each side, in the order of the encoder's output, where `Need.PAIR` is offered; and the encoder
+    #: spec and folder of the run of each side that was taken from one.
+    sides: Mapping[str, Modality] = MappingProxyType({})
+    runs: Mapping[str, tuple[str, Path]] = MappingProxyType({})
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings if settings is not None else self.settings_class()
@@ -413,6 +419,44 @@ class Modality(ABC):
     def grid(self, count: int) -> tuple[int, ...]:
         """How `count` tokens lie: (rows, columns) for pictures, (count,) for what has one direction."""
         return (count,)
+
+    # ---- what runs are asked for as they are
+
+    @property
+    def vocabulary(self) -> Any:
+        """What tokens that are ids stand for: `cls`, `sep`, `special`, `bytes_of`; see `modalities/text/tokens.py`.
+
+        The training set for `next` has all of them end to end as `ids`, cut into blocks of `length`.
+        """
+        raise Refusal(f"{self.name} data does not offer {Need.IDS}.")
+
+    def ids_of(self, words: str) -> list[int]:
+        """The tokens that a text begins with."""
+        raise Refusal(f"{self.name} data does not offer {Need.IDS}.")
+
+    def words_of(self, ids: Sequence[int]) -> str:
+        """The text that tokens stand for."""
+        raise Refusal(f"{self.name} data does not offer {Need.IDS}.")
+
+    def ends(self, dataset: Dataset) -> tuple[list[str], list[Sample]]:
+        """What forecasts begin with: the names of a source's recordings, and the last whole tokens of each."""
+        raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
+
+    def continued(self, foretell: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
+        """(B, steps, C) values after `ends`, which are equally long: `foretell` says the next token of a view."""
+        raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
+
+    def nothing_seen(self) -> RecentEvents:
+        """What a stream of events knows when it begins; `log` and `fresh_batch` serve it too."""
+        raise Refusal(f"{self.name} data does not come as a stream of events.", "Give a run of events.")
+
+    def log(self, source: Any) -> Log:
+        """A source of events as it is read, with the features that the training data had."""
+        raise Refusal(f"{self.name} data does not come as a stream of events.", "Give a run of events.")
+
+    def fresh_batch(self, seen: RecentEvents, coming: Log) -> Batch:
+        """A raw batch of events that come after those `seen`, each by itself; nothing is remembered of them."""
+        raise Refusal(f"{self.name} data does not come as a stream of events.", "Give a run of events.")
 
     # ---- for people, and for baselines
 

@@ -16,7 +16,6 @@ from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.files import write_table
 from labelfree.tasks.embed import embed
-from labelfree.training import runtime
 from labelfree.training.logs import say
 
 if TYPE_CHECKING:
@@ -170,5 +169,4 @@ def _reference(run: Run, source: Any, reference: Any) -> Any:
 
 
 def _features(run: Run, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    precision = runtime.best_precision(runtime.device())
-    return embed(run.encoder, run.modality, dataset, indices=rows, precision=precision)
+    return embed(run.encoder, run.modality, dataset, indices=rows, precision="auto")

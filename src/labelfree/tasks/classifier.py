@@ -24,7 +24,7 @@ from labelfree.settings import Settings, Share
 from labelfree.tasks.embed import apply, embed, together
 from labelfree.tasks.labels import Part, Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
-from labelfree.tasks.metrics import class_weights, judge
+from labelfree.tasks.metrics import best_of, class_weights, judge
 from labelfree.training import runtime
 from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto
@@ -195,7 +195,6 @@ def train_classifier(
         seed: of order and augmentation.
     """
     where = runtime.device()
-    precision = runtime.best_precision(where)
     model.to(where).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, pace, settings.weight_decay), fused=True)
     weights = examples.class_weights().to(where)
@@ -210,7 +209,7 @@ def train_classifier(
                 continue
             raw, y = found[0].to(where), found[1].to(where)
             draw = Draw.start(seed, 0, step, number[part[: len(y)]].to(where))
-            with runtime.autocast(where, precision):
+            with runtime.autocast(where, "auto"):
                 logits = model(modality.view(raw, draw, settings.augment))
             loss = F.cross_entropy(logits.float(), y, weight=weights, reduction="sum") / whole
             loss.backward()
@@ -278,20 +277,20 @@ def search_pace(
         modality, examples, settings, steps, seed: as `train_classifier`.
         pretrained: whether the network is; see `FinetuneSettings.paces`.
     """
-    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups)
+    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups, examples.timely)
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
         return Search(settings.paces(pretrained)[0], None, examples.metric)
-    found, start, half = [], make(fit), math.ceil(steps / 2)
-    for pace in settings.paces(pretrained):
+    paces, start, half = settings.paces(pretrained), make(fit), math.ceil(steps / 2)
+    scores, likelihoods = [], []
+    for pace in paces:
         model = train_classifier(copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed)
         odds = class_probabilities(model, modality, held.dataset, indices=held.rows)
         y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
-        # the score of few samples is coarse: the likelihood settles ties
-        likelihood = float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0
-        found.append((judge(examples.metric, y, odds, examples.wanted) if len(y) else 0.0, likelihood, pace))
-    best = max(found, key=lambda one: one[:2])
-    return Search(best[2], best[0], examples.metric)
+        scores.append(judge(examples.metric, y, odds, examples.wanted) if len(y) else math.nan)
+        likelihoods.append(float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0)
+    best, score = best_of(scores, likelihoods)
+    return Search(paces[best], score, examples.metric)
 
 
 def train_searched(
@@ -316,3 +315,15 @@ def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, se
     began = time.perf_counter()
     train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=3)
     return (time.perf_counter() - began) / 3
+
+
+def seconds_beside(encoder: Encoder, modality: Modality, examples: Examples, trials: int) -> float:
+    """Time that fine-tuning takes beside its steps, by a few samples: to embed those that the last layer is fitted to,
+    for the trials and for the training itself, and to score the part that is held out, once a trial.
+    """
+    few = examples.only(np.arange(min(64, len(examples))))
+    embed(encoder, modality, few.dataset, indices=few.rows)  # the first time is slower
+    began = time.perf_counter()
+    embed(encoder, modality, few.dataset, indices=few.rows)
+    looks = 2 * min(PROBED, len(examples)) + trials * len(examples) / 5
+    return looks * (time.perf_counter() - began) / len(few)

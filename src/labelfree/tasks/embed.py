@@ -53,7 +53,8 @@ def apply(
         batch_size: samples a forward pass; fewer of those that are longer than a training's.
         device: where to compute; the best there is by default.
         indices: places in the dataset; all by default.
-        precision: "32", or "bf16" for mixed precision.
+        precision: "32", since what it gives is kept, and told apart by little; "auto" for the fastest, where only
+            scores are made of it; or "bf16".
 
     Returns:
         (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what
@@ -61,7 +62,7 @@ def apply(
     """
     where = torch.device(device) if device is not None else runtime.device()
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-    memories = [part for part in network.modules() if isinstance(part, Encoder) and part.remembers]
+    memories = _memories(network)
     wanted, sizes = np.arange(len(places)), None
     if memories:
         dataset, rows = dataset.origin()
@@ -71,25 +72,38 @@ def apply(
         order = np.argsort(every[places], kind="stable")
         places, wanted = places[order], np.argsort(order)
         sizes = every[places]
+    out = np.full((len(places), width), np.nan, dtype=np.float32)
+    with _lent(network, where):
+        for part in together(len(places), batch_size, sizes, modality):
+            chunk = places[part]
+            for raw in batches(dataset, modality, batch_size, chunk):
+                view = modality.prepare(raw.to(where))
+                with runtime.autocast(where, precision):
+                    result = output(view)
+                out[part.start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
+                for memory in memories:
+                    memory.remember(view)
+    return out[wanted]
+
+
+def _memories(network: nn.Module) -> list[Encoder]:
+    return [part for part in network.modules() if isinstance(part, Encoder) and part.remembers]
+
+
+@contextmanager
+def _lent(network: nn.Module, where: torch.device) -> Iterator[None]:
+    """The network in evaluation mode on a device, with empty memories; left as it was found, whatever happens."""
     was_training = network.training
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
-    network.eval().to(where)
-    for memory in memories:
-        memory.reset()
-    out = np.full((len(places), width), np.nan, dtype=np.float32)
-    for part in together(len(places), batch_size, sizes, modality):
-        chunk = places[part]
-        for raw in batches(dataset, modality, batch_size, chunk):
-            view = modality.prepare(raw.to(where))
-            with runtime.autocast(where, precision):
-                result = output(view)
-            out[part.start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
-            for memory in memories:
-                memory.remember(view)
-    for memory in memories:
-        memory.reset()
-    network.train(was_training).to(home)
-    return out[wanted]
+    try:
+        network.eval().to(where)
+        for memory in _memories(network):
+            memory.reset()
+        yield
+    finally:
+        for memory in _memories(network):
+            memory.reset()
+        network.train(was_training).to(home)
 
 
 def together(count: int, batch_size: int, sizes: np.ndarray | None, modality: Modality) -> Iterator[slice]:

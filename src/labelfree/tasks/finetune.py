@@ -21,6 +21,7 @@ from labelfree.tasks.classifier import (
     Search,
     class_probabilities,
     seconds_a_step,
+    seconds_beside,
     train_searched,
     with_probe,
 )
@@ -113,8 +114,8 @@ def finetune(
 ) -> Model:
     """Train a classifier, all layers of it, that starts from a run's encoder.
 
-    Learning rates are chosen on a fifth of the training samples (whole groups, if there are any); the model is then
-    trained on all of them.
+    Learning rates are chosen on a fifth of the training samples (whole groups, if there are any; the last of events);
+    the model is then trained on all of them.
 
     Args:
         run: the pretraining to start from.
@@ -148,9 +149,11 @@ def finetune(
     steps = wanted = chosen.steps(len(examples.y))
     if limit is not None:
         # trials of half the steps, and the training itself
+        trials = len(chosen.paces(True))
         cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
-        left = limit - (time.perf_counter() - began)
-        steps = max(1, min(wanted, int(0.9 * left / cost / (1 + len(chosen.paces(True)) / 2))))
+        looking = seconds_beside(run.encoder, run.modality, examples, trials)
+        left = limit - (time.perf_counter() - began) - looking
+        steps = max(1, min(wanted, int(0.9 * left / cost / (1 + trials / 2))))
     network, found = train_searched(
         lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed
     )
@@ -203,7 +206,8 @@ def _examples(
         rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), groups)]
     y, groups = labels.y[rows], None if labels.groups is None else labels.groups[rows]
     metric = "balanced_accuracy" if is_uneven(labels.counts) else "accuracy"
-    examples = Examples(dataset, rows, y, groups, classes=len(labels.classes), metric=metric)
+    timely = not run.modality.shuffled
+    examples = Examples(dataset, rows, y, groups, classes=len(labels.classes), metric=metric, timely=timely)
     return examples.in_memory(run.modality), labels
 
 

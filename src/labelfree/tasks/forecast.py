@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labelfree.errors import LabelfreeError, Refusal
+from labelfree.errors import LabelfreeError
 from labelfree.files import write_table
 
 if TYPE_CHECKING:
@@ -54,19 +54,14 @@ def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Foreca
 
     Raises:
         LabelfreeError: no steps.
-        Refusal: the run does not predict what comes next, or is not on series.
+        Refusal: the run does not predict what comes next, or its kind of data cannot be forecast.
     """
-    from labelfree.modalities.series import Series
-
-    modality = run.modality
-    if not isinstance(modality, Series):
-        raise Refusal(f"Runs on series can forecast, not on {modality.name}.", "Text can be continued: see generate.")
     if steps < 1:
         raise LabelfreeError(f"A forecast of {steps} steps says nothing.", "Give 1 or more.")
-    objective = run.maker()
+    modality, objective = run.modality, run.maker()
     dataset = modality.open(source)
-    ends = modality.ends(dataset)
-    values = np.full((len(ends), steps, modality.channels), np.nan, dtype=np.float32)
+    names, ends = modality.ends(dataset)
+    values = np.full((len(ends), steps, len(dataset.value_names)), np.nan, dtype=np.float32)
     by_length: dict[int, list[int]] = {}
     for place, end in enumerate(ends):
         if not np.isnan(end.data).all():
@@ -75,5 +70,4 @@ def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Foreca
         for first in range(0, len(places), batch_size):
             some = places[first : first + batch_size]
             values[some] = modality.continued(objective.foretell, [ends[place] for place in some], steps)
-    names = [dataset.recording_name(end.index) for end in ends]
-    return Forecast(names, dataset.channels, values)
+    return Forecast(names, dataset.value_names, values)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.needs import Need
 
 if TYPE_CHECKING:
-    from labelfree.modalities.text import Text
+    from labelfree.modalities.base import Modality
     from labelfree.objectives.base import Objective
     from labelfree.run import Run
 
@@ -44,7 +45,7 @@ def generate(
             f"tokens={tokens}, temperature={temperature} and top_p={top_p} do not go together.",
             "tokens is 1 or more, temperature 0 or more, top_p above 0 and at most 1.",
         )
-    objective, modality = _writer(run)
+    objective, modality = _maker_of_text(run)
     vocabulary = modality.vocabulary
     never = torch.tensor([i for i in vocabulary.special if i != vocabulary.sep])
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +90,7 @@ class Perplexity:
 @torch.no_grad()
 def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     """Of a source of texts: cut into blocks as in pretraining, of which the model sees nothing before their start."""
-    objective, modality = _writer(run)
+    objective, modality = _maker_of_text(run)
     dataset: Any = modality.training_set(modality.open(source), objective.needs)
     ids, length = dataset.ids, dataset.length
     loss = 0.0
@@ -106,9 +107,7 @@ def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     return Perplexity(math.exp(loss / len(ids)), math.exp(loss / count), len(ids), count)
 
 
-def _writer(run: Run) -> tuple[Objective, Text]:
-    from labelfree.modalities.text import Text
-
-    if not isinstance(run.modality, Text):
+def _maker_of_text(run: Run) -> tuple[Objective, Modality]:
+    if Need.IDS not in run.modality.offers:
         raise Refusal(f"Text can be written by runs on text or bytes, not on {run.modality.name}.", "See forecast.")
     return run.maker(), run.modality

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -76,12 +77,14 @@ class Part:
         rows: (N,) places in it.
         y: (N,) classes.
         groups: (N,) names of groups, which no split may cut, or None.
+        timely: whether samples come in the order in which they happened, so that what is held out must be the last.
     """
 
     dataset: Dataset
     rows: np.ndarray
     y: np.ndarray
     groups: np.ndarray | None = None
+    timely: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,13 +103,13 @@ class Part:
 
 
 def _word(value: object) -> str | None:
-    """A label as text; None where there is none. 3 and 3.0 are one class."""
+    """A label as text; None where there is none. 3 and 3.0 are one class; bytes that are no text are spelt out."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return None
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     if isinstance(value, bytes):
-        value = value.decode()
+        value = value.decode(errors="backslashreplace")
     return str(value).strip() or None
 
 
@@ -142,12 +145,11 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         classes: the classes of the training source, when this is the test source: others are left out, with a note.
 
     Raises:
-        LabelfreeError: no such column, no labels, numbers instead of classes, one class only.
+        LabelfreeError: no such column, no labels; where no classes are given, numbers instead of classes, or one class.
     """
     raw = np.asarray(dataset.column(label))
     words = [_word(value) for value in raw.tolist()]
-    known = tuple(classes) or _sorted({word for word in words if word is not None})
-    _check_classes(raw, known, label)
+    known = tuple(classes) or _found(raw, words, label)
     number = {name: i for i, name in enumerate(known)}
     y = np.array([-1 if word is None else number.get(word, -1) for word in words], dtype=np.int64)
     notes = []
@@ -173,14 +175,20 @@ def _groups(dataset: Dataset, column: str) -> tuple[np.ndarray, int]:
     return np.array([f"{source} {i}" if word is None else word for i, word in enumerate(words)]), alone
 
 
-def _sorted(words: set[str]) -> tuple[str, ...]:
+def _sorted(words: Iterable[str]) -> tuple[str, ...]:
+    """By number where all are numbers ("01" and "1" are two words of one), else by letters."""
     try:
-        return tuple(sorted(words, key=float))
+        numbers = {word: float(word) for word in words}
     except ValueError:
         return tuple(sorted(words))
+    if any(math.isnan(number) for number in numbers.values()):
+        return tuple(sorted(words))
+    return tuple(sorted(words, key=lambda word: (numbers[word], word)))
 
 
-def _check_classes(raw: np.ndarray, classes: Sequence[str], label: str) -> None:
+def _found(raw: np.ndarray, words: Sequence[str | None], label: str) -> tuple[str, ...]:
+    """The classes of a column. Raises LabelfreeError where its values are none."""
+    classes = _sorted({word for word in words if word is not None})
     if raw.dtype.kind == "f" and len(classes) > max(MOST_NUMBERS, len(raw) / 10):
         raise LabelfreeError(
             f"Column '{label}' holds {len(classes):,} different numbers in {len(raw):,} rows: expected classes.",
@@ -189,6 +197,7 @@ def _check_classes(raw: np.ndarray, classes: Sequence[str], label: str) -> None:
     if len(classes) < 2:
         found = f"only '{classes[0]}'" if classes else "no value"
         raise LabelfreeError(f"Column '{label}' has {found}: at least 2 classes are needed.", "Name another column.")
+    return classes
 
 
 def is_uneven(counts: np.ndarray) -> bool:
@@ -269,8 +278,20 @@ def choose(y: np.ndarray, quotas: np.ndarray, rng: np.random.Generator, groups: 
     return np.sort(np.concatenate(taken))
 
 
-def folds(y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None) -> np.ndarray:
-    """(N,) the fold, 0 … count-1, of each sample: classes spread evenly, groups kept whole."""
+def folds(
+    y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None, timely: bool = False
+) -> np.ndarray:
+    """(N,) the fold, 0 … count-1, of each sample: classes spread evenly, groups kept whole.
+
+    Where samples come as they happened (`timely`), folds are stretches of each class, of which 0 is the last.
+    """
+    if groups is None and timely:
+        order = np.argsort(y, kind="stable")
+        sizes = np.bincount(y)
+        later = np.cumsum(sizes)[y[order]] - np.arange(1, len(y) + 1)  # samples of the class that come after
+        fold = np.empty(len(y), dtype=np.int64)
+        fold[order] = later * count // sizes[y[order]]
+        return fold
     if groups is None:
         order = rng.permutation(len(y))
         order = order[np.argsort(y[order], kind="stable")]

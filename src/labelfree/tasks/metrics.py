@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from labelfree.errors import LabelfreeError
@@ -19,10 +22,12 @@ def class_weights(metric: str, y: np.ndarray, classes: int) -> np.ndarray:
     return len(y) / (classes * counts.clip(1)) if metric in EVEN else np.ones(classes)
 
 
-def check_metric(metric: str, classes: int) -> None:
-    """Raises LabelfreeError where a metric of rankings meets more than two classes."""
+def check_metric(metric: str, classes: int, y: np.ndarray) -> None:
+    """Raises LabelfreeError where a metric of rankings meets other than two classes, or one of them alone in `y`."""
     if metric in RANKINGS and classes != 2:
         raise LabelfreeError(f"'{metric}' is for two classes, and there are {classes}.", "Use balanced_accuracy.")
+    if metric in RANKINGS and len(np.unique(y)) < 2:
+        raise LabelfreeError(f"'{metric}' needs test samples of both classes.", "Use accuracy, or add test samples.")
 
 
 def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -37,7 +42,7 @@ def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray |
         weights: (N, R) how often each sample counts; once by default.
 
     Returns:
-        (S, R) in [0, 1]. Classes without weight do not count.
+        (S, R) in [0, 1]. Classes without weight do not count; a ranking without what it is about is NaN.
     """
     w = np.ones((len(y), 1)) if weights is None else weights
     if metric in RANKINGS:
@@ -55,7 +60,9 @@ def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray |
 
 
 def _of_ranking(metric: str, wanted: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """(R,) score of answers (N,); samples with the same answer are taken together."""
+    """(R,) score of answers (N,); samples with the same answer are taken together. NaN where nothing is looked for, or,
+    of a ROC curve, nothing else is there.
+    """
     order = np.argsort(-answers, kind="stable")
     last = np.flatnonzero(np.append(np.diff(answers[order]) != 0, True))
     sorted_w = w[order].astype(np.float64)
@@ -64,10 +71,20 @@ def _of_ranking(metric: str, wanted: np.ndarray, answers: np.ndarray, w: np.ndar
     recall = hits / np.maximum(hits[-1], 1e-12)
     steps = np.diff(recall, axis=0, prepend=0)
     if metric == "average_precision":
-        return (steps * hits / np.maximum(seen, 1e-12)).sum(axis=0)
+        return np.where(hits[-1] > 0, (steps * hits / np.maximum(seen, 1e-12)).sum(axis=0), np.nan)
     others = seen - hits
     ahead = others / np.maximum(others[-1], 1e-12)
-    return (steps * (1 - (ahead + np.vstack([np.zeros_like(ahead[:1]), ahead[:-1]])) / 2)).sum(axis=0)
+    area = (steps * (1 - (ahead + np.vstack([np.zeros_like(ahead[:1]), ahead[:-1]])) / 2)).sum(axis=0)
+    return np.where((hits[-1] > 0) & (others[-1] > 0), area, np.nan)
+
+
+def best_of(scores: Sequence[float], ties: Sequence[float]) -> tuple[int, float | None]:
+    """Which of several choices scores best in validation, and its score: None where none has a score (NaN).
+
+    The larger of `ties` settles ties, since scores of few samples are coarse.
+    """
+    best = max(range(len(scores)), key=lambda i: (-math.inf if math.isnan(scores[i]) else scores[i], ties[i]))
+    return best, None if math.isnan(scores[best]) else scores[best]
 
 
 def margin(odds: np.ndarray, wanted: int = 1) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import write_table
-from labelfree.modalities.pair import Pair
+from labelfree.needs import Need
 from labelfree.tasks.labels import read_labels
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share of `count` samples with its 95 % interval (Wilson 1927)."""
 
     value: float
@@ -34,7 +34,7 @@ class Share:
     count: int
 
     @classmethod
-    def of(cls, hits: np.ndarray) -> Share:
+    def of(cls, hits: np.ndarray) -> Proportion:
         """Of hits (N,) bool."""
         n, p, z = len(hits), float(hits.mean()), 1.96
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -55,7 +55,7 @@ class Direction:
 
     query: str
     key: str
-    recall: dict[int, Share]
+    recall: dict[int, Proportion]
     median_rank: float
     chance: dict[int, float]
 
@@ -82,7 +82,7 @@ class ZeroShot:
     names: list[str]
     guess: np.ndarray
     similarity: np.ndarray
-    accuracy: Share | None = None
+    accuracy: Proportion | None = None
     balanced_accuracy: float | None = None
     majority: float | None = None
 
@@ -113,7 +113,7 @@ def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.
     """
     from labelfree.tasks.embed import embed
 
-    if not isinstance(run.modality, Pair):
+    if Need.PAIR not in run.modality.offers:
         raise Refusal(f"'{run.path}' is of {run.modality.name} data: pairs are needed.", "Pretrain on pairs first.")
     joint = embed(run.encoder, run.modality, dataset, batch_size)
     names = list(run.modality.sides)
@@ -141,7 +141,7 @@ def retrieve(run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: 
         if both.sum() < 2:
             continue
         rank = ranks(sides[query][both], sides[key][both])
-        recall = {k: Share.of(rank <= k) for k in at}
+        recall = {k: Proportion.of(rank <= k) for k in at}
         chance = {k: min(1.0, k / len(rank)) for k in at}
         found.append(Direction(query, key, recall, float(np.median(rank)), chance))
     if not found:
@@ -202,7 +202,7 @@ def zero_shot(
         raise LabelfreeError(f"No labelled sample of '{source}' has a side other than text.", "Name another source.")
     y, hit = labels.y[known], guess[known] == labels.y[known]
     balanced = float(np.mean([hit[y == c].mean() for c in np.unique(y)]))
-    return ZeroShot(*found, Share.of(hit), balanced, float(np.bincount(y).max() / len(y)))
+    return ZeroShot(*found, Proportion.of(hit), balanced, float(np.bincount(y).max() / len(y)))
 
 
 def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], batch_size: int) -> np.ndarray:
@@ -210,7 +210,7 @@ def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], bat
     without = next((prompt for prompt in prompts if "{}" not in prompt), None)
     if without is not None or not prompts:
         raise LabelfreeError(f"The prompt {without!r} has no place for a class.", "Write {} where its name goes.")
-    if not isinstance(run.modality, Pair) or "text" not in run.modality.sides:
+    if "text" not in run.modality.sides:
         raise Refusal(f"'{run.path}' knows no texts, so classes cannot be named.", "Pretrain on pairs with texts.")
     found = []
     for prompt in prompts:

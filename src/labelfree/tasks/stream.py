@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from labelfree.data.events import Log, RecentEvents, moment
-from labelfree.errors import LabelfreeError, Refusal
-from labelfree.modalities.events import Events
+from labelfree.data.events import Log, moment
+from labelfree.errors import LabelfreeError
 from labelfree.training import runtime
 
 if TYPE_CHECKING:
@@ -33,15 +32,12 @@ class Stream:
     """
 
     def __init__(self, run: Run, batch_size: int = 256) -> None:
-        if not isinstance(run.modality, Events):
-            raise Refusal(f"'{run.path}' was trained on {run.modality.name}, not on events.", "Give a run of events.")
+        self._seen = run.modality.nothing_seen()
         self._modality, self._objective, self._batch_size = run.modality, run.objective(), batch_size
         self._objective.eval()
         self._objective.encoder.reset()
         self._device = torch.device("cpu")
-        self._precision = runtime.best_precision(self._device)
         self._nodes: dict[Any, int] = {}
-        self._seen = RecentEvents(run.modality.features, run.modality.settings.recent)
 
     def __len__(self) -> int:
         """Events taken in so far."""
@@ -106,7 +102,7 @@ class Stream:
     @torch.inference_mode()
     def _judge(self, part: Log) -> np.ndarray:
         batch = self._modality.fresh_batch(self._seen, part)
-        with runtime.autocast(self._device, self._precision):
+        with runtime.autocast(self._device, "auto"):
             return self._objective.surprise(batch).float().numpy()
 
     @torch.inference_mode()

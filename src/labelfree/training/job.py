@@ -38,6 +38,7 @@ class Job:
         dataset: what training draws from: the source's training set, cached where that was chosen.
         quarantine: samples found unreadable.
         given: whether the first weights come from elsewhere than the plan and its seed, and must be kept.
+        opened: fingerprint of the source as it was opened, whole texts or recordings; of new runs.
         read: samples that were streamed so far.
     """
 
@@ -47,6 +48,7 @@ class Job:
     objective: Objective
     quarantine: list[Unreadable] = field(default_factory=list)
     given: bool = False
+    opened: str = ""
     read: int = 0
 
     def loader(self, device: torch.device, part: int = 0, parts: int = 1) -> Loader:

@@ -258,7 +258,7 @@ def _prepare(
     elif network is None and (counted := data.warm(encoder)):
         plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
     objective = jobs.build_objective(plan, data, nearby, encoder)
-    return Job(plan, data, nearby, objective, quarantine, given=bool(init or counted))
+    return Job(plan, data, nearby, objective, quarantine, bool(init or counted), dataset.fingerprint())
 
 
 def _say_quick_look(dataset: Dataset, data: Modality) -> None:
@@ -319,6 +319,7 @@ def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> No
         "source": _place(source),
         "found": {"count": found.count, "facts": dict(found.facts)},
         "fingerprint": job.dataset.fingerprint(),
+        "source_fingerprint": job.opened,
         "modality": plan.modality,
         "method": plan.method,
         "objective": plan.objective,

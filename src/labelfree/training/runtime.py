@@ -111,8 +111,9 @@ def best_precision(on: torch.device) -> str:
 
 
 def autocast(on: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision for a forward pass."""
-    return torch.autocast(on.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """A forward pass in "bf16" (mixed precision), in "32", or, "auto", in the best there is."""
+    chosen = best_precision(on) if precision == "auto" else precision
+    return torch.autocast(on.type, torch.bfloat16) if chosen == "bf16" else nullcontext()
 
 
 @lru_cache

@@ -336,7 +336,7 @@ def description(source: Source, form: Form, headers: Sequence[Header], unreadabl
         "hours": float(seconds.mean() * len(source) / 3600),
         "rate": float(usual_rate(headers)),
     }
-    return Description("audio", len(source), facts, numbers, unreadable)
+    return Description("audio", len(source), facts, numbers)
 
 
 # ---- guessing the kind of data

@@ -124,7 +124,7 @@ class EventDataset(Dataset):
         if self.unreadable:
             facts["unreadable"] = f"{len(self.unreadable):,}"
         numbers = {"nodes": float(len(self.log.nodes)), "channels": float(len(self.log.channels))}
-        return Description("events", len(self), facts, numbers, self.unreadable)
+        return Description("events", len(self), facts, numbers)
 
 
 class Events(Modality):
@@ -169,7 +169,6 @@ class Events(Modality):
         return 0.95, f"a table of events: '{found[0]}' holds times, '{found[1]}' and '{found[2]}' nodes"
 
     def log(self, source: Any) -> Log:
-        """A source of events as it is read, with the features that the training data had."""
         own = self.settings
         return read_log(
             source,
@@ -256,8 +255,10 @@ class Events(Modality):
             extra={key: torch.from_numpy(np.stack([s.extra[key] for s in samples])) for key in ("nodes", "number")},
         )
 
+    def nothing_seen(self) -> RecentEvents:
+        return RecentEvents(self.features, self.settings.recent)
+
     def fresh_batch(self, seen: RecentEvents, coming: Log) -> Batch:
-        """A raw batch of events that come after those `seen`, each by itself; nothing is remembered of them."""
         past = np.concatenate([seen.recent(coming.ends[:, end]) for end in (0, 1)], axis=1)
         data, time, nodes = around(seen.log, past)
         index = np.arange(seen.count, seen.count + len(coming))

@@ -209,7 +209,7 @@ class GraphDataset(Dataset):
             "roots": float(ROOTS[self.level]),
             "median_size": float(np.median(sizes)),
         }
-        return Description("graph", len(self), {**facts, **own.facts}, numbers, self.unreadable)
+        return Description("graph", len(self), {**facts, **own.facts}, numbers)
 
 
 class Graph(Modality):

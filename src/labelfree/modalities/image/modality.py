@@ -196,7 +196,7 @@ def _description(
         "height": float(middle[0]),
         "width": float(middle[1]),
     }
-    return Description("image", len(source), facts, numbers, unreadable)
+    return Description("image", len(source), facts, numbers)
 
 
 class Image(Modality):

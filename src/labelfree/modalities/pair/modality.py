@@ -212,9 +212,7 @@ class Pair(Modality):
 
     def __init__(self, settings: PairSettings | None = None) -> None:
         super().__init__(settings)
-        #: The modality of each side, in the order of the encoder's output.
         self.sides: dict[str, Modality] = {}
-        #: Encoder specs and folders of the runs that sides were taken from.
         self.runs: dict[str, tuple[str, Path]] = {}
         self._found: dict[str, Description] = {}
         self._spare: dict[str, list[Sample]] = {}

@@ -172,7 +172,7 @@ class SeriesDataset(Dataset):
             "window": float(self.window),
             "recordings": float(len(source.spans)),
         }
-        return Description("series", len(self), facts, numbers, source.unreadable)
+        return Description("series", len(self), facts, numbers)
 
     def _missing(self) -> float:
         """Share of the values inside the series that are missing."""
@@ -481,8 +481,9 @@ class Series(Modality):
 
     # ---- what comes next
 
-    def ends(self, dataset: SeriesDataset) -> list[Sample]:
-        """The last whole tokens of every recording, as many as there are in training before a sample's last one."""
+    def ends(self, dataset: Dataset) -> tuple[list[str], list[Sample]]:
+        """As many tokens as there are in training before a sample's last one."""
+        assert isinstance(dataset, SeriesDataset)
         patch, found = self.patch, []
         most = max(1, self._length // patch - 1) * patch
         for number, (start, stop) in enumerate(dataset.source.spans.tolist()):
@@ -490,10 +491,9 @@ class Series(Modality):
             values = dataset.source.values[max(start, stop - count) : stop]
             missing = np.full((count - len(values), values.shape[1]), np.nan, dtype=values.dtype)
             found.append(Sample(np.concatenate([missing, values]), number))
-        return found
+        return [dataset.recording_name(end.index) for end in found], found
 
     def continued(self, foretell: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
-        """(B, steps, C) values after `ends`, which are equally long: `foretell` says the next token of a view."""
         batch = self.collate(ends)
         mean, deviation = self._scale(batch.data)
         view = self.prepare(batch).with_(time=None)

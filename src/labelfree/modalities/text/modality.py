@@ -338,11 +338,9 @@ class Text(Modality):
     # ---- for people, and for baselines
 
     def ids_of(self, words: str) -> list[int]:
-        """The tokens that a text begins with."""
         return [int(i) for i in self.vocabulary.encode([words])[0][:-1]]
 
     def words_of(self, ids: Sequence[int]) -> str:
-        """The text that tokens stand for."""
         return self.vocabulary.decode(ids)
 
     def show(self, sample: Sample) -> str:

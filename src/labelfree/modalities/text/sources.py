@@ -101,7 +101,7 @@ class Documents(Dataset):
         if bad:
             facts["unreadable"] = f"{len(bad):,}"
         numbers = {"documents": len(sizes), "characters": float(sizes.sum()), "length": typical, "empty": empty}
-        return Description(self.modality, len(self), facts, numbers, bad)
+        return Description(self.modality, len(self), facts, numbers)
 
 
 class Files(Documents):

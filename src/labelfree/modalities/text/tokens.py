@@ -221,7 +221,7 @@ class Blocks(Dataset):
     def describe(self) -> Description:
         found = self.documents.describe()
         facts = {**found.facts, "tokens": f"{len(self._ids):,}", "blocks": f"{len(self):,} of {self.length} tokens"}
-        return Description("text", len(self), facts, {**found.numbers, "tokens": len(self._ids)}, self.unreadable)
+        return Description("text", len(self), facts, {**found.numbers, "tokens": len(self._ids)})
 
     def fingerprint(self) -> str:
         return hash_of(self.documents.fingerprint(), len(self._ids), self.length)

@@ -298,4 +298,4 @@ class Clips(Dataset):
         numbers |= {"kept_height": numbers["height"], "kept_width": numbers["width"], "films": float(len(known))}
         numbers |= {"height": float(np.median([f.height for f in known])), "span": float(self.cut.span)}
         numbers |= {"width": float(np.median([f.width for f in known])), "length": float(np.median(kept))}
-        return Description("video", len(self), facts, numbers, self.unreadable)
+        return Description("video", len(self), facts, numbers)
