@@ -200,6 +200,15 @@ def test_groups_stay_whole_and_shared_ones_are_named(run: Run, data: tuple[Path,
     assert any("values of 'person' are in the training and in the test part" in words for words in found.warnings)
 
 
+def test_classes_that_each_lie_within_one_group_cannot_be_tested(run: Run, tmp_path: Path) -> None:
+    train = runs.save(tmp_path / "train.npz", 90, seed=1)
+    with np.load(train) as found:
+        arrays = dict(found)
+    np.savez(tmp_path / "people.npz", **arrays, person=arrays["label"])
+    with pytest.raises(LabelfreeError, match=r"No class of 'label' is in the training and in the test part.*'person'"):
+        read_parts(run, tmp_path / "people.npz", None, "label", "person", 0)
+
+
 def test_labels_that_the_encoder_saw_are_refused(tmp_path: Path) -> None:
     import csv
 

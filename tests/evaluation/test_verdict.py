@@ -55,3 +55,21 @@ def test_a_curve_that_ends_before_the_budget_says_nothing_of_it() -> None:
 
 def test_without_a_baseline_nothing_is_claimed() -> None:
     assert "not known" in verdict([], {}, "accuracy")
+
+
+def test_beside_an_untrained_network_alone_nothing_is_claimed() -> None:
+    interval = Interval(0.1, 0.05, 0.15)
+    found = Comparison("100%", 200, "linear", 0.9, "random", "linear", 0.8, interval, ("scratch", "raw"), whole=False)
+    words = verdict([found], {}, "accuracy")
+    assert words.startswith("Whether pretraining helped is not known. Not measured with 200 labels")
+    assert "the same network trained from scratch and raw features" in words
+    both = verdict([compare("1%", 10, 0.5, 0.3), found], {}, "accuracy")
+    assert both.startswith("Pretraining helped with 1% of the labels.")
+    assert "Not measured with 200 labels" in both
+
+
+def test_a_share_of_labels_that_time_cut_is_called_by_its_number() -> None:
+    found = Comparison("100%", 200, "linear", 0.9, "raw", "linear", 0.8, Interval(0.1, 0.05, 0.15), whole=False)
+    words = verdict([found], {}, "accuracy")
+    assert words.startswith("Pretraining helped with 200 labels.")
+    assert "%" not in words.partition("reaches")[0]

@@ -29,7 +29,7 @@ from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, Part, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
 from labelfree.tasks.metrics import RANKINGS
-from labelfree.training.logs import say
+from labelfree.training.logs import duration, say
 
 #: What the pretrained encoder is measured beside.
 BASELINES = ("scratch", "random", "raw")
@@ -183,7 +183,10 @@ class Bench:
             return part
         quotas = LabelBudget(name, count=size).quotas(self._counts(part))
         kept = choose(part.y, quotas, np.random.default_rng(self.seed))
-        self.left_out.append(f"{len(part) - len(kept):,} of {len(part):,} {name} samples were not used.")
+        among = f": shares are of the other {len(kept):,}" if name == "training" else ""
+        self.left_out.append(
+            f"For want of time {len(part) - len(kept):,} of {len(part):,} {name} samples were not used{among}."
+        )
         return part.only(kept)
 
     def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
@@ -224,6 +227,18 @@ class Bench:
         rng = np.random.default_rng((self.seed, number))
         return choose(self.train.y, self.quotas[budget.name], rng, self.train.groups)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all labels of the training part may be used."""
+        return len(self.train) == len(self.parts.train)
+
+    def missing(self, budget: str, protocols: Sequence[str]) -> tuple[str, ...]:
+        """Of the baselines that a person would use, those that `protocols` ask for and that time left out."""
+        asked = {"raw": "linear"} if self.run.encoder.remembers else {"scratch": "finetune", "raw": "linear"}
+        measured = {method for _, name, method in self.guesses if name == budget}
+        wanted = (name for name, protocol in asked.items() if name in self.beside and protocol in protocols)
+        return tuple(name for name in wanted if name not in measured)
+
     def labels(self, budget: str) -> int:
         """How many labels the budget of this name is."""
         return int(self.quotas[budget].sum())
@@ -240,13 +255,13 @@ class Bench:
         self._probe("pretrained", lambda _: features, protocols)
         if not protocols:
             return
+        if "linear" in protocols and "raw" in self.beside:  # first, since raw features say more than a random network
+            self._raw()
         if "random" in self.beside and seconds * self.seeds > self.clock.left / 2:
             self.left_out.append("A random frozen encoder: no time to embed with it.")
         elif "random" in self.beside:
             fresh = [self._embed(fresh_encoder(self.run, self.seed + number), [number]) for number in range(self.seeds)]
             self._probe("random", lambda number: fresh[number], protocols)
-        if "linear" in protocols and "raw" in self.beside:
-            self._raw()
 
     def _raw(self) -> None:
         if self.clock.left <= 0:
@@ -322,7 +337,11 @@ class Bench:
             share = self._affordable(left, step_seconds)
             while share < LEAST_STEPS and left:
                 gone = left.pop()
-                self.left_out.append(f"finetune at {gone.name} ({' and '.join(self.trained)}): no time left.")
+                whole, time_left = (duration(s) for s in (sum(self._cost([gone], step_seconds)), self.clock.left))
+                self.left_out.append(
+                    f"finetune at {gone.name} ({' and '.join(self.trained)}): it would take about {whole}, and "
+                    f"{time_left} of the time limit are left."
+                )
                 share = self._affordable(left, step_seconds)
             if budget not in left:
                 continue
@@ -354,6 +373,11 @@ class Bench:
         """The share of their steps that there is time for."""
         if self.clock.limit is None:
             return 1.0
+        training, testing = self._cost(budgets, step_seconds)
+        return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
+
+    def _cost(self, budgets: list[LabelBudget], step_seconds: dict[int, float]) -> tuple[float, float]:
+        """Seconds that fine-tuning takes at these budgets, and those of embedding and testing for it."""
         training = testing = 0.0
         for budget in budgets:
             labels = self.labels(budget.name)
@@ -361,7 +385,7 @@ class Bench:
             rounds = len(self.trained) * self.seeds + trials / 2
             training += rounds * self._steps(budget) * step_seconds[self.tuning.batch(labels)]
             testing += len(self.trained) * self.seeds * self.embedding_seconds * (len(self.test) + 2 * labels)
-        return min(1.0, (0.9 * self.clock.left - testing) / max(training, 1e-9))
+        return training, testing
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
         part = self.train.only(self.rows(budget, number))

@@ -69,6 +69,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
         held, unreadable = _near(run.modality, opened, found)
         warnings += [*found.notes, *_unreadable_words("test", unreadable), *_same_source(run, dataset, opened)]
         part, other = whole, digests(held)
+    _check_common(part, held, label, group)
     duplicates = _duplicates(part, held, marks, other)
     shared = [] if part.groups is None or held.groups is None else np.intersect1d(part.groups, held.groups).tolist()
     warnings += _guard_words(duplicates, shared, group, part, held, labels.classes)
@@ -96,6 +97,16 @@ def _check_early(train: Part, classes: tuple[str, ...], label: str) -> None:
             f"The last fifth of the source is held out, and before it '{classes[rare[0]]}' of '{label}' comes "
             f"{counts[rare[0]]} times: expected 2 at least.",
             "Give a test source, or empty the label of these samples so that they are left out.",
+        )
+
+
+def _check_common(train: Part, test: Part, label: str, group: str | None) -> None:
+    """Raises LabelfreeError where no class is in both parts: then nothing that is learnt can be tested."""
+    if len(test) and not np.intersect1d(train.y, test.y).size:
+        why = f": each lies within one '{group}'" if group else ""
+        raise LabelfreeError(
+            f"No class of '{label}' is in the training and in the test part{why}.",
+            "Name another --label, or leave out --group." if group else "Give another test source.",
         )
 
 

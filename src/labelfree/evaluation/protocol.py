@@ -176,7 +176,7 @@ def evaluate(
     bench.frozen([p for p in ("knn", "linear") if p in protocols])
     if "finetune" in protocols:
         bench.finetuned()
-    return _save(run, _conclude(bench, label, group), bench)
+    return _save(run, _conclude(bench, label, group, protocols), bench)
 
 
 def _check(protocols: Sequence[str], baselines: Sequence[str], seeds: int, metric: str) -> None:
@@ -192,15 +192,15 @@ def _check(protocols: Sequence[str], baselines: Sequence[str], seeds: int, metri
         raise LabelfreeError("There is nothing to evaluate.", "Ask for a protocol, and for 1 seed or more.")
 
 
-def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
+def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[str]) -> Evaluation:
     """Results, comparisons, label saving and verdict of what was measured."""
     names = [budget.name for budget in bench.budgets]
     order = sorted(bench.guesses, key=lambda key: (SHOWN.index(key[0]), names.index(key[1])))
     results = [_result(bench, *key) for key in order]
-    comparisons = [c for c in (_compare(bench, budget) for budget in bench.budgets) if c is not None]
+    comparisons = [c for c in (_compare(bench, budget, protocols) for budget in bench.budgets) if c is not None]
     curves = {
-        method: _best_by_labels(r for r in results if r.method == method and r.protocol in protocols)
-        for method, protocols in {"scratch": ["finetune"], "raw": bench.run.modality.classical}.items()
+        method: _best_by_labels(r for r in results if r.method == method and r.protocol in ways)
+        for method, ways in {"scratch": ["finetune"], "raw": bench.run.modality.classical}.items()
     }
     saving = label_saving(comparisons, curves)
     about = {
@@ -243,7 +243,7 @@ def _result(bench: Bench, protocol: str, budget: str, method: str) -> Result:
     return Result(protocol, budget, method, *row, bench.validation[key], others)
 
 
-def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
+def _compare(bench: Bench, budget: LabelBudget, protocols: Sequence[str]) -> Comparison | None:
     """The pretrained encoder in its best way, by validation, beside the best baseline, by test score."""
     answers = {key: bench.answers(bench.metric, key) for key in bench.guesses if key[1] == budget.name}
     ours = {p: a for (p, _, m), a in answers.items() if m == "pretrained"}
@@ -259,7 +259,8 @@ def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
     rival = max(means, key=lambda key: means[key])
     gain = bench.judge.interval(bench.metric, ours[way], others[rival])
     score = float(bench.judge.scores(bench.metric, ours[way]).mean())
-    return Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain)
+    missing = bench.missing(budget.name, protocols)
+    return Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain, missing, bench.whole)
 
 
 def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:

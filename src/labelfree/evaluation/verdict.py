@@ -35,6 +35,8 @@ class Comparison:
         baseline_way: protocol in which that was used.
         other: the baseline's mean score.
         gain: their difference, on the same seeds and test samples.
+        missing: baselines that were asked for and not measured here.
+        whole: whether a budget in percent is a share of all labels, of which time left none out.
     """
 
     budget: str
@@ -45,6 +47,13 @@ class Comparison:
     baseline_way: str
     other: float
     gain: Interval
+    missing: tuple[str, ...] = ()
+    whole: bool = True
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is a baseline that a person would use: beside an untrained encoder alone nothing is proven."""
+        return self.baseline != "random" or not self.missing
 
     @property
     def helped(self) -> bool:
@@ -56,9 +65,29 @@ class Comparison:
 
 
 def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric: str) -> str:
-    """One to three plain sentences; where pretraining did not help, that comes first."""
+    """A few plain sentences; where pretraining did not help, that comes first, and what was not measured is named."""
     if not comparisons:
         return "Whether pretraining helped is not known: no baseline was evaluated."
+    decided = [c for c in comparisons if c.decided]
+    missing = _missing_words(comparisons)
+    if not decided:
+        best = max(comparisons, key=lambda c: c.gain.mean)
+        return f"Whether pretraining helped is not known.{missing} {_numbers(best, metric)}"
+    return _answer(decided, saving, metric) + missing
+
+
+def _missing_words(comparisons: Sequence[Comparison]) -> str:
+    """What was asked for and not measured, budget by budget."""
+    words = ""
+    for c in comparisons:
+        if c.missing:
+            names = " and ".join(RIVALS[name] for name in c.missing)
+            words += f" Not measured {_at([c])}, for want of time: {names}."
+    return words
+
+
+def _answer(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric: str) -> str:
+    """Where pretraining helped and where it did not, among comparisons that can tell."""
     helped = [c for c in comparisons if c.helped]
     failed = [c for c in comparisons if not c.helped]
     if not helped:
@@ -80,15 +109,19 @@ def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
 
 
 def _at(comparisons: Sequence[Comparison]) -> str:
-    names = [c.budget if c.budget.endswith("%") else f"{c.labels:,}" for c in comparisons]
+    names = [c.budget if _is_share(c) else f"{c.labels:,}" for c in comparisons]
     joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    share = comparisons[-1].budget.endswith("%")
+    share = _is_share(comparisons[-1])
     return f"with {joined} of the labels" if share else f"with {joined} labels"
 
 
+def _is_share(c: Comparison) -> bool:
+    """Whether the budget may be called a share of the labels."""
+    return c.whole and c.budget.endswith("%")
+
+
 def _numbers(c: Comparison, metric: str) -> str:
-    size = f" ({c.labels:,})" if c.budget.endswith("%") else ""
-    name = f"{c.budget} of the labels{size}" if c.budget.endswith("%") else f"{c.labels:,} labels"
+    name = f"{c.budget} of the labels ({c.labels:,})" if _is_share(c) else f"{c.labels:,} labels"
     gain, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (c.gain.mean, c.gain.low, c.gain.high))
     points = f"{gain} points, 95% interval {low} to {high}"
     rival = RIVALS.get(f"{c.baseline}/{c.baseline_way}", RIVALS[c.baseline])

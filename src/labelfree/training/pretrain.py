@@ -46,6 +46,8 @@ from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan
 
 #: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
 UNDEMANDING = "simclr"
+#: Steps, below which a training that has not even seen the whole source is worth a word.
+FEW = 50
 #: Cores that others use, from which on it is worth a word.
 BUSY = 0.5
 
@@ -132,6 +134,7 @@ def _fit_time(job: Job, length: Mapping[str, Any], began: float, found: Descript
     _say_plan(plan, step_seconds, runtime.peak_memory(device))
     if device.type == "cpu" and world == 1 and not plan.training.workers:  # processes of ours would count as others
         _say_busy(busy, int(plan.training.threads))
+    _say_short(plan, step_seconds)
 
 
 def _choose(
@@ -287,6 +290,17 @@ def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
         f"Will train {plan.encoder} with {plan.method} for {plan.steps:,} steps of {plan.training.batch_size} "
         f"({epochs:.1f} passes): about {duration(plan.steps * step_seconds)}, peak memory {memory / 2**30:.1f} GiB."
     )
+
+
+def _say_short(plan: Plan, step_seconds: float) -> None:
+    """A word where a time limit leaves so few steps that hardly anything can be learnt."""
+    whole = -(-plan.count // plan.training.batch_size)
+    if plan.time_left is not None and plan.steps < min(FEW, whole):
+        say(
+            f"{plan.steps} steps are hardly a beginning: one pass over the source would take about "
+            f"{duration(whole * step_seconds)}. Give more time, or a smaller batch_size.",
+            "yellow",
+        )
 
 
 def _say_busy(busy: float, threads: int) -> None:
