@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import read_json, write_json
+from labelfree.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,8 @@ def save_encoder(
 ) -> None:
     """Write the deliverable: weights as safetensors, and how to build them again as JSON.
 
-    All processes must call it (weights may lie in shards); the first one writes.
+    Wherever it is cut short, the folder holds the old encoder or the new one. All processes must call it (weights
+    may lie in shards); the first one writes.
 
     Args:
         heads: modules of the objective that are kept beside the encoder, by their names in it.
@@ -90,13 +91,14 @@ def save_encoder(
     states = {name: distributed.whole_state(module) for name, module in (heads or {}).items()}
     if distributed.rank() != 0:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = write_tensors(folder / "model.safetensors", weights)
-    config = encoder_config(encoder, modality, spec, causal, digest)
-    if states:
-        kept = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-        config["heads"] = {"sha256": write_tensors(folder / "heads.safetensors", kept)}
-    write_json(folder / "config.json", config)
+    with replacing(folder) as beside:
+        beside.mkdir()
+        digest = write_tensors(beside / "model.safetensors", weights)
+        config = encoder_config(encoder, modality, spec, causal, digest)
+        if states:
+            kept = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+            config["heads"] = {"sha256": write_tensors(beside / "heads.safetensors", kept)}
+        write_json(beside / "config.json", config)
 
 
 def load_encoder(folder: Path, encoder: torch.nn.Module | None = None) -> tuple[Modality, Encoder]:

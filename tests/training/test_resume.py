@@ -15,6 +15,7 @@ import torch
 
 import labelfree
 from labelfree.errors import LabelfreeError
+from labelfree.run import save_encoder
 from labelfree.tensors import read_tensors
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
@@ -118,6 +119,20 @@ def test_a_source_that_changed_is_not_continued(tmp_path):
     np.save(source, generator.integers(0, 255, (31, 8, 8, 3), dtype=np.uint8))
     with pytest.raises(LabelfreeError, match="has changed"):
         labelfree.pretrain(resume=out)
+
+
+def test_an_encoder_whose_writing_is_cut_short_leaves_the_old_one_whole(pictures, tmp_path, monkeypatch):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    old, encoder = weights(run), run.encoder
+    next(encoder.parameters()).data.add_(1)
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("labelfree.run.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_encoder(run.path / "encoder", encoder, run.modality, "timm:test_resnet", causal=False)
+    assert all(torch.equal(value, old[name]) for name, value in weights(labelfree.load(run.path)).items())
 
 
 def test_an_altered_encoder_is_not_loaded(pictures, tmp_path):
