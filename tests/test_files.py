@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text, replacing
+from labelfree.files import json_text, replacing, write_json
 
 
 def test_a_file_or_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -91,6 +91,13 @@ def test_only_what_keeps_a_writer_from_writing_is_called_so(
     with pytest.raises(kind), replacing(tmp_path / "new") as beside:
         fail(beside)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_on_the_disk_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: forced.append(os.fstat(descriptor).st_size))
+    write_json(tmp_path / "run.json", {"state": "running"})
+    assert forced == [(tmp_path / "run.json").stat().st_size]
 
 
 def test_numbers_that_are_not_finite_are_null_in_json() -> None:

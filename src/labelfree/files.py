@@ -120,9 +120,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, so that a reader never sees half a file."""
-    with replacing(path) as beside:
-        beside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+    """Write JSON, so that a reader never sees half a file; see `write_bytes`."""
+    write_bytes(path, (json_text(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,8 +205,9 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Logged steps, oldest first."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        from labelfree.training.logs import read_metrics
+
+        return read_metrics(self.path / "metrics.jsonl")
 
     def open(self, source: Any) -> Dataset:
         """Open another source as the run's kind of data."""

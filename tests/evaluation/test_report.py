@@ -77,6 +77,13 @@ def test_a_run_without_logs_is_reported(run: Run) -> None:
     assert "The record" in check(write_report(run))
 
 
+def test_a_line_of_the_logs_that_was_cut_is_left_out(run: Run) -> None:
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "los')
+    assert [line["step"] for line in run.metrics()] == list(range(1, 41))
+    assert check(write_report(run)).count('class="chart"') == 4
+
+
 def test_an_evaluation_is_reported_with_its_verdict_first(run: Run, tmp_path: Path) -> None:
     test = runs.save(tmp_path / "test.npz", 40, seed=2)
     found = evaluate(

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from labelfree.files import json_text
+from labelfree.files import json_text, write_bytes
 
 console = Console(stderr=True, highlight=False)
 
@@ -47,9 +47,8 @@ class MetricsFile:
     """`metrics.jsonl`: a line a logged step; on resuming, lines after the checkpoint are dropped."""
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
-        lines = path.read_text().splitlines() if path.exists() and resume_at else []
-        kept = [line for line in lines if _whole(line) and json.loads(line)["step"] <= resume_at]
-        path.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_at] if resume_at else []
+        write_bytes(path, "".join(json_text(line) + "\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -59,9 +58,10 @@ class MetricsFile:
         self._file.close()
 
 
-def _whole(line: str) -> bool:
-    """Whether a line survived whatever ended the run."""
-    return line.startswith("{") and line.endswith("}")
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a `MetricsFile`, oldest first, but for one that was cut by whatever ended the run."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def extra_loggers(folder: Path, tensorboard: bool, csv: bool) -> list[Any]:
