@@ -4,7 +4,7 @@ import pytest
 from pydantic import Field
 
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.settings import Settings, parse_assignments, share_out
+from labelfree.settings import Names, Settings, parse_assignments, share_out
 
 
 class Engine(Settings):
@@ -16,6 +16,7 @@ class Picture(Settings):
     size: int = 32
     crop: tuple[float, float] = (0.2, 1.0)
     limit: int | None = 3
+    exclude: Names = ()
 
 
 class Model(Settings):
@@ -37,6 +38,11 @@ def test_words_become_tuples_and_none_where_the_field_is_one() -> None:
     picture = Picture.read({"crop": "0.5, 1", "limit": "none"}, "image")
     assert picture.crop == (0.5, 1.0)
     assert picture.limit is None
+
+
+@pytest.mark.parametrize(("text", "names"), [("", ()), (" , ", ()), ("a", ("a",)), ("a,, b,", ("a", "b"))])
+def test_names_between_commas_are_never_empty(text: str, names: tuple[str, ...]) -> None:
+    assert Picture.read({"exclude": text}, "image").exclude == names
 
 
 @pytest.mark.parametrize("word", ["batch_size", "=3", "fast"])

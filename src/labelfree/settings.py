@@ -60,7 +60,7 @@ def _from_text(value: Any, field: FieldInfo | None) -> Any:
     if NoneType in kinds and value.lower() == "none":
         return None
     if str not in kinds and any(get_origin(kind) in (tuple, list) for kind in kinds):
-        return [part.strip() for part in value.split(",")]
+        return listed(value)
     return value
 
 
