@@ -70,6 +70,15 @@ def test_ctrl_c_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
         quick("image").fit(pictures())
 
 
+def test_a_number_of_numpy_s_is_the_seed_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    run = SimpleNamespace(state="finished", encoder=SimpleNamespace(dim=1), modality=None, info={"steps": 1})
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", lambda *_, seed, **__: seeds.append(seed) or run)
+    for seed in (3, np.int64(3)):
+        quick("image", random_state=seed).fit(pictures())
+    assert seeds == [3, 3]
+
+
 @parametrize_with_checks([quick()], expected_failed_checks=not_met)
 def test_scikit_learn_checks(estimator: SelfSupervised, check: Callable[[SelfSupervised], None]) -> None:
     check(estimator)

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -139,8 +140,8 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         elif modality == "auto" and isinstance(source, np.ndarray) and source.ndim == 2:
             modality = "series"
         seed = self.random_state
-        if not isinstance(seed, int):
-            seed = int(check_random_state(seed).randint(2**31 - 1))
+        if not isinstance(seed, Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
         try:
             with nullcontext() if self.verbose else silence():
                 return pretrain(
@@ -152,7 +153,7 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     epochs=self.epochs,
                     steps=self.steps,
                     time_limit=self.time_limit,
-                    seed=seed,
+                    seed=int(seed),
                     **dict(self.settings or {}),
                 )
         except LabelfreeError as error:
