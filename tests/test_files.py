@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text, replacing, write_json
+from labelfree.files import TABLES, json_text, replacing, write_json, write_table
 
 
 def test_a_file_or_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -91,6 +92,17 @@ def test_only_what_keeps_a_writer_from_writing_is_called_so(
     with pytest.raises(kind), replacing(tmp_path / "new") as beside:
         fail(beside)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_tables_are_read_back_as_they_were_written(suffix: str, tmp_path: Path) -> None:
+    columns = {"name": ["a", "b, c"], "score": np.array([0.5, 2.0])}
+    path = write_table(columns, tmp_path / f"t{suffix}")
+    assert read_table(path).to_pydict() == {"name": ["a", "b, c"], "score": [0.5, 2.0]}
+    with pytest.raises(LabelfreeError, match="exists already"):
+        write_table({"name": ["new"]}, path)
+    write_table({"name": ["new"]}, path, force=True)
+    assert read_table(path).to_pydict() == {"name": ["new"]}
 
 
 def test_json_is_on_the_disk_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

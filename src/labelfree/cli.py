@@ -23,7 +23,7 @@ import typer
 from typer import Argument, Option
 
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text, writable
+from labelfree.files import TABLES, json_text, writable
 
 if TYPE_CHECKING:
     from labelfree.evaluation.protocol import Evaluation
@@ -297,7 +297,6 @@ def anomalies(
     Writes a score for every sample, and the share of the reference that is less strange.
     """
     from labelfree.run import Run
-    from labelfree.tasks.predict import TABLES
 
     writable(out, force, TABLES)
     found = Run(run).anomalies(source, reference, how=how)
@@ -331,7 +330,6 @@ def zeroshot(
     """
     from labelfree.run import Run
     from labelfree.settings import listed
-    from labelfree.tasks.predict import TABLES
 
     if label is None and out is None:
         raise LabelfreeError("There is nothing to do.", "Give --label to score the guesses, or --out to write them.")
@@ -399,7 +397,6 @@ def forecast(
 ) -> Answer:
     """Continue series with a run of `--method next`."""
     from labelfree.run import Run
-    from labelfree.tasks.predict import TABLES
 
     writable(out, force, TABLES)
     found = Run(run).forecast(source, steps)

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name only when they are whole, and the JSON in them."""
+"""Files and folders that appear under their name only when they are whole, and the JSON and tables in them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 
 from labelfree.errors import LabelfreeError
 
+#: Kinds of tables that are written.
+TABLES = (".csv", ".parquet", ".jsonl")
 #: Why a file may not be written though nothing is wrong with what is written.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -122,6 +124,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, so that a reader never sees half a file; see `write_bytes`."""
     write_bytes(path, (json_text(value, indent=2) + "\n").encode())
+
+
+def write_table(columns: Mapping[str, Any], out: str | Path, force: bool = False) -> Path:
+    """Write columns as the kind of file that `out` names, one of `TABLES`; see `replacing`.
+
+    Raises:
+        LabelfreeError: another kind of file, or one that exists and `force` is false.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    path = writable(out, force, TABLES)
+    table = pa.table(dict(columns))
+    with replacing(path) as beside:
+        if path.suffix.lower() == ".parquet":
+            parquet.write_table(table, beside)
+        elif path.suffix.lower() == ".csv":
+            csv.write_csv(table, beside)
+        else:
+            beside.write_text("".join(json_text(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+    return path
 
 
 def read_json(path: Path) -> Any:

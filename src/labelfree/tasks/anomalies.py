@@ -14,7 +14,7 @@ import torch
 
 from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.files import writable
+from labelfree.files import write_table
 from labelfree.tasks.embed import embed
 from labelfree.training import runtime
 from labelfree.training.logs import say
@@ -134,12 +134,9 @@ class Anomalies:
         """
         import pyarrow as pa
 
-        from labelfree.tasks.predict import TABLES, write_table
-
-        path = writable(file, force, TABLES)
         numbers = {"score": self.score, "share": self.share}
         columns = {key: pa.array(values, pa.float32(), from_pandas=True) for key, values in numbers.items()}
-        write_table(pa.table({"name": self.names, **columns}), path)
+        write_table({"name": self.names, **columns}, file, force)
 
 
 def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "distance") -> Anomalies:

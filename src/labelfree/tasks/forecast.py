@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.files import write_table
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -36,20 +37,13 @@ class Forecast:
         Raises:
             LabelfreeError: another kind of file than .csv, .parquet, .jsonl, or one that exists.
         """
-        import pyarrow as pa
-
-        from labelfree.files import writable
-        from labelfree.tasks.predict import TABLES, write_table
-
-        path = writable(out, force, TABLES)
         count, steps = self.values.shape[:2]
         columns: dict[str, Any] = {
             "name": np.repeat(np.array(self.names, dtype=object), steps),
             "step": np.tile(np.arange(1, steps + 1), count),
         }
         columns |= {name: self.values[..., c].reshape(-1) for c, name in enumerate(self.channels)}
-        write_table(pa.table(columns), path)
-        return path
+        return write_table(columns, out, force)
 
 
 @torch.no_grad()

@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from labelfree.files import json_text, replacing, writable
+from labelfree.files import TABLES, writable, write_table
 from labelfree.tasks.classifier import class_probabilities
 from labelfree.tasks.finetune import Model
-
-#: Kinds of tables that are written.
-TABLES = (".csv", ".parquet", ".jsonl")
 
 
 def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> int:
@@ -38,27 +35,11 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
     probabilities = class_probabilities(model.network, model.modality, dataset)
     confidence = np.nan_to_num(probabilities).max(axis=1)
     names = model.names(probabilities).tolist()
-    table = pa.table(
-        {
-            "name": [dataset.name(row) for row in range(len(dataset))],
-            "prediction": pa.array(names, pa.string()),
-            "confidence": pa.array(
-                [None if name is None else c for name, c in zip(names, confidence.tolist(), strict=True)], pa.float32()
-            ),
-        }
-    )
-    write_table(table, path)
+    known = [None if name is None else c for name, c in zip(names, confidence.tolist(), strict=True)]
+    columns = {
+        "name": [dataset.name(row) for row in range(len(dataset))],
+        "prediction": pa.array(names, pa.string()),
+        "confidence": pa.array(known, pa.float32()),
+    }
+    write_table(columns, path, force)
     return len(dataset)
-
-
-def write_table(table: Any, path: Path) -> None:
-    """Write a table as the kind of file that its name says, so that a reader never sees half of it."""
-    from pyarrow import csv, parquet
-
-    with replacing(path) as beside:
-        if path.suffix.lower() == ".parquet":
-            parquet.write_table(table, beside)
-        elif path.suffix.lower() == ".csv":
-            csv.write_csv(table, beside)
-        else:
-            beside.write_text("".join(json_text(row) + "\n" for row in table.to_pylist()), encoding="utf-8")

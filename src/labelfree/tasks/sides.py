@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
+from labelfree.files import write_table
 from labelfree.modalities.pair import Pair
 from labelfree.tasks.labels import read_labels
 
@@ -98,14 +99,10 @@ class ZeroShot:
         """
         import pyarrow as pa
 
-        from labelfree.files import writable
-        from labelfree.tasks.predict import TABLES, write_table
-
-        path = writable(out, force, TABLES)
         named = [None if guess < 0 else self.classes[guess] for guess in self.guess.tolist()]
         near = [None if guess < 0 else value for guess, value in zip(self.guess, self.similarity.tolist(), strict=True)]
         columns = {"name": self.names, "prediction": pa.array(named, pa.string())}
-        write_table(pa.table({**columns, "similarity": pa.array(near, pa.float32())}), path)
+        write_table({**columns, "similarity": pa.array(near, pa.float32())}, out, force)
 
 
 def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.ndarray]:
