@@ -16,7 +16,7 @@ from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings
 from labelfree.training import runtime
 from labelfree.training.job import check_readable
-from labelfree.training.plan import parse_duration
+from labelfree.training.logs import parse_duration
 from labelfree.training.pretrain import _place, _say_busy
 from labelfree.training.settings import TrainSettings
 

@@ -24,7 +24,7 @@ from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
 from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
 from labelfree.training import runtime
-from labelfree.training.logs import duration, say
+from labelfree.training.logs import duration, parse_duration, say
 
 PROTOCOLS = ("knn", "linear", "finetune")
 #: The same, with the other classical model of raw features, in the order of the results.
@@ -156,8 +156,6 @@ def evaluate(
     Raises:
         LabelfreeError: anything that the user can mend.
     """
-    from labelfree.training.pretrain import parse_duration
-
     protocols = listed(protocols)
     baselines = () if baselines == "none" else listed(baselines)
     _check(protocols, baselines, seeds, metric)

@@ -27,7 +27,7 @@ from labelfree.tasks.classifier import (
 from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
 from labelfree.tensors import read_tensors, write_tensors
 from labelfree.training import runtime
-from labelfree.training.logs import duration, say
+from labelfree.training.logs import duration, parse_duration, say
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -131,8 +131,6 @@ def finetune(
     Raises:
         LabelfreeError: anything that the user can mend.
     """
-    from labelfree.training.pretrain import parse_duration
-
     began = time.perf_counter()
     if run.encoder.remembers:
         raise Refusal(

@@ -1,8 +1,9 @@
-"""What a person sees while it trains, and the files of numbers that stay."""
+"""What a person sees while it trains, lengths of time in words, and the files of numbers that stay."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from labelfree.errors import LabelfreeError
 from labelfree.files import json_text, write_bytes
 
 console = Console(stderr=True, highlight=False)
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def say(words: str, style: str | None = None) -> None:
@@ -43,6 +46,23 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def parse_duration(value: str | float) -> float:
+    """Seconds in "90", "45s", "10m", "1h30m", "2h".
+
+    Raises:
+        LabelfreeError: not a duration, or not above 0.
+    """
+    text = str(value).strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
+    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]*)", "", text).strip()
+    if not parts or rest or any(unit not in _UNITS for _, unit in parts):
+        raise LabelfreeError(f"'{value}' is not a length of time.", "Write 90s, 10m or 2h.")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise LabelfreeError(f"A time limit of '{value}' leaves no time.", "Write 90s, 10m or 2h.")
+    return seconds
+
+
 class MetricsFile:
     """`metrics.jsonl`: a line a logged step; on resuming, lines after the checkpoint are dropped."""
 
@@ -67,8 +87,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def extra_loggers(folder: Path, tensorboard: bool, csv: bool) -> list[Any]:
     """Lightning Fabric's loggers that the settings ask for."""
     from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
-
-    from labelfree.errors import LabelfreeError
 
     loggers: list[Any] = []
     if csv:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,24 +37,6 @@ DEFAULT_LIMIT = "10m"
 MIXED = 0.2
 #: A guess no surer than this says only that a table has numbers or words, beside which it may name its samples.
 UNSURE = 0.3
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-
-
-def parse_duration(value: str | float) -> float:
-    """Seconds in "90", "45s", "10m", "1h30m", "2h".
-
-    Raises:
-        LabelfreeError: not a duration, or not above 0.
-    """
-    text = str(value).strip().lower()
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
-    rest = re.sub(r"(\d+(?:\.\d+)?)\s*([a-z]*)", "", text).strip()
-    if not parts or rest or any(unit not in _UNITS for _, unit in parts):
-        raise LabelfreeError(f"'{value}' is not a length of time.", "Write 90s, 10m or 2h.")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if seconds <= 0:
-        raise LabelfreeError(f"A time limit of '{value}' leaves no time.", "Write 90s, 10m or 2h.")
-    return seconds
 
 
 class Plan(Settings):

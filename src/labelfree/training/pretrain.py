@@ -28,11 +28,9 @@ from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.job import Job
 from labelfree.training.length import Length, resolve_length
-from labelfree.training.logs import Meter, MetricsFile, duration, extra_loggers, say
+from labelfree.training.logs import Meter, MetricsFile, duration, extra_loggers, parse_duration, say
 from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
-from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, parse_duration, resolve_machine
-
-__all__ = ["parse_duration", "pretrain"]
+from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, resolve_machine
 
 #: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
 UNDEMANDING = "simclr"
