@@ -1,6 +1,7 @@
 """What is chosen, and what is refused, before training."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,13 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_is_opened(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(LabelfreeError, match=r"1 GPU\(s\) were asked for and 0 found. Set accelerator=cpu."):
         labelfree.pretrain("no/such/place", steps=1, accelerator="cuda")
+
+
+def test_a_missing_tensorboard_is_named_before_anything_is_opened(monkeypatch):
+    for name in ("tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(LabelfreeError, match=r'needs TensorBoard, .* pip install "labelfree\[logs\]"'):
+        labelfree.pretrain("no/such/place", steps=1, tensorboard=True)
 
 
 def test_a_training_that_diverges_is_given_up_in_words_and_in_json(pictures, tmp_path, capfd):

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 import labelfree
+from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError
 from labelfree.run import save_encoder
 from labelfree.tensors import read_tensors
+from labelfree.training.pretrain import Recorder
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
 TINY |= {"batch_size": 16, "checkpoint_every": 5, "precision": "32"}
@@ -89,6 +91,24 @@ def test_sigterm_saves_and_says_stopped(pictures, unbroken, tmp_path):
     run = labelfree.pretrain(resume=out)
     assert same(run, unbroken["memory"])
     assert numbers(run) == numbers(unbroken["memory"])
+
+
+def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch):
+    tick = Recorder._tick
+
+    def stopped(recorder, step):
+        tick(recorder, step)
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "_tick", stopped)
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", csv=True, log_every=1, **{**TINY, "steps": 10})
+    assert run.state == "stopped"
+    assert read_table(run.path / "metrics.csv")["step"].to_pylist() == list(range(1, 8))
+    run = labelfree.pretrain(resume=run.path)
+    table = read_table(run.path / "metrics.csv")
+    assert table["step"].to_pylist() == list(range(1, 11))
+    assert table["loss"].to_pylist() == [line["loss"] for line in run.metrics()]
 
 
 def test_workers_change_nothing(pictures, unbroken, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text, write_bytes
+from labelfree.files import json_text, write_bytes, write_table
 
 console = Console(stderr=True, highlight=False)
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -84,21 +85,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def extra_loggers(folder: Path, tensorboard: bool, csv: bool) -> list[Any]:
-    """Lightning Fabric's loggers that the settings ask for."""
-    from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+def write_metrics_table(folder: Path) -> None:
+    """Write a run's `metrics.csv` from its `metrics.jsonl`, so that it has what came before a training was resumed."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    keys = dict.fromkeys(key for line in lines for key in line)
+    write_table({key: [line.get(key) for line in lines] for key in keys}, folder / "metrics.csv", force=True)
 
-    loggers: list[Any] = []
-    if csv:
-        loggers.append(CSVLogger(folder, name="csv", version="", flush_logs_every_n_steps=1))
-    if tensorboard:
-        try:
-            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
-        except ModuleNotFoundError:
-            raise LabelfreeError(
-                "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
-            ) from None
-    return loggers
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raises LabelfreeError where TensorBoard is to be logged for and is not installed."""
+    if wanted and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise LabelfreeError(
+            "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
+        )
+
+
+def tensorboard_logger(folder: Path) -> Any:
+    """Lightning Fabric's logger for TensorBoard."""
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 class Meter:

@@ -30,6 +30,7 @@ from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
 from labelfree.settings import Settings, share_out
 from labelfree.training import runtime
+from labelfree.training.logs import check_tensorboard
 from labelfree.training.settings import TrainSettings
 
 DEFAULT_LIMIT = "10m"
@@ -142,6 +143,7 @@ def make_plan(
     choices: list[Choice] = []
     engine = _engine(settings)
     check_device(engine)
+    check_tensorboard(engine.tensorboard)
     if modality is None or modality == "auto":
         modality, words = recognise(source)
         choices.append(Choice("modality", modality, words))

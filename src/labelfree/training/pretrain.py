@@ -28,7 +28,16 @@ from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.job import Job
 from labelfree.training.length import Length, resolve_length
-from labelfree.training.logs import Meter, MetricsFile, duration, extra_loggers, parse_duration, say
+from labelfree.training.logs import (
+    Meter,
+    MetricsFile,
+    check_tensorboard,
+    duration,
+    parse_duration,
+    say,
+    tensorboard_logger,
+    write_metrics_table,
+)
 from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
 from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, resolve_machine
 
@@ -311,6 +320,7 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
         )
     where = run.info["source"] if source is None else source
     plan = Plan.model_validate(run.info["plan"])
+    check_tensorboard(plan.training.tensorboard)
     runtime.prepare_machine(int(plan.training.threads))
     state = read_json(folder / "modality.json")
     accelerator = plan.training.accelerator
@@ -400,7 +410,7 @@ class Recorder:
         if self.first:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.start)
             self.meter = Meter(self.job.plan.steps, self.start, settings.batch_size)
-            self.loggers = extra_loggers(self.folder, settings.tensorboard, settings.csv)
+            self.board = tensorboard_logger(self.folder) if settings.tensorboard else None
         tell = Callbacks(self._log, self._save, self._tick, self._warn, self._reckon)
         state = "failed"
         line: dict[str, float] = {}
@@ -423,8 +433,8 @@ class Recorder:
             line["seconds"] = round(line["seconds"] + self.earlier, 3)
             self.metrics.write(line)
             self.meter.line(line)
-            for logger in self.loggers:
-                logger.log_metrics({key: value for key, value in line.items() if key != "step"}, step)
+            if self.board is not None:
+                self.board.log_metrics({key: value for key, value in line.items() if key != "step"}, step)
 
     def _tick(self, step: int) -> None:
         if self.first:
@@ -469,6 +479,8 @@ class Recorder:
             return
         self.info["health"] = {key: line.get(key) for key in ("loss", "effective_rank", "feature_std")}
         write_quarantine(self.folder / "quarantine.jsonl", self.job.quarantine)
+        if state != "failed" and self.training.settings.csv:
+            write_metrics_table(self.folder)
         self._update(state, done)
         if state == "finished":
             say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")

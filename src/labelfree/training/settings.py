@@ -70,4 +70,4 @@ class TrainSettings(OptimSettings):
     tensorboard: bool = False
     """also log for TensorBoard, in the run's folder"""
     csv: bool = False
-    """also log metrics.csv"""
+    """also write metrics.csv, once the training has finished or stopped"""
