@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import feather, parquet
 
+from labelfree.data import encoded
+from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.encoded import Kind, Table
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
 
+PATHS = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 THINGS = Kind("things", (".thing",), ("thing",), "Thing")
 
 
-def shard(path: Path, **columns: list[object]) -> Path:
+def shard(path: Path, **columns: Any) -> Path:
     (parquet.write_table if path.suffix == ".parquet" else feather.write_feather)(pa.table(columns), path)
     return path
 
@@ -52,6 +58,23 @@ def test_a_shard_without_the_items_is_named(tmp_path: Path) -> None:
         Table([first, second], THINGS)
     shard(second, thing=[b"b"], mark=[2])
     assert Table([first, second], THINGS).columns() == ["mark"], "what every shard has"
+
+
+@pytest.mark.parametrize("largest", [1, 1 << 20], ids=["large row groups", "small row groups"])
+def test_one_path_that_is_gone_is_one_unreadable_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr(encoded, "LARGEST_GROUP", largest)
+    for name in ("0.png", "2.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    rows = [{"bytes": None, "path": f"{number}.png"} for number in range(3)]
+    dataset = Pictures().open(shard(tmp_path / "t.parquet", image=pa.array(rows, PATHS)))
+    for source in (dataset, pickle.loads(ForkingPickler.dumps(dataset))):  # as workers get it
+        first, gone, last = source.read(range(3))
+        assert isinstance(first, Sample)
+        assert isinstance(last, Sample)
+        assert isinstance(gone, Unreadable)
+        assert gone.reason == "No such file or directory"
 
 
 def test_folders_that_cannot_be_looked_into_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,19 +343,22 @@ class _Spool:
         self._file, name = tempfile.mkstemp(prefix="labelfree-")
         os.unlink(name)
         self._ends = array("q", [0])
+        self._faults: dict[int, OSError] = {}
         weakref.finalize(self, os.close, self._file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": DupFd(self._file), "ends": self._ends}
+        return {"file": DupFd(self._file), "ends": self._ends, "faults": self._faults}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._file, self._ends = state["file"].detach(), state["ends"]
+        self._file, self._ends, self._faults = state["file"].detach(), state["ends"], state["faults"]
         weakref.finalize(self, os.close, self._file)
 
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
     def add(self, items: Sequence[Any]) -> None:
-        """Append items; missing ones take no bytes."""
-        contents = [item.read_bytes() if isinstance(item, Path) else item for item in items]
-        contents = [b"" if isinstance(content, Exception) else content for content in contents]
+        """Append items; those that are missing or cannot be read take no bytes."""
+        contents = [self._content(number, item) for number, item in enumerate(items, len(self))]
         for content in contents:
             self._ends.append(self._ends[-1] + len(content))
         whole = memoryview(b"".join(contents))
@@ -368,11 +371,19 @@ class _Spool:
                 "Free space, name another folder in TMPDIR, or write the Parquet file with smaller row groups.",
             ) from None
 
+    def _content(self, number: int, item: Any) -> bytes | memoryview:
+        try:
+            return item.read_bytes() if isinstance(item, Path) else b"" if isinstance(item, Exception) else item
+        except OSError as error:
+            self._faults[number] = error.with_traceback(None)
+            return b""
+
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         found: list[Any] = []
         for index in indices:
             start, end = self._ends[index : index + 2]
-            found.append(os.pread(self._file, end - start, start) or ValueError(MISSING))
+            content = os.pread(self._file, end - start, start)
+            found.append(content or self._faults.get(index) or ValueError(MISSING))
         return found
 
 
