@@ -109,7 +109,11 @@ def test_half_precision_works() -> None:
     for spec in KINDS:
         encoder = build(spec, modality).train()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            encoder(view(modality, [0, 1, 2])).pooled.float().square().mean().backward()
+            pooled = encoder(view(modality, [0, 1, 2])).pooled
+        pooled.float().square().mean().backward()
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        assert gradients
+        assert all(torch.isfinite(values).all() for values in (pooled, *gradients))
 
 
 @pytest.mark.parametrize("spec", ["pyg:gnn", "pyg:gcn-0x2", "pyg:gat-30x2", "pyg:gcn-64x2x3"])
