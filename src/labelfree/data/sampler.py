@@ -25,7 +25,7 @@ class Order:
         batch_size: samples of a global batch; at most `count`.
         seed: of the run.
         shards: first sample of each shard, ascending, starting with 0.
-        window: samples, at least, of a window; 0 for all.
+        window: about how many samples a window has, which is whole shards; 0 for all.
         shuffle: false where samples must come in the order of the source (events in time).
         sizes: (N,) how long each sample is; those of about one length then share a batch. None for no such thing.
     """

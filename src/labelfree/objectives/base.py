@@ -57,8 +57,8 @@ class Recipe:
     Attributes:
         settings: of the objective.
         training: of the engine (learning_rate, optimizer, ...), where the paper's differ from the objective's.
-        modality: names of the modalities it is for; empty for all.
         options: settings of the modality or encoder (augment, size), where the recipe needs them.
+        modalities: names of those it is for; empty for all.
         encoder: preferred encoder spec, or None.
         source: paper, section.
     """
@@ -83,8 +83,8 @@ class Objective(nn.Module, ABC):
     needs: ClassVar[frozenset[Need]]
     #: Recipes that this objective carries, by name.
     recipes: ClassVar[Mapping[str, Recipe]] = {}
-    #: Training settings that suit it (learning_rate per 256 samples, weight_decay, optimizer, ...), unless a recipe or
-    #: the user says otherwise.
+    #: Training settings that suit it (optimizer, learning_rate, which is per 256 samples for sgd and lars only,
+    #: weight_decay, ...), unless a recipe or the user says otherwise.
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: Settings of the modality that suit it, where that kind of data has them; recipes and users go first.
     options: ClassVar[Mapping[str, Any]] = {}

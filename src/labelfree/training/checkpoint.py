@@ -44,10 +44,10 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer,
 
 
 def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
-    """Restore the newest whole checkpoint under `folder` and return its step; 0 where there is none.
+    """Restore the newest checkpoint under `folder` and return its step; 0 where there is none.
 
     Raises:
-        LabelfreeError: a checkpoint is cut or altered, or is of another model.
+        LabelfreeError: it is cut or altered, or is of another model.
     """
     newest = newest_state(folder)
     if newest is None:

@@ -60,7 +60,7 @@ class TrainSettings(OptimSettings):
     cache: Literal["auto", "memory", "device", "none"] = "auto"
     """keep the decoded source in memory, on the device, or stream it"""
     shuffle_window: NonNegativeInt | Auto = "auto"
-    """samples within which a streamed source is shuffled, at least; 0 for all"""
+    """about how many samples of a streamed source are shuffled together; 0 for all"""
     max_unreadable: Share = 0.05
     """share of unreadable samples above which pretraining refuses"""
     deterministic: bool = False
