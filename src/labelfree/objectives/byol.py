@@ -54,11 +54,14 @@ class BYOL(Objective):
         ),
         "byol-a": Recipe(
             source="Niizumi et al. 2021, BYOL-A, §3: crops of .95 s, mixed with up to 40 % of other recordings, "
-            "stretched in time and bands; 64 bands, frames of 64 ms; there 92.2 % linear on Speech Commands",
+            "stretched in time and bands; 64 bands, frames of 64 ms; there 92.2 % linear on Speech Commands. Both "
+            "views are of one window of 1.43 s, there of .95 s of sound with silence around it",
             settings={"projector": (4096, 256), "predictor": (4096,)}
             | {"teacher_momentum": 0.99, "teacher_momentum_end": 0.99},
             training={"learning_rate": 3e-4, "weight_decay": 0.0},
-            options={"frame": 64.0, "crop": 0.95, "mixup": 0.4, "speed": 1.5, "bands": 0.6, "gain": 0.0},
+            # the window is what a crop sees at the highest speed, so that two crops of it hardly ever miss each other
+            options={"frame": 64.0, "crop": 0.95, "window": 1.43}
+            | {"mixup": 0.4, "speed": 1.5, "bands": 0.6, "gain": 0.0},
             modalities=("audio",),
         ),
         "byol-resnet": Recipe(
