@@ -85,10 +85,11 @@ class DINO(Objective):
             encoder="timm:resnet18",
         ),
         "dino-vit": Recipe(
-            source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops, AdamW with weight decay .04 rising to .4",
+            source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops of at most .4 of a picture, large ones of at "
+            "least as much, AdamW with weight decay .04 rising to .4",
             settings={"local_crops": 8, "projector": (2048, 2048, 256), "prototypes": 65536},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
-            options={"class_token": True},
+            options={"class_token": True, "crop_min": 0.4},
             modalities=("image",),
             encoder="transformer:small",
         ),
