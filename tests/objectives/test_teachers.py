@@ -184,6 +184,38 @@ def test_what_is_deep_is_the_mean_of_normalised_blocks(sources: dict[str, Path],
         torch.testing.assert_close(encoder.deep(view, layers), plain)
 
 
+@pytest.mark.parametrize(
+    ("kind", "spec"), [("audio", "transformer:nano"), ("image", "transformer:nano"), ("series", "dilated")]
+)
+def test_what_is_deep_may_be_normalised_over_the_tokens_that_a_sample_has(
+    sources: dict[str, Path], kind: str, spec: str
+) -> None:
+    training = assemble(sources[kind], kind, "latent", spec)
+    encoder, modality = training.objective.encoder.eval(), training.objective.modality
+    view = modality.prepare(next(iter(training.loader.steps(0, 1))))
+    with torch.no_grad():
+        valid = encoder(view).valid
+        whole = encoder.deep(view, 1, "tokens")
+        plain = encoder.deep(view, 1)
+    assert (valid is not None) == (kind != "image")
+    for row in range(len(view)):
+        own = whole[row] if valid is None else whole[row][valid[row]]
+        torch.testing.assert_close(own.mean(dim=0), torch.zeros(own.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(own.var(dim=0, unbiased=False), torch.ones(own.shape[1]), atol=0.05, rtol=0)
+    assert not torch.allclose(whole, plain, atol=0.1)
+
+
+def test_targets_of_sound_are_normalised_over_time(sources: dict[str, Path]) -> None:
+    """What all moments of a recording share is nothing to predict."""
+    training = assemble(sources["audio"], "audio", "data2vec-audio", "transformer:nano")
+    latent, batch = training.objective, next(iter(training.loader.steps(0, 1)))
+    with torch.no_grad():  # what all tokens have in common, which layer normalisation would leave
+        for block in latent.teacher.blocks:
+            block.mlp.fc2.bias += 5 * torch.randn(len(block.mlp.fc2.bias), generator=torch.Generator().manual_seed(0))
+    step = latent.loss(batch, Draw.start(0, 0, 0, batch.index))
+    assert 0.5 < float(step.logs["target_std"]) < 1.5
+
+
 @pytest.mark.parametrize("hide", ["replace", "drop"])
 def test_latent_predicts_the_teacher_where_the_student_saw_nothing(sources: dict[str, Path], hide: str) -> None:
     latent, batch, draw = objective(sources, "image", "latent", hide=hide, decoder_width=32, decoder_depth=1)
