@@ -13,7 +13,7 @@ from labelfree.losses.regression import alignment, cosine_regression
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
@@ -88,7 +88,7 @@ class BYOL(Objective):
         h = self.encoder(views).pooled
         p, q = halves(self.predictor(self.projector(h)))
         with torch.no_grad():
-            s, t = halves(self.teacher_projector(self.teacher_encoder(views).pooled))
+            s, t = halves(self.teacher_projector(self.teacher_encoder(undropped(views)).pooled))
         # Each view predicts the other's target (§3.1: the loss is symmetrised).
         loss = cosine_regression(p, t) + cosine_regression(q, s)
         first, second = halves(h.detach())

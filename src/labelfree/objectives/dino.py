@@ -25,7 +25,7 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._prototypes import ONE_LABEL, PrototypeHead
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
@@ -109,7 +109,7 @@ class DINO(Objective):
         views = two_views(self.modality, batch, draw, own.views)
         h = self.encoder(views).pooled
         with torch.no_grad():
-            told = self.teacher_head(self.teacher_encoder(views).pooled)
+            told = self.teacher_head(self.teacher_encoder(undropped(views)).pooled)
         labels = self._assigned(told)
         loss = self._agreement(labels, self._cosines(h), self._of_crops(batch, draw))
         first, second = halves(h)

@@ -17,7 +17,7 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._prototypes import PrototypeHead
-from labelfree.objectives._teacher import follow, frozen_copy
+from labelfree.objectives._teacher import follow, frozen_copy, undropped
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.base import Recipe, Step
 from labelfree.objectives.dino import DINO, DINOSettings, label_logs
@@ -89,7 +89,7 @@ class IBOT(DINO):
         mask = mask & views.draw.bernoulli("hiding", own.hiding)[:, None]
         seen = self.encoder(views, mask)
         with torch.no_grad():
-            teacher = self.teacher_encoder(views)
+            teacher = self.teacher_encoder(undropped(views))
             told = self.teacher_head(teacher.pooled)
         labels = self._assigned(told)
         loss = self._agreement(labels, self._cosines(seen.pooled), self._of_crops(batch, draw))

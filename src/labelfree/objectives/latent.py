@@ -19,7 +19,7 @@ from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
 from labelfree.objectives._heads import token_head
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings, Share
 
@@ -137,7 +137,8 @@ class Latent(Objective):
         mask = all_hidden(blocks, draw, times * each) if times > 1 else blocks[0]
         positions, hidden = hidden_positions(blocks.flatten(0, 1), each)
         with torch.no_grad():
-            target = take(self.teacher.deep(view, own.top_layers, own.target_norm).repeat(times, 1, 1), positions)
+            target = self.teacher.deep(undropped(view), own.top_layers, own.target_norm)
+            target = take(target.repeat(times, 1, 1), positions)
         if self.hide == "drop":
             features = self.encoder(view, kept=visible_positions(mask, min(times * each, count - 1)))
             seen, left = features.tokens.repeat(times, 1, 1), mask.repeat(times, 1)
