@@ -66,8 +66,10 @@ class SimCLR(Objective):
             encoder="pyg:gcn",
         ),
         "graphcl": Recipe(
-            source="You et al. 2020, GraphCL, §3: some nodes and edges are dropped and features blanked, a fifth each",
-            settings={"temperature": 0.2, "projector": (128, 128)},
+            source="You et al. 2020, GraphCL, §3: some nodes and edges are dropped and features blanked, a fifth each; "
+            "as in its loss (eq. 3) the positive is not in the denominator. Negatives are NT-Xent's, so that they "
+            "include the other graphs' same view, and both views ask",
+            settings={"temperature": 0.2, "projector": (128, 128), "decoupled": True},
             training={"learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 64},
             options={"node_drop": 0.2, "edge_drop": 0.2, "feature_mask": 0.2},
             modalities=("graph",),
