@@ -45,7 +45,8 @@ class BYOL(Objective):
     recipes = {
         "bgrl": Recipe(
             source="Thakoor et al. 2022, BGRL, §2, appendix D: BYOL on nodes; edges are dropped and features blanked. "
-            "There on PubMed's, CiteSeer's and Cora's words 79.6, 71.1 and 82.7 % linear, with layers of 512 and 256",
+            "There on PubMed's, CiteSeer's and Cora's words 79.6, 71.1 and 82.7 % linear, with layers of 512 and 256 "
+            "and no batch normalisation in the predictor, which this one has",
             settings={"projector": (), "predictor": (512,), "teacher_momentum": 0.99},
             training={"learning_rate": 5e-4, "weight_decay": 1e-5, "batch_size": 256},
             options={"edge_drop": 0.4, "feature_mask": 0.3},

@@ -84,7 +84,9 @@ class SimCLR(Objective):
         ),
         "scarf": Recipe(
             source="Bahri et al. 2022, SCARF, §3, §4: a row and a copy with 60 % of its columns drawn from their "
-            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128 (512 here for large tables)",
+            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128 (512 here for large "
+            "tables). Negatives are NT-Xent's, so that they include the other rows' same view, and copies ask for rows "
+            "too; there only rows ask, among the copies",
             settings={"views": "one", "temperature": 1.0, "projector": (256, 256)},
             training={"learning_rate": 1e-3},
             options={"corrupt": 0.6},
