@@ -239,6 +239,21 @@ def test_settings_of_views_change_what_they_name(kind: str) -> None:
         assert not torch.equal(other.view(batch, draw).data, plain), key
 
 
+def test_the_two_views_of_byol_a_share_sound_however_long_a_recording_is() -> None:
+    _, recipe = registry.method("byol-a")
+    assert recipe is not None
+    modality = Audio(AudioSettings.read(recipe.options, "audio"))
+    windows = modality.training_set(modality.open([(wave(0, 10.0), RATE), (wave(1, 10.0), RATE)]))
+    longest = max(len(sample.data) for sample in windows.read(range(len(windows))) if isinstance(sample, Sample))
+    places = torch.arange(longest, dtype=torch.float32)[None, :, None].expand(500, -1, 1)
+    batch = Batch(places, torch.arange(500))
+    a, b = (modality._cropped(batch, draw_of(batch).view(n), modality._crop_steps)[0][..., 0] for n in (0, 1))
+    shared = torch.minimum(a[:, -1], b[:, -1]) - torch.maximum(a[:, 0], b[:, 0])
+    shorter = torch.minimum(a[:, -1] - a[:, 0], b[:, -1] - b[:, 0])
+    assert (shared > 0).float().mean() > 0.99
+    assert (shared / shorter).mean() > 0.85
+
+
 def test_gain_is_counted_in_decibels() -> None:
     mels, waves = (fitted([wave(n) for n in range(4)], input=kind, gain=12.0) for kind in ("mel", "wave"))
     found = []

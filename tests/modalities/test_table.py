@@ -203,6 +203,18 @@ def test_corruption_changes_as_many_columns_as_it_says_to_values_of_the_marginal
         assert (below - share).abs().max() < 0.08
 
 
+def test_what_a_column_is_exchanged_for_is_a_value_that_it_has() -> None:
+    """A date of donors is one of the dates, a text one of the texts, not months of one with weekdays of another."""
+    modality, dataset = fitted(source(300))
+    view = modality.prepare(dataset.collated())
+    donors = modality._donors(view, draw_of(view))
+    for number, column in enumerate(modality.fields.columns):
+        own = modality.fields.column == number
+        known, drawn = ({tuple(row) for row in x[:, own].nan_to_num(-99.0).tolist()} for x in (view.data, donors))
+        assert drawn <= known, column.name
+        assert len(drawn) > 0.3 * len(known)
+
+
 def test_fields_of_one_column_are_corrupted_together() -> None:
     modality, dataset = fitted(corrupt=0.5)
     batch = dataset.collated()

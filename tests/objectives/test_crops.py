@@ -11,6 +11,7 @@ import torch
 from cells import SOURCES, VIEWS
 
 from labelfree import registry
+from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.data.loader import batches
 from labelfree.modalities.image import Image
@@ -25,6 +26,12 @@ def opened(kind: str, folder: Path) -> tuple[Any, Any]:
     data.fit(dataset)
     needs = frozenset()
     return data, next(batches(data.training_set(dataset, needs), data, 4))
+
+
+def areas(view: Batch) -> torch.Tensor:
+    """(B,) share of each picture that a view of it shows."""
+    x0, y0, x1, y1 = view.extra["crop"].T
+    return (x1 - x0).abs() * (y1 - y0)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "pair"])
@@ -55,8 +62,7 @@ def test_small_crops_of_pictures_are_half_as_large_and_show_less_than_half() -> 
     raw = next(batches(dataset, data, 64))
     crop = data.view(raw, Draw.start(0, 0, 0, raw.index), "local")
     assert crop.data.shape == (64, 3, 16, 16)
-    x0, y0, x1, y1 = crop.extra["crop"].T
-    assert float(((x1 - x0).abs() * (y1 - y0)).max()) <= 0.41
+    assert float(areas(crop).max()) <= 0.41
 
 
 @pytest.mark.parametrize(("size", "patch", "small"), [(32, 4, 16), (24, 8, 8), (8, 8, 4), (20, 4, 8)])
@@ -81,3 +87,18 @@ def test_contrast_views_may_be_smaller_than_pictures(objective: str) -> None:
     learner = registry.objectives()[objective](registry.build_encoder("transformer:pico", data), data)
     learner.expect(8)
     assert learner(raw, draw).loss.isfinite()
+
+
+@pytest.mark.parametrize(("method", "share"), [("dino-vit", 0.4), ("ibot-vit", 0.25), ("dinov2", 0.32)])
+def test_large_views_of_vision_transformers_begin_where_small_crops_end(method: str, share: float) -> None:
+    _, recipe = registry.method(method)
+    assert recipe is not None
+    data = Image(Image.settings_class.read({"size": 32, "patch": 4, **recipe.options}, "image"))
+    dataset = data.open(np.random.default_rng(0).integers(0, 255, (64, 32, 32, 3), dtype=np.uint8))
+    data.fit(dataset)
+    raw = next(batches(dataset, data, 64))
+    large, small = (areas(data.view(raw, Draw.start(0, 0, 0, raw.index), p)) for p in ("contrast", "local"))
+    assert float(small.max()) < share + 1e-4
+    assert float(large.min()) > share - 1e-4
+    assert float(small.max()) > 0.8 * share
+    assert float(large.min()) < 1.2 * share

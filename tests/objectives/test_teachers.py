@@ -19,12 +19,13 @@ from labelfree.losses.distillation import centred, mean_over_batch
 from labelfree.losses.masked import hidden_positions, visible_positions
 from labelfree.losses.regression import token_distance
 from labelfree.objectives._decoder import Decoder
-from labelfree.objectives._teacher import cosine_between
+from labelfree.objectives._teacher import cosine_between, undropped
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.dino import DINO, DINOSettings
 from labelfree.objectives.ibot import IBOT, IBOTSettings
 from labelfree.objectives.latent import Latent, LatentSettings, all_hidden
 
+TEACHERS = ("byol", "moco", "dino", "ibot", "latent")
 HEAD: dict[str, Any] = {"projector": (32, 16), "prototypes": 24}
 
 
@@ -63,19 +64,45 @@ def test_dino_s_loss_is_the_mean_over_pairs_of_different_views(sources: dict[str
 def test_the_teacher_s_temperature_rises_and_its_centre_follows_the_batch(sources: dict[str, Path]) -> None:
     dino, batch, draw = objective(sources, "series", "dino", **HEAD)
     assert float(dino.temperature) == pytest.approx(0.04)
+    views = undropped(two_views(dino.modality, batch, draw, "contrast"))
     with torch.no_grad():
-        told = dino.teacher_head(dino.teacher_encoder(two_views(dino.modality, batch, draw, "contrast")).pooled)
+        told = dino.teacher_head(dino.teacher_encoder(views).pooled)
     dino.loss(batch, draw)
     dino.after_step(0.05)
     assert float(dino.temperature) == pytest.approx(0.055)
     torch.testing.assert_close(dino.centre, mean_over_batch(told))  # the first batch's mean is the first centre
     before = dino.centre.clone()
     with torch.no_grad():  # the teacher has moved
-        told = dino.teacher_head(dino.teacher_encoder(two_views(dino.modality, batch, draw, "contrast")).pooled)
+        told = dino.teacher_head(dino.teacher_encoder(views).pooled)
     dino.loss(batch, draw)
     dino.after_step(0.2)
     torch.testing.assert_close(dino.centre, 0.9 * before + 0.1 * mean_over_batch(told))
     assert float(dino.temperature) == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "method"),
+    [
+        *(("text", "transformer:nano", method) for method in TEACHERS),
+        *(("series", "dilated", method) for method in TEACHERS),
+        *(("pair", "towers:nano+nano", method) for method in ("byol", "moco", "dino")),
+    ],
+)
+def test_a_teacher_drops_nothing(sources: dict[str, Path], kind: str, spec: str, method: str) -> None:
+    """What it says is one thing, whatever dropout would be drawn; the student's goes on."""
+    training = assemble(sources[kind], kind, method, spec)
+    learner, batch = training.objective.train(), next(iter(training.loader.steps(0, 1)))
+    draw = Draw.start(0, 0, 0, batch.index)
+
+    def loss(network: torch.nn.Module, rate: float) -> float:
+        for module in network.modules():
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = rate  # type: ignore[assignment]
+        return float(learner.loss(batch, draw).loss.detach())
+
+    teacher = learner.teacher if method == "latent" else learner.teacher_encoder
+    assert loss(teacher, 0.0) == loss(teacher, 0.9)
+    assert loss(learner.encoder, 0.0) != loss(learner.encoder, 0.9)
 
 
 def test_momentum_can_end_below_one() -> None:
@@ -182,6 +209,38 @@ def test_what_is_deep_is_the_mean_of_normalised_blocks(sources: dict[str, Path],
             hook.remove()
         plain = torch.stack([F.layer_norm(out, out.shape[-1:]) for out in seen[-layers:]]).mean(dim=0)
         torch.testing.assert_close(encoder.deep(view, layers), plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"), [("audio", "transformer:nano"), ("image", "transformer:nano"), ("series", "dilated")]
+)
+def test_what_is_deep_may_be_normalised_over_the_tokens_that_a_sample_has(
+    sources: dict[str, Path], kind: str, spec: str
+) -> None:
+    training = assemble(sources[kind], kind, "latent", spec)
+    encoder, modality = training.objective.encoder.eval(), training.objective.modality
+    view = modality.prepare(next(iter(training.loader.steps(0, 1))))
+    with torch.no_grad():
+        valid = encoder(view).valid
+        whole = encoder.deep(view, 1, "tokens")
+        plain = encoder.deep(view, 1)
+    assert (valid is not None) == (kind != "image")
+    for row in range(len(view)):
+        own = whole[row] if valid is None else whole[row][valid[row]]
+        torch.testing.assert_close(own.mean(dim=0), torch.zeros(own.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(own.var(dim=0, unbiased=False), torch.ones(own.shape[1]), atol=0.05, rtol=0)
+    assert not torch.allclose(whole, plain, atol=0.1)
+
+
+def test_targets_of_sound_are_normalised_over_time(sources: dict[str, Path]) -> None:
+    """What all moments of a recording share is nothing to predict."""
+    training = assemble(sources["audio"], "audio", "data2vec-audio", "transformer:nano")
+    latent, batch = training.objective, next(iter(training.loader.steps(0, 1)))
+    with torch.no_grad():  # what all tokens have in common, which layer normalisation would leave
+        for block in latent.teacher.blocks:
+            block.mlp.fc2.bias += 5 * torch.randn(len(block.mlp.fc2.bias), generator=torch.Generator().manual_seed(0))
+    step = latent.loss(batch, Draw.start(0, 0, 0, batch.index))
+    assert 0.5 < float(step.logs["target_std"]) < 1.5
 
 
 @pytest.mark.parametrize("hide", ["replace", "drop"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cells import assemble, series
 
+from labelfree import registry
 from labelfree.data.draw import Draw
 from labelfree.data.partners import PARTNER
 from labelfree.errors import LabelfreeError
@@ -131,3 +132,10 @@ def test_settings_name_the_key_and_what_is_allowed() -> None:
     with pytest.raises(LabelfreeError, match=r"temperature.*greater than 0.*-1"):
         SimCLRSettings.read({"temperature": -1}, "simclr")
     assert SimCLRSettings.read({"projector": "64,32"}, "simclr").projector == (64, 32)
+
+
+def test_graphcl_leaves_the_positive_out_of_the_denominator() -> None:
+    """Eq. 3 of its paper sums over the other graphs alone."""
+    _, recipe = registry.method("graphcl")
+    assert recipe is not None
+    assert SimCLRSettings.read(recipe.settings, "graphcl").decoupled

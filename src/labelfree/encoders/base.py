@@ -17,6 +17,8 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 
 Hide = Literal["replace", "drop"]
+#: What is brought to mean 0 and variance 1: each token over its features, or each feature over a sample's tokens.
+Over = Literal["features", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +126,12 @@ class Encoder(nn.Module, ABC):
             kept: (B, V) int64, ascending, the only tokens that the first block is given: all others are dropped.
         """
 
-    def deep(self, batch: Batch, layers: int) -> Tensor:
+    def deep(self, batch: Batch, layers: int, over: Over = "features") -> Tensor:
         """(B, N, D) what a teacher says of each token of a view: the mean of what the last `layers` blocks give, each
         normalised (Baevski et al. 2022, data2vec, §3.3). Of a network that does not say: its normalised tokens.
         """
-        tokens = self(batch).tokens
-        return F.layer_norm(tokens, tokens.shape[-1:])
+        features = self(batch)
+        return normalised(features.tokens, over, features.valid)
 
     def reset(self) -> None:
         """Forget the samples seen before."""
@@ -171,3 +173,22 @@ class Encoder(nn.Module, ABC):
         """Take weights in the library's own names. Raises LabelfreeError naming `where` and what does not fit."""
         check_weights(self.state_dict(), state, where, "Set the sizes that they were trained with.")
         self.load_state_dict(state)
+
+
+def mean_of(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, N, D) → (B, D): the mean of the valid tokens."""
+    if valid is None:
+        return tokens.mean(dim=1)
+    weight = valid[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+
+def normalised(tokens: Tensor, over: Over, valid: Tensor | None = None) -> Tensor:
+    """(B, N, D), (B, N) → (B, N, D) with mean 0 and variance 1, over the features of each token, or of each feature
+    over the valid tokens of a sample, which leaves nothing of what all of them share.
+    """
+    if over == "features":
+        return F.layer_norm(tokens, tokens.shape[-1:])
+    tokens = tokens.float()
+    apart = tokens - mean_of(tokens, valid)[:, None]
+    return apart * (mean_of(apart.square(), valid)[:, None] + 1e-5).rsqrt()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, Hide, check_weights
-from labelfree.encoders.trunk import Dropout, by_windows, mean_of
+from labelfree.encoders.base import Encoder, Features, Hide, check_weights, mean_of
+from labelfree.encoders.trunk import Dropout, by_windows
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.modalities.base import Modality
 from labelfree.modalities.text.tokens import SPECIAL, Vocabulary

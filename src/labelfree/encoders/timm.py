@@ -7,12 +7,11 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, check_weights
+from labelfree.encoders.base import Encoder, Features, Over, check_weights, normalised
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.losses.masked import take
@@ -172,18 +171,19 @@ class Timm(Encoder):
         tokens = out[:, getattr(self.network, "num_prefix_tokens", 0) :]
         return Features(tokens.mean(dim=1), tokens)
 
-    def deep(self, batch: Batch, layers: int) -> Tensor:
+    def deep(self, batch: Batch, layers: int, over: Over = "features") -> Tensor:
         if not self._plain_vit or self._pictures(batch)[0].shape[1] > 1:
-            return super().deep(batch, layers)
+            return super().deep(batch, layers, over)
         found: list[Tensor] = []
+        first = self.network.num_prefix_tokens
         watch = [
-            block.register_forward_hook(lambda _, __, out: found.append(F.layer_norm(out, out.shape[-1:])))
+            block.register_forward_hook(lambda _, __, out: found.append(normalised(out[:, first:], over)))
             for block in self.network.blocks[-layers:]
         ]
         self.forward(batch)  # all rows at once: in parts, blocks would answer for each part
         for hook in watch:
             hook.remove()
-        return torch.stack(found).mean(dim=0)[:, self.network.num_prefix_tokens :]
+        return torch.stack(found).mean(dim=0)
 
     def _transform(self, data: Tensor, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         network = self.network

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.encoders.base import Features, Hide
+from labelfree.encoders.base import Features, Hide, Over, mean_of, normalised
 from labelfree.encoders.transformer import Transformer
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
@@ -128,9 +128,9 @@ class Trunk(Transformer):
             x = self._by_windows(run, x, valid)
         return Features(pooled=mean_of(x, valid), tokens=x, valid=valid, local=local)
 
-    def deep(self, batch: Batch, layers: int) -> Tensor:
+    def deep(self, batch: Batch, layers: int, over: Over = "features") -> Tensor:
         local, valid = self.stem(batch)
-        run = partial(self._blocks, None, deep=layers)
+        run = partial(self._blocks, None, deep=layers, over=over)
         return self._by_windows(run, self.norm_in(local), valid)
 
     def _by_windows(self, run: Run, x: Tensor, valid: Tensor | None) -> Tensor:
@@ -139,7 +139,13 @@ class Trunk(Transformer):
         return by_windows(lambda x, *of: run(x + positions(x), *of), x, valid, self.window, every)
 
     def _blocks(
-        self, drop: Dropout | None, x: Tensor, valid: Tensor | None, rows: Tensor | None, deep: int = 0
+        self,
+        drop: Dropout | None,
+        x: Tensor,
+        valid: Tensor | None,
+        rows: Tensor | None,
+        deep: int = 0,
+        over: Over = "features",
     ) -> Tensor:
         """The normalised output of the last block, or the mean of those of the last `deep` blocks."""
         attend = None if valid is None else _attendable(valid, self.causal)
@@ -150,7 +156,7 @@ class Trunk(Transformer):
         for number, block in enumerate(self.blocks):
             x = block(x, attend, self.causal and attend is None, None if drop is None else drop.at(number))
             if number >= len(self.blocks) - deep:
-                found.append(F.layer_norm(x, x.shape[-1:]))
+                found.append(normalised(x, over, valid))
         return torch.stack(found).mean(dim=0) if found else self.norm(x)
 
     def _dropout(self, batch: Batch) -> Dropout | None:
@@ -234,11 +240,3 @@ def positions(x: Tensor) -> Tensor:
     rate = torch.exp(torch.arange(0, dim, 2, device=x.device) * (-math.log(10000.0) / dim))
     angle = torch.arange(count, device=x.device)[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype)
-
-
-def mean_of(tokens: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, N, D) → (B, D): the mean of the valid tokens."""
-    if valid is None:
-        return tokens.mean(dim=1)
-    weight = valid[..., None].to(tokens.dtype)
-    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)

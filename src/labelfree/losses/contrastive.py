@@ -134,12 +134,12 @@ def among_instances(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Te
 
 @full_precision
 def logistic_triplets(a: Tensor, b: Tensor, negatives: Tensor) -> Tensor:
-    """Time-contrastive logistic loss of an anchor, a positive and K negatives (Franceschi et al. 2019, §3, eq. 1):
-    −log σ(a·b) − Σ log σ(−a·n), mean over samples.
+    """Time-contrastive logistic loss of an anchor, a positive and K negatives (Franceschi et al. 2019, §3, eq. 1,
+    negatives averaged as in the authors' code): −log σ(a·b) − 1/K Σ log σ(−a·n), mean over samples.
 
     Args:
         a, b: (B, D) of the anchor and of what is part of it.
         negatives: (B, K, D) of what is part of others. Nothing is normalised: the length says how sure the network is.
     """
     apart = (negatives @ a[:, :, None]).squeeze(2)
-    return (F.softplus(-(a * b).sum(dim=1)) + F.softplus(apart).sum(dim=1)).mean()
+    return (F.softplus(-(a * b).sum(dim=1)) + F.softplus(apart).mean(dim=1)).mean()

@@ -9,12 +9,23 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from labelfree.data.batch import Batch
+
 M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(student: M) -> M:
     """The teacher at the start: a copy that no gradient reaches."""
     return copy.deepcopy(student).requires_grad_(False)
+
+
+def undropped(view: Batch) -> Batch:
+    """A view as a teacher sees it: without dropout, though the teacher is in training mode.
+
+    In the papers what is to be learnt holds no noise either: the networks of BYOL, MoCo, DINO, iBOT and I-JEPA have no
+    dropout, and data2vec's code has its teacher in evaluation mode.
+    """
+    return view.with_(draw=None, parts={name: undropped(part) for name, part in view.parts.items()})
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from labelfree.losses.regression import alignment, cosine_regression
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
@@ -45,7 +45,8 @@ class BYOL(Objective):
     recipes = {
         "bgrl": Recipe(
             source="Thakoor et al. 2022, BGRL, §2, appendix D: BYOL on nodes; edges are dropped and features blanked. "
-            "There on PubMed's, CiteSeer's and Cora's words 79.6, 71.1 and 82.7 % linear, with layers of 512 and 256",
+            "There on PubMed's, CiteSeer's and Cora's words 79.6, 71.1 and 82.7 % linear, with layers of 512 and 256 "
+            "and no batch normalisation in the predictor, which this one has",
             settings={"projector": (), "predictor": (512,), "teacher_momentum": 0.99},
             training={"learning_rate": 5e-4, "weight_decay": 1e-5, "batch_size": 256},
             options={"edge_drop": 0.4, "feature_mask": 0.3},
@@ -54,11 +55,14 @@ class BYOL(Objective):
         ),
         "byol-a": Recipe(
             source="Niizumi et al. 2021, BYOL-A, §3: crops of .95 s, mixed with up to 40 % of other recordings, "
-            "stretched in time and bands; 64 bands, frames of 64 ms; there 92.2 % linear on Speech Commands",
+            "stretched in time and bands; 64 bands, frames of 64 ms; there 92.2 % linear on Speech Commands. Both "
+            "views are of one window of 1.43 s, there of .95 s of sound with silence around it",
             settings={"projector": (4096, 256), "predictor": (4096,)}
             | {"teacher_momentum": 0.99, "teacher_momentum_end": 0.99},
             training={"learning_rate": 3e-4, "weight_decay": 0.0},
-            options={"frame": 64.0, "crop": 0.95, "mixup": 0.4, "speed": 1.5, "bands": 0.6, "gain": 0.0},
+            # the window is what a crop sees at the highest speed, so that two crops of it hardly ever miss each other
+            options={"frame": 64.0, "crop": 0.95, "window": 1.43}
+            | {"mixup": 0.4, "speed": 1.5, "bands": 0.6, "gain": 0.0},
             modalities=("audio",),
         ),
         "byol-resnet": Recipe(
@@ -85,7 +89,7 @@ class BYOL(Objective):
         h = self.encoder(views).pooled
         p, q = halves(self.predictor(self.projector(h)))
         with torch.no_grad():
-            s, t = halves(self.teacher_projector(self.teacher_encoder(views).pooled))
+            s, t = halves(self.teacher_projector(self.teacher_encoder(undropped(views)).pooled))
         # Each view predicts the other's target (§3.1: the loss is symmetrised).
         loss = cosine_regression(p, t) + cosine_regression(q, s)
         first, second = halves(h.detach())

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
-from labelfree.encoders.base import Encoder
-from labelfree.encoders.trunk import mean_of
+from labelfree.encoders.base import Encoder, mean_of
 from labelfree.losses.precision import full_precision
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need

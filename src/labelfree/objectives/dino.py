@@ -25,7 +25,7 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._prototypes import ONE_LABEL, PrototypeHead
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
@@ -85,10 +85,11 @@ class DINO(Objective):
             encoder="timm:resnet18",
         ),
         "dino-vit": Recipe(
-            source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops, AdamW with weight decay .04 rising to .4",
+            source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops of at most .4 of a picture, large ones of at "
+            "least as much, AdamW with weight decay .04 rising to .4",
             settings={"local_crops": 8, "projector": (2048, 2048, 256), "prototypes": 65536},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
-            options={"class_token": True},
+            options={"class_token": True, "crop_min": 0.4},
             modalities=("image",),
             encoder="transformer:small",
         ),
@@ -108,7 +109,7 @@ class DINO(Objective):
         views = two_views(self.modality, batch, draw, own.views)
         h = self.encoder(views).pooled
         with torch.no_grad():
-            told = self.teacher_head(self.teacher_encoder(views).pooled)
+            told = self.teacher_head(self.teacher_encoder(undropped(views)).pooled)
         labels = self._assigned(told)
         loss = self._agreement(labels, self._cosines(h), self._of_crops(batch, draw))
         first, second = halves(h)

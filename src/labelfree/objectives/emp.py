@@ -45,9 +45,9 @@ class EMP(Objective):
     recipes = {
         "emp-resnet": Recipe(
             source="Tong et al. 2023, §3, §4 and the authors' augmentation: 20 crops of a quarter of the area, batches "
-            "of 100, LARS .3; there 91.5 % "
-            "linear on CIFAR-10 within ten epochs, from the mean of many crops' features where a whole picture's are "
-            "taken here. The authors' trust coefficient of .005 is .02 here",
+            "of 100, LARS .3; there 91.5 % linear on CIFAR-10 within ten epochs, from the mean of many crops' features "
+            "where a whole picture's are taken here. The authors' crops are squares, their trust coefficient is .005, "
+            "their momentum Nesterov's; here crops are 3:4 to 4:3, it is .02, and momentum is plain",
             settings={"crops": 20, "projector": (4096, 4096, 1024)},
             # per 256 samples
             training={"optimizer": "lars", "learning_rate": 0.77, "weight_decay": 1e-4, "batch_size": 100},

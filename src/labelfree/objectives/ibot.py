@@ -17,7 +17,7 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._prototypes import PrototypeHead
-from labelfree.objectives._teacher import follow, frozen_copy
+from labelfree.objectives._teacher import follow, frozen_copy, undropped
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.base import Recipe, Step
 from labelfree.objectives.dino import DINO, DINOSettings, label_logs
@@ -50,21 +50,22 @@ class IBOT(DINO):
     token_centre: Tensor
     recipes = {
         "ibot-vit": Recipe(
-            source="Zhou et al. 2022, §3.2, §4.1: 30 % of the patches of half of the views, ten small crops, 8,192 "
-            "prototypes, weight decay .04 rising to .4",
+            source="Zhou et al. 2022, §3.2, §4.1: 30 % of the patches of half of the views, ten small crops of at most "
+            "a quarter of a picture, large ones of at least as much, 8,192 prototypes, weight decay .04 rising to .4",
             settings={"local_crops": 10, "projector": (2048, 2048, 256), "prototypes": 8192},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
-            options={"mask_shape": "blocks", "class_token": True},
+            options={"mask_shape": "blocks", "class_token": True, "crop_min": 0.25, "local_crop_max": 0.25},
             modalities=("image",),
             encoder="transformer:small",
         ),
         "dinov2": Recipe(
             source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn's equal shares in place of centres, KoLeo .1, "
-            "eight small crops, a head for samples and one for tokens. There are more prototypes there",
+            "eight small crops of at most .32 of a picture, large ones of at least as much, a head for samples and one "
+            "for tokens. There are more prototypes there",
             settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)}
             | {"token_head": True},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2},
-            options={"mask_shape": "blocks", "class_token": True},
+            options={"mask_shape": "blocks", "class_token": True, "crop_min": 0.32, "local_crop_max": 0.32},
             modalities=("image",),
             encoder="transformer:small",
         ),
@@ -88,7 +89,7 @@ class IBOT(DINO):
         mask = mask & views.draw.bernoulli("hiding", own.hiding)[:, None]
         seen = self.encoder(views, mask)
         with torch.no_grad():
-            teacher = self.teacher_encoder(views)
+            teacher = self.teacher_encoder(undropped(views))
             told = self.teacher_head(teacher.pooled)
         labels = self._assigned(told)
         loss = self._agreement(labels, self._cosines(seen.pooled), self._of_crops(batch, draw))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.distributed import weighted_mean
-from labelfree.encoders.base import Encoder, Hide
+from labelfree.encoders.base import Encoder, Hide, Over
 from labelfree.errors import Refusal
 from labelfree.losses.masked import hidden_positions, take, visible_positions
 from labelfree.losses.regression import token_distance
@@ -19,7 +19,7 @@ from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
 from labelfree.objectives._heads import token_head
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings, Share
 
@@ -35,6 +35,8 @@ class LatentSettings(Settings):
     """strength of the augmentation before hiding"""
     top_layers: PositiveInt = 4
     """last blocks of the teacher whose mean is predicted; all where it has fewer"""
+    target_norm: Over = "features"
+    """what each of them is normalised over: the features of a token, or the tokens of a sample (data2vec's sound)"""
     teacher_momentum: Share = 0.99
     """share of itself that the teacher keeps each step, at the start"""
     teacher_momentum_end: Share = 1.0
@@ -72,17 +74,17 @@ class Latent(Objective):
         ),
         "data2vec-audio": Recipe(
             source="Baevski et al. 2022, §3, §4.2: spans, about half of the tokens; mean of the top 8 of 12 blocks "
-            "(here 3 of 4), teacher "
-            ".999 rising to .9999, squared error",
-            settings={"ratio": 0.5, "hide": "replace", "top_layers": 3, "teacher_momentum": 0.999}
-            | {"teacher_momentum_end": 0.9999},
+            "(here 3 of 4), each normalised over time (§3.3), teacher .999 rising to .9999, squared error. Here what "
+            "blocks give, there what their feed-forward layers add",
+            settings={"ratio": 0.5, "hide": "replace", "top_layers": 3, "target_norm": "tokens"}
+            | {"teacher_momentum": 0.999, "teacher_momentum_end": 0.9999},
             modalities=("audio", "series"),
             encoder="transformer:nano",
         ),
         "data2vec-text": Recipe(
-            source="Baevski et al. 2022, §3, §4.3: 15 % of the tokens; mean of the top 10 of 12 blocks (here "
-            "3 of 4), smooth L1 with β 4, "
-            "teacher .999 rising to .9999",
+            source="Baevski et al. 2022, §3, §4.3: 15 % of the tokens; mean of the top 10 of 12 blocks (here 3 of 4), "
+            "smooth L1 with β 4, teacher .999 rising to .9999. Here what blocks give, there what their feed-forward "
+            "layers add",
             settings={"ratio": 0.15, "hide": "replace", "top_layers": 3, "beta": 4.0, "teacher_momentum": 0.999}
             | {"teacher_momentum_end": 0.9999},
             modalities=("text", "bytes"),
@@ -135,7 +137,8 @@ class Latent(Objective):
         mask = all_hidden(blocks, draw, times * each) if times > 1 else blocks[0]
         positions, hidden = hidden_positions(blocks.flatten(0, 1), each)
         with torch.no_grad():
-            target = take(self.teacher.deep(view, own.top_layers).repeat(times, 1, 1), positions)
+            target = self.teacher.deep(undropped(view), own.top_layers, own.target_norm)
+            target = take(target.repeat(times, 1, 1), positions)
         if self.hide == "drop":
             features = self.encoder(view, kept=visible_positions(mask, min(times * each, count - 1)))
             seen, left = features.tokens.repeat(times, 1, 1), mask.repeat(times, 1)

@@ -15,7 +15,7 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
-from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
+from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
@@ -107,7 +107,8 @@ class MoCo(Objective):
         h = self.encoder(views).pooled
         p, q = halves(self.predictor(self.projector(h)))
         with torch.no_grad():
-            s, t = halves(nn.functional.normalize(self.teacher_projector(self.teacher_encoder(views).pooled).float()))
+            keys = self.teacher_projector(self.teacher_encoder(undropped(views)).pooled).float()
+            s, t = halves(nn.functional.normalize(keys))
         older = (self.queue.rows, self.queue.owner, batch.index)
         loss = (across_views(p, t, self.temperature, *older) + across_views(q, s, self.temperature, *older)) / 2
         self._keys = t, batch.index

@@ -60,7 +60,7 @@ class Next(Objective):
         ),
         "apc": Recipe(
             source="Chung et al. 2019, APC, §2.1 and §4.2: frames three steps ahead carry more than the next one; "
-            "absolute error",
+            "absolute error. Here three tokens ahead, which of recordings are `patch` frames each",
             settings={"ahead": 3},
             options={"target_error": "absolute"},
             modalities=("series", "audio"),

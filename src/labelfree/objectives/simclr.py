@@ -66,8 +66,10 @@ class SimCLR(Objective):
             encoder="pyg:gcn",
         ),
         "graphcl": Recipe(
-            source="You et al. 2020, GraphCL, §3: some nodes and edges are dropped and features blanked, a fifth each",
-            settings={"temperature": 0.2, "projector": (128, 128)},
+            source="You et al. 2020, GraphCL, §3: some nodes and edges are dropped and features blanked, a fifth each; "
+            "as in its loss (eq. 3) the positive is not in the denominator. Negatives are NT-Xent's, so that they "
+            "include the other graphs' same view, and both views ask",
+            settings={"temperature": 0.2, "projector": (128, 128), "decoupled": True},
             training={"learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 64},
             options={"node_drop": 0.2, "edge_drop": 0.2, "feature_mask": 0.2},
             modalities=("graph",),
@@ -82,7 +84,9 @@ class SimCLR(Objective):
         ),
         "scarf": Recipe(
             source="Bahri et al. 2022, SCARF, §3, §4: a row and a copy with 60 % of its columns drawn from their "
-            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128 (512 here for large tables)",
+            "marginals; 4-layer encoder, 2-layer head, temperature 1, Adam 1e-3, batch 128 (512 here for large "
+            "tables). Negatives are NT-Xent's, so that they include the other rows' same view, and copies ask for rows "
+            "too; there only rows ask, among the copies",
             settings={"views": "one", "temperature": 1.0, "projector": (256, 256)},
             training={"learning_rate": 1e-3},
             options={"corrupt": 0.6},

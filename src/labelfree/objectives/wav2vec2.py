@@ -85,7 +85,8 @@ class Wav2Vec2(Objective):
     has to find the quantised latent among distractors from the same sample.
 
     It reads what the encoder holds of a token before any context is mixed in, so on `input=mel` frames are quantised,
-    on `input=wave` (recipe `wav2vec2-wave`) the outputs of its convolutions.
+    on `input=wave` (recipe `wav2vec2-wave`) the outputs of its convolutions, normalised and brought to the encoder's
+    width by a linear map; the paper quantises them before this map.
     """
 
     name = "wav2vec2"
@@ -95,7 +96,8 @@ class Wav2Vec2(Objective):
     recipes = {
         "wav2vec2-wave": Recipe(
             source="Baevski et al. 2020, wav2vec 2.0, §4.2, base: waveforms; half of the tokens are hidden, in spans "
-            "of 200 ms, 100 distractors, 2 × 320 codes",
+            "of 200 ms, 100 distractors, 2 × 320 codes. Without their penalty on the squares of latents, a tenth of "
+            "the gradient for the convolutions, and layers left out at random (5 %)",
             options={"input": "wave", "span": 200.0},
             modalities=("audio",),
             encoder="transformer:nano",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Features
-from labelfree.encoders.trunk import Trunk, mean_of, positions
+from labelfree.encoders.base import Features, mean_of
+from labelfree.encoders.trunk import Trunk, positions
 from labelfree.modalities.graph.views import adjacency, real_nodes
 
 

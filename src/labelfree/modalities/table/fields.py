@@ -18,7 +18,7 @@ from labelfree.data.batch import Batch
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.table.columns import Column, Field, column_of
 
-#: Points at which the marginal distribution of a field is kept.
+#: Points at which the marginal distribution of a column is kept.
 MARGINAL = 512
 
 
@@ -34,7 +34,8 @@ class Fields:
         numbers: how many are numbers.
         column: (F,) int64 the number of the column that each belongs to.
         centre, scale: (numbers,) of each number.
-        marginals: (F, MARGINAL) values of the training data, normalised, at even steps of rank; NaN where missing.
+        marginals: (F, MARGINAL) values of the training data, normalised, at even steps of the rank of a column's first
+            field; those of one column are from the same rows. NaN where missing.
     """
 
     def __init__(self, columns: Sequence[Column]) -> None:
@@ -67,7 +68,12 @@ class Fields:
         scales = [_robust(rows[:, number]) for number in range(self.numbers)]
         self.centre, self.scale = (torch.tensor(values, dtype=torch.float32) for values in _unzip(scales))
         place = ((np.arange(MARGINAL) + 0.5) / MARGINAL * len(rows)).astype(np.int64)
-        ranked = np.stack([np.sort(rows[:, number])[place] for number in range(len(self))])
+        ranked = np.empty((len(self), MARGINAL), dtype=rows.dtype)
+        for column in range(len(self.columns)):
+            # Fields of a date, or of a text, are sorted as one: each by itself they would be those of no date.
+            own = np.flatnonzero(self.column.numpy() == column)
+            chosen = np.argsort(rows[:, own[0]], kind="stable")[place]
+            ranked[own] = rows[np.ix_(chosen, own)].T
         self.marginals = self.normalise(torch.from_numpy(ranked.T)).T.contiguous()
 
     def normalise(self, x: Tensor) -> Tensor:
