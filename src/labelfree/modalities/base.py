@@ -420,6 +420,12 @@ class Modality(ABC):
     def show(self, sample: Sample) -> str:
         """HTML that a person looks at: a thumbnail, a sparkline, a snippet. Escaped, self-contained."""
 
+    def row(self, sample: Sample) -> Mapping[str, str]:
+        """The sample's values by name, as a person reads them, where it is a row of a table: several are then shown
+        under one header. Empty for other kinds of data.
+        """
+        return {}
+
     @abstractmethod
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """Features without any network, (N, F) for each of train and others (dense, or a scipy sparse matrix).
