@@ -15,7 +15,7 @@ from labelfree.tasks.finetune import Model
 TABLES = (".csv", ".parquet", ".jsonl")
 
 
-def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> int:
+def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> tuple[int, int]:
     """Write `name`, `prediction` and `confidence` of every sample; both empty where one cannot be read.
 
     Args:
@@ -25,7 +25,7 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
         force: replace the file.
 
     Returns:
-        The number of samples.
+        How many samples have a prediction, and how many cannot be read; the table has a row for each of both.
 
     Raises:
         LabelfreeError: another kind of file, or one that exists.
@@ -48,7 +48,8 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
         }
     )
     write_table(table, path)
-    return len(dataset)
+    unreadable = table["prediction"].null_count
+    return len(dataset) - unreadable, unreadable
 
 
 def write_table(table: Any, path: Path) -> None:
