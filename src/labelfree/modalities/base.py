@@ -216,12 +216,14 @@ class Budget:
         flops: rough floating-point operations a second that training reaches on this machine.
         views: whether the method learns from two views of a sample; None where it is still to be chosen.
         accelerator: whether there is a GPU.
+        needs: what the method, where it was named, needs of the encoder that is chosen.
     """
 
     seconds: float | None
     flops: float
     accelerator: bool
     views: bool | None = None
+    needs: frozenset[Need] = frozenset()
 
 
 class Modality(ABC):

@@ -288,8 +288,9 @@ def _engine(settings: Mapping[str, Any]) -> TrainSettings:
 def _budget(engine: TrainSettings, seconds: float | None, method: str) -> Budget:
     device = runtime.device(engine.accelerator)
     precision = runtime.best_precision(device) if engine.precision == "auto" else engine.precision
-    views = None if method == "auto" else Need.VIEWS in registry.method(method)[0].needs
-    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views)
+    needs = None if method == "auto" else registry.method(method)[0].needs
+    views = None if needs is None else Need.VIEWS in needs
+    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views, needs or frozenset())
 
 
 def resolve_machine(plan: Plan, streamed: bool) -> Plan:
