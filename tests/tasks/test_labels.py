@@ -58,6 +58,13 @@ def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
     assert "'z'" in labels.notes[0]
 
 
+def test_a_test_source_of_other_classes_only_says_which_it_has_and_which_are_known() -> None:
+    with pytest.raises(LabelfreeError, match=r"'poor', 'rich' where 'a', 'b' are known"):
+        read_labels(Table(y=["rich", "poor", "rich"]), "y", classes=("a", "b"))
+    with pytest.raises(LabelfreeError, match=r"'5' and 4 more where"):
+        read_labels(Table(y=[str(i) for i in range(1, 10)]), "y", classes=("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("column", "words"),
     [
