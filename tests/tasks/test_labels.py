@@ -58,6 +58,12 @@ def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
     assert "'z'" in labels.notes[0]
 
 
+@pytest.mark.parametrize("label", [1, np.zeros(3)])
+def test_labels_themselves_are_no_name_of_a_column(label: object) -> None:
+    with pytest.raises(LabelfreeError, match="name of a column"):
+        read_labels(Table(y=["a", "b", "a"]), label)  # type: ignore[arg-type]
+
+
 def test_a_test_source_of_other_classes_only_says_which_it_has_and_which_are_known() -> None:
     with pytest.raises(LabelfreeError, match=r"'poor', 'rich' where 'a', 'b' are known"):
         read_labels(Table(y=["rich", "poor", "rich"]), "y", classes=("a", "b"))

@@ -242,3 +242,8 @@ def test_auto_trains_what_comes_next_on_pictures(pictures, tmp_path):
     run = labelfree.pretrain(pictures, method="next", out=tmp_path / "run", steps=2, batch_size=4, threads=1)
     assert run.info["encoder"] == "transformer:tiny"
     assert "the method needs an encoder that can be kept" in str(run.info["choices"])
+
+
+def test_a_network_that_cannot_take_the_data_is_refused_with_its_own_words(pictures):
+    with pytest.raises(LabelfreeError, match=r"Linear could not encode data of shape \(B, 3, 16, 16\): mat1 and mat2"):
+        labelfree.pretrain(pictures, encoder=torch.nn.Linear(5, 4), steps=1, **SMALL)

@@ -144,6 +144,11 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
     Raises:
         LabelfreeError: no such column, no labels, numbers instead of classes, one class only.
     """
+    if not isinstance(label, str):
+        raise LabelfreeError(
+            f"label is the name of a column, and a {type(label).__name__} was given.",
+            'Give arrays under names: {"x": x, "label": y} with label="label".',
+        )
     raw = np.asarray(dataset.column(label))
     words = [_word(value) for value in raw.tolist()]
     known = tuple(classes) or _sorted({word for word in words if word is not None})
