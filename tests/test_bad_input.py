@@ -213,6 +213,18 @@ def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -
     assert "nothing else fits 1 file(s): they are read as bytes" in said
 
 
+def test_a_file_that_is_named_like_a_picture_and_is_none(tmp_path: Path, out: Path, capsys: Capture) -> None:
+    (tmp_path / "note.png").write_text("hello")
+    line = refused(capsys, "pretrain", tmp_path / "note.png", "--out", out, "--steps", 1)
+    assert "named like a picture, but cannot be read as one: cannot identify" in line
+
+
+@pytest.mark.parametrize(("rows", "words"), [("", "has no rows"), (",\n,\n", "all its columns are empty")])
+def test_a_table_that_holds_nothing(rows: str, words: str, tmp_path: Path, out: Path, capsys: Capture) -> None:
+    (tmp_path / "table.csv").write_text(f"a,b\n{rows}")
+    assert words in refused(capsys, "pretrain", tmp_path / "table.csv", "--out", out, "--steps", 1)
+
+
 def test_a_truncated_array(tmp_path: Path, out: Path, capsys: Capture) -> None:
     np.save(tmp_path / "cut.npy", np.zeros((50, 8, 8), np.uint8))
     whole = (tmp_path / "cut.npy").read_bytes()

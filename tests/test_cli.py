@@ -259,11 +259,28 @@ def test_embed_writes_a_row_a_sample(
 
     out = tmp_path / "features.parquet"
     found = answer(capsys, "embed", run, pictures, "--out", out)
-    assert found == {"out": str(out), "count": 48, "dim": parquet.read_table(out)["feature"].type.list_size}
+    dim = parquet.read_table(out)["feature"].type.list_size
+    assert found == {"out": str(out), "count": 48, "unreadable": 0, "dim": dim}
     code, _, err = call(capsys, "embed", run, pictures, "--out", out)
     assert code == 2
     assert "exists already" in err
     assert call(capsys, "embed", run, pictures, "--out", out, "--force")[0] == 0
+
+
+def test_embed_counts_apart_what_cannot_be_read(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+    from pyarrow import parquet
+
+    for name in "ac":
+        Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"cut")
+    out = tmp_path / "features.parquet"
+    code, words, _ = call(capsys, "embed", run, tmp_path, "--out", out)
+    assert code == 0
+    assert re.search(r"^2 vectors of \d+ numbers are in '.*'; 1 unreadable sample is left empty\.$", words.strip())
+    assert parquet.read_table(out)["feature"].is_null().to_pylist() == [False, True, False]
+    found = answer(capsys, "embed", run, tmp_path, "--out", out, "--force")
+    assert (found["count"], found["unreadable"]) == (2, 1)
 
 
 ROW = {"protocol", "budget", "method", "score", "low", "high", "seeds"}
@@ -311,7 +328,7 @@ def test_finetune_predict_and_report_answer_with_stable_keys(
     assert {"metric", "score"} <= set(model["validation"])
     out = tmp_path / "answers.csv"
     found = answer(capsys, "predict", model["model"], pictures, "--out", out)
-    assert found == {"out": str(out), "count": 48}
+    assert found == {"out": str(out), "count": 48, "unreadable": 0}
     assert len(out.read_text().splitlines()) == 49
     report = answer(capsys, "report", run)
     assert set(report) == {"report"}

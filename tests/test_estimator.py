@@ -167,6 +167,7 @@ def test_the_run_is_kept_where_asked_for_and_nothing_is_said(
         ({"steps": None, "epochs": 1, "time_limit": 3}, series(), "epochs and time limit were given"),
         ({"modality": "image"}, np.zeros((9, 8, 8), np.uint8), "constant"),
         ({}, np.full((3, 5), np.inf), "infinity"),
+        ({"modality": "image"}, np.zeros((9, 64)), r"\(N, H, W\) or \(N, H, W, C\); the array is \(9, 64\)"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_a_value_error(options: dict[str, Any], X: Any, message: str) -> None:

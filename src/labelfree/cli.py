@@ -256,12 +256,20 @@ def predict(
     out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
     force: Force = False,
 ) -> Answer:
-    """Classify new data with a fine-tuned model."""
+    """Classify new data with a fine-tuned model.
+
+    A row each; prediction and confidence of a sample that cannot be read are empty.
+    """
     from labelfree.tasks.predict import predict
 
-    count = predict(model, source, out, force)
-    print(f"{count:,} predictions are in '{out}'.")
-    return {"out": out, "count": count}
+    count, unreadable = predict(model, source, out, force)
+    print(f"{count:,} predictions are in '{out}'{_left_empty(unreadable)}.")
+    return {"out": out, "count": count, "unreadable": unreadable}
+
+
+def _left_empty(unreadable: int) -> str:
+    samples = "sample is" if unreadable == 1 else "samples are"
+    return f"; {unreadable:,} unreadable {samples} left empty" if unreadable else ""
 
 
 @_verb("runs/photos photos/ --out features.parquet")
@@ -271,14 +279,17 @@ def embed(
     out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .npy.")],
     force: Force = False,
 ) -> Answer:
-    """Write the features of every sample."""
+    """Write the features of every sample.
+
+    A row each; the features of a sample that cannot be read are empty (in .npy, NaN).
+    """
     from labelfree.run import Run
     from labelfree.tasks.embed import write_embeddings
 
     pretrained = Run(run)
-    count, dim = write_embeddings(pretrained, source, out, force), pretrained.encoder.dim
-    print(f"{count:,} vectors of {dim} numbers are in '{out}'.")
-    return {"out": out, "count": count, "dim": dim}
+    (count, unreadable), dim = write_embeddings(pretrained, source, out, force), pretrained.encoder.dim
+    print(f"{count:,} vectors of {dim} numbers are in '{out}'{_left_empty(unreadable)}.")
+    return {"out": out, "count": count, "unreadable": unreadable, "dim": dim}
 
 
 @_verb("runs/payments new-payments.parquet --out strange.csv")

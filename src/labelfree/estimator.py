@@ -33,7 +33,8 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         method: an objective or a recipe, as `labelfree list methods` names them; "auto" fits it to the data.
         encoder: such as "timm:resnet18" or "transformer:tiny", or a torch module (a copy of it is trained).
         epochs, steps, time_limit: how long to train, at most one of them; time_limit is seconds or "10m".
-        settings: further settings of the engine, the objective or the modality ({"batch_size": 64}).
+        settings: all further settings of the engine, the objective and the modality ({"batch_size": 64, "threads": 1}),
+            in one mapping, so that scikit-learn can clone and search it.
         out: keep the run in this folder, which must not exist yet; otherwise nothing is left on disk.
         random_state: same number, same encoder.
         verbose: show what is found, chosen and learnt.

@@ -13,7 +13,7 @@ import runs
 
 from labelfree.evaluation.plots import Line, chart, scatter, ticks
 from labelfree.evaluation.protocol import evaluate
-from labelfree.evaluation.report import write_report
+from labelfree.evaluation.report import together, write_report
 from labelfree.run import Run
 
 VOID = {"meta", "br", "img", "i", "line", "circle", "polyline", "polygon", "path", "rect"}
@@ -142,6 +142,49 @@ def test_scores_with_one_number_of_labels_stand_side_by_side() -> None:
     (mark,) = re.findall(r'x="([0-9.]+)" y="[0-9.]+" text-anchor="middle">100<', drawn)
     assert dots[1] - dots[0] > 50
     assert sum(dots) / 2 == pytest.approx(float(mark), abs=0.1)
+
+
+def test_a_constant_is_drawn_flat_whatever_its_rounding() -> None:
+    y = [0.001 * (1 + 1e-13 * (i % 3)) for i in range(50)]
+    heights = re.findall(
+        r",([\d.]+)", re.search(r'points="(.*?)"', chart([Line("plain", "rate", range(50), y)], "rate"))[1]
+    )  # type: ignore[index]
+    assert len(set(heights)) == 1
+
+
+def test_panels_share_their_axis_whatever_was_measured_in_each() -> None:
+    marks = [(10, "10"), (1000, "1,000")]
+    whole, part = ([Line("a", "a", x, [0.5] * len(x), [0.4] * len(x), [0.6] * len(x))] for x in ([10, 1000], [10]))
+    drawn = [chart(lines, "scores", marks, log=True, dots=True, span=(0, 1)) for lines in (whole, part)]
+    first = [re.search(r'cx="([\d.]+)"', text)[1] for text in drawn]  # type: ignore[index]
+    assert first[0] == first[1]
+    assert all(">10<" in text and ">1,000<" in text for text in drawn)
+
+
+def test_words_of_an_axis_are_not_printed_over_each_other() -> None:
+    lines = [Line("a", "a", [100, 101, 1000], [0.5, 0.5, 0.6])]
+    drawn = chart(lines, "scores", [(100, "100"), (101, "101"), (1000, "1,000")], log=True, dots=True)
+    assert ">100<" in drawn
+    assert ">101<" not in drawn
+
+
+def test_intervals_of_lines_at_one_place_stand_beside_each_other() -> None:
+    lines = [Line(name, name, [10, 100], [0.5, 0.6], [0.4, 0.5], [0.6, 0.7]) for name in "ab"]
+    whiskers = re.findall(r'class="whisker [ab]" x1="([\d.]+)"', chart(lines, "scores", log=True, dots=True))
+    assert len(set(whiskers)) == 4
+
+
+def test_a_single_step_is_a_dot() -> None:
+    assert "<circle" in chart([Line("plain", "loss", [1], [0.5])], "loss")
+
+
+def test_neighbours_that_are_rows_of_a_table_stand_below_its_names() -> None:
+    rows = [{"age": "36", "<b>": "x"}, {"age": "51", "<b>": "x"}]
+    drawn = together(["row 1", "row 2"], ["", ""], ["first", "second"], rows)
+    assert "<th>age</th><th>&lt;b&gt;</th>" in drawn
+    assert re.findall(r"<td class='differs'>(.*?)</td>", drawn) == ["51"]
+    assert "differs" not in together(["row 1", "row 2"], ["", ""], ["", ""], rows, compared=False)
+    assert "<figure" in together(["1.png"], ["<img>"], ["first"], [{}])
 
 
 def test_a_map_of_one_place_is_drawn() -> None:

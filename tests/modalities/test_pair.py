@@ -60,6 +60,7 @@ def test_a_table_of_paths_and_texts(captions: Path) -> None:
     assert recognise(captions)[0] == "pair"
     assert (len(dataset), dataset.there().sum(axis=0).tolist()) == (64, [60, 60])
     assert dataset.describe().facts["a side missing"] == "8 rows"
+    assert dataset.describe().facts["sides"] == "image = picture, text = caption"
     assert "tone" in dataset.columns()
     assert "caption" not in dataset.columns()
     with pytest.raises(LabelfreeError, match="is a side"):
@@ -83,6 +84,7 @@ def test_encoded_pictures_and_texts_in_parquet(tmp_path: Path) -> None:
     _, dataset = opened(tmp_path / "t.parquet")
     assert [sorted(item.parts) for item in dataset.read([0, 4, 7])] == [["image", "text"], ["text"], ["image"]]
     assert dataset.column("label").tolist() == ["a", "b"] * 6
+    assert dataset.describe().facts["sides"] == "image = image, text = caption"
 
 
 def test_files_of_equal_names(tmp_path: Path) -> None:

@@ -76,6 +76,19 @@ def test_classes_of_the_training_source_are_not_doubted_for_a_small_test_source(
     assert read_labels(Table(y=["b", "b"]), "y", classes=("a", "b")).y.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("label", [1, np.zeros(3)])
+def test_labels_themselves_are_no_name_of_a_column(label: object) -> None:
+    with pytest.raises(LabelfreeError, match="name of a column"):
+        read_labels(Table(y=["a", "b", "a"]), label)  # type: ignore[arg-type]
+
+
+def test_a_test_source_of_other_classes_only_says_which_it_has_and_which_are_known() -> None:
+    with pytest.raises(LabelfreeError, match=r"'poor', 'rich' where 'a', 'b' are known"):
+        read_labels(Table(y=["rich", "poor", "rich"]), "y", classes=("a", "b"))
+    with pytest.raises(LabelfreeError, match=r"'5' and 4 more where"):
+        read_labels(Table(y=[str(i) for i in range(1, 10)]), "y", classes=("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("column", "words"),
     [

@@ -106,13 +106,13 @@ def test_embedding_leaves_the_encoder_as_it_was(run: Run, train: Path) -> None:
 
 def test_embeddings_are_written_as_parquet_and_not_over_a_file(run: Run, train: Path, tmp_path: Path) -> None:
     file = tmp_path / "out" / "features.parquet"
-    assert write_embeddings(run, train, file) == 60
+    assert write_embeddings(run, train, file) == (60, 0)
     table = parquet.read_table(file)
     assert table.column_names == ["name", "feature"]
     np.testing.assert_allclose(np.stack(table["feature"].to_numpy()), run.embed(train), atol=1e-5)
     with pytest.raises(LabelfreeError, match="exists already"):
         write_embeddings(run, train, file)
-    assert write_embeddings(run, train, file, force=True) == 60
+    assert write_embeddings(run, train, file, force=True) == (60, 0)
 
 
 def test_embeddings_are_written_as_arrays_and_text_too(
@@ -251,7 +251,7 @@ def test_predictions_are_written_as_a_table(run: Run, train: Path, tmp_path: Pat
     network = Classifier(Custom(runs.Net(), 16, "pooled"), 3)
     model = Model(network, run.modality, ("a", "b", "c"), {}, None)
     file = tmp_path / f"answers{suffix}"
-    assert predict(model, train, file) == 60
+    assert predict(model, train, file) == (60, 0)
     if suffix == ".jsonl":
         rows = [json.loads(line) for line in file.read_text().splitlines()]
     else:

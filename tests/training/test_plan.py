@@ -13,11 +13,14 @@ from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Dataset, Description
+from labelfree.modalities.image import Image
 from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings
+from labelfree.registry import build_encoder, missing, objectives
 from labelfree.training import runtime
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
+from labelfree.training.plan import make_plan
 from labelfree.training.pretrain import _place, _say_busy
 from labelfree.training.settings import TrainSettings
 
@@ -234,3 +237,22 @@ def test_auto_takes_a_method_that_a_given_encoder_can_serve(tmp_path, capsys):
     assert "ts2vec, the usual one, asks more of an encoder than custom:Mean" in capsys.readouterr().err
     with pytest.raises(LabelfreeError, match="'ts2vec' needs more"):
         labelfree.pretrain(tmp_path / "series.npy", modality="series", method="ts2vec", encoder=Mean(), steps=2)
+
+
+@pytest.mark.parametrize("method", [name for name, cls in objectives().items() if not missing(cls, Image)])
+def test_the_encoder_that_auto_takes_for_pictures_serves_every_method(pictures, method):
+    few = {"modality": "image", "encoder": "auto", "seed": 0, "seconds": 60, "settings": {}}
+    plan, data, dataset, _ = make_plan(pictures, method=method, **few)
+    data.fit(dataset)
+    assert missing(plan.objective_class(), data, build_encoder(plan.encoder, data, plan.causal)) == []
+
+
+def test_auto_trains_what_comes_next_on_pictures(pictures, tmp_path):
+    run = labelfree.pretrain(pictures, method="next", out=tmp_path / "run", steps=2, batch_size=4, threads=1)
+    assert run.info["encoder"] == "transformer:tiny"
+    assert "the method needs an encoder that can be kept" in str(run.info["choices"])
+
+
+def test_a_network_that_cannot_take_the_data_is_refused_with_its_own_words(pictures):
+    with pytest.raises(LabelfreeError, match=r"Linear could not encode data of shape \(B, 3, 16, 16\): mat1 and mat2"):
+        labelfree.pretrain(pictures, encoder=torch.nn.Linear(5, 4), steps=1, **SMALL)

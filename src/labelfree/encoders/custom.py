@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, check_weights
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
+
+
+@torch.no_grad()
+def _sent_through(network: nn.Module, example: Batch) -> object:
+    """What a network makes of a view. Raises LabelfreeError where it cannot take it."""
+    was_training = network.training
+    try:
+        return network.eval()(example.data)
+    except Exception as error:  # a user's network may raise anything
+        shape = ", ".join(map(str, example.data.shape[1:]))
+        raise LabelfreeError(
+            f"{type(network).__name__} could not encode data of shape (B, {shape}): {reason_of(error)}.",
+            "Give a network that takes such batches.",
+        ) from error
+    finally:
+        network.train(was_training)
 
 
 class Custom(Encoder):
@@ -40,10 +57,8 @@ class Custom(Encoder):
         Its `dim` and `shape` attributes say what it returns where it has them; else `example` (a view) is sent through.
 
         Raises:
-            LabelfreeError: its output is of no known form, or nothing says how wide it is.
+            LabelfreeError: it cannot take the data, its output is of no known form, or nothing says how wide it is.
         """
-        import torch
-
         if isinstance(network, Encoder):
             return network
         if hasattr(network, "dim"):
@@ -53,10 +68,7 @@ class Custom(Encoder):
                 f"The width of {type(network).__name__}'s features is not known.",
                 "Give it an attribute `dim` (and `shape`: pooled, tokens or map).",
             )
-        was_training = network.training
-        with torch.no_grad():
-            out = network.eval()(example.data)
-        network.train(was_training)
+        out = _sent_through(network, example)
         if not isinstance(out, Tensor) or out.ndim not in (2, 3, 4) or len(out) != len(example):
             found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise LabelfreeError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from labelfree.data.batch import Sample
 from labelfree.data.doctor import Finding
-from labelfree.evaluation.report import page
+from labelfree.evaluation.report import page, together
 
 if TYPE_CHECKING:
     from labelfree.tasks.doctor import Checkup
@@ -85,10 +85,13 @@ def _examples(checkup: Checkup, finding: Finding) -> str:
 
 
 def _figures(checkup: Checkup, finding: Finding, rows: Sequence[int]) -> str:
-    figures = []
-    for row, item in zip(rows, checkup.dataset.shown(list(rows)), strict=True):
-        shown = checkup.kind.show(item) if isinstance(item, Sample) else ""
-        reason = f"<br><small>{escape(finding.reasons[row])}</small>" if row in finding.reasons else ""
-        name = escape(checkup.dataset.name(row))
-        figures.append(f"<figure>{shown}<figcaption>{name}{reason}</figcaption></figure>")
-    return f'<div class="near">{"".join(figures)}</div>'
+    items = [item if isinstance(item, Sample) else None for item in checkup.dataset.shown(list(rows))]
+    names = [checkup.dataset.name(row) for row in rows]
+    reasons = [f"<br><small>{escape(finding.reasons[row])}</small>" if row in finding.reasons else "" for row in rows]
+    return together(
+        names,
+        ["" if item is None else checkup.kind.show(item) for item in items],
+        [escape(name) + reason for name, reason in zip(names, reasons, strict=True)],
+        [{} if item is None else checkup.kind.row(item) for item in items],
+        compared=bool(finding.groups),
+    )

@@ -91,5 +91,5 @@ def neighbours(
 
 def _entry(modality: Modality, part: Part, place: int) -> dict[str, Any]:
     item = part.dataset.shown([int(part.rows[place])])[0]
-    html = modality.show(item) if isinstance(item, Sample) else ""
-    return {"name": part.names(np.array([place]))[0], "y": int(part.y[place]), "html": html}
+    html, row = (modality.show(item), modality.row(item)) if isinstance(item, Sample) else ("", {})
+    return {"name": part.names(np.array([place]))[0], "y": int(part.y[place]), "html": html, "row": row}

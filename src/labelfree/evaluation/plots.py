@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import numpy as np
 
 #: Most points of a line; longer ones are thinned by means.
 MOST = 300
+#: Width of a character of an axis.
+CHARACTER = 6.0
+#: How far apart the points of lines are that lie at one place.
+SIDE = 8.0
+#: Share of a value that differences must exceed: smaller ones are rounding, and are drawn as none.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Line:
         title: words shown on pointing at a dot.
         x, y: its points.
         low, high: its interval, if it has one.
+        aside: how far right of its places it is drawn, so that it hides no other line.
     """
 
     style: str
@@ -30,11 +37,12 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    aside: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Maps values to places on the drawing; `log` makes the horizontal axis logarithmic."""
+    """Maps values to places on the drawing; `log` makes the horizontal axis logarithmic, `inset` frees its ends."""
 
     left: float
     right: float
@@ -44,20 +52,26 @@ class Frame:
     width: float = 360.0
     height: float = 230.0
     margin: tuple[float, float, float, float] = (12.0, 14.0, 34.0, 44.0)  # top, right, bottom, left
+    inset: float = 0.0
+
+    @property
+    def across(self) -> float:
+        """Room between the left and the right margin."""
+        return self.width - self.margin[1] - self.margin[3]
 
     def x(self, value: float) -> float:
         low, high, at = self.left, self.right, value
         if self.log:
             low, high, at = math.log(low), math.log(high), math.log(value)
         share = (at - low) / (high - low) if high > low else 0.5
-        return self.margin[3] + share * (self.width - self.margin[1] - self.margin[3])
+        return self.margin[3] + self.inset + share * (self.across - 2 * self.inset)
 
     def y(self, value: float) -> float:
         share = (value - self.bottom) / (self.top - self.bottom) if self.top > self.bottom else 0.5
         return self.height - self.margin[2] - share * (self.height - self.margin[0] - self.margin[2])
 
-    def path(self, x: Sequence[float], y: Sequence[float]) -> str:
-        return " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in zip(x, y, strict=True))
+    def path(self, line: Line) -> str:
+        return " ".join(f"{self.x(a) + line.aside:.1f},{self.y(b):.1f}" for a, b in zip(line.x, line.y, strict=True))
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -82,43 +96,40 @@ def chart(
     dots: bool = False,
     size: tuple[float, float] = (360.0, 230.0),
 ) -> str:
-    """A line chart with intervals as bands.
+    """A line chart with intervals as whiskers.
 
     Args:
         lines: what to draw, the most important last.
         name: what it is called for those who cannot see it.
-        marks: places and words of the horizontal axis; round numbers by default.
+        marks: places and words of the horizontal axis, which ends with them; round numbers by default.
         log: logarithmic horizontal axis.
         percent: the vertical axis is a share.
         span: of the vertical axis.
-        dots: draw the points.
+        dots: draw the points, those of several lines at one place side by side.
         size: width and height.
     """
     lines = [line for line in (_finite(line) for line in lines) if len(line.x)]
     if not lines:
         return ""
-    xs = [x for line in lines for x in line.x]
-    log = log and min(xs) < max(xs)
-    if dots and min(xs) == max(xs):
-        lines, marks = _side_by_side(lines, marks)
-        xs = [0.0, len(lines) + 1.0]
+    xs = [place for place, _ in marks] or [x for line in lines for x in line.x]
     everything = np.concatenate([np.asarray([*line.y, *line.low, *line.high], dtype=float) for line in lines])
     low, high = span or _padded(float(everything.min()), float(everything.max()))
-    frame = Frame(min(xs), max(xs), low, high, log, *size)
+    inset = SIDE * len(lines) / 2 if dots else 0.0
+    frame = Frame(min(xs), max(xs), low, high, log and min(xs) < max(xs), *size, inset=inset)
+    if dots:
+        lines = _side_by_side(lines, frame)
     body = [_axes(frame, marks, percent)]
-    body += [_band(frame, line) for line in lines if len(line.low)]
     for line in lines:
-        body.append(f'<polyline class="line {line.style}" points="{frame.path(line.x, line.y)}"/>')
-        body += [_dot(frame, line, i, percent) for i in range(len(line.x))] if dots else []
+        body.append(f'<polyline class="line {line.style}" points="{frame.path(line)}"/>')
+        body += [_whisker(frame, line, i) for i in range(len(line.low))]
+        body += [_dot(frame, line, i, percent) for i in range(len(line.x))] if dots or len(line.x) == 1 else []
     return _svg(frame, name, "".join(body))
 
 
-def _side_by_side(
-    lines: Sequence[Line], marks: Sequence[tuple[float, str]]
-) -> tuple[list[Line], list[tuple[float, str]]]:
-    """Lines of one point each, which would hide each other in one place, at 1, 2, …; their mark below the middle."""
-    middle = (len(lines) + 1) / 2
-    return [replace(line, x=[place + 1.0]) for place, line in enumerate(lines)], [(middle, words) for _, words in marks]
+def _side_by_side(lines: Sequence[Line], frame: Frame) -> list[Line]:
+    """Lines a little apart, so that no points hide others; over all the width where there is one place."""
+    gap = SIDE if frame.left < frame.right else frame.across / (len(lines) + 1)
+    return [replace(line, aside=gap * (i - (len(lines) - 1) / 2)) for i, line in enumerate(lines)]
 
 
 def _svg(frame: Frame, name: str, body: str) -> str:
@@ -138,7 +149,9 @@ def _finite(line: Line) -> Line:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    space = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
+    """A span around values; what is constant lies in its middle, with 0 at an end."""
+    size = max(abs(low), abs(high))
+    space = 0.06 * (high - low) if high - low > ROUNDING * size else size or 1.0
     return low - space, high + space
 
 
@@ -150,8 +163,14 @@ def _axes(frame: Frame, marks: Sequence[tuple[float, str]], percent: bool) -> st
         y = f"{frame.y(value):.1f}"
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{left - 7}" y="{y}" dy=".33em" text-anchor="end">{words}</text>')
+    free = -math.inf
     for value, words in marks or [(v, _short(v)) for v in ticks(frame.left, frame.right)]:
-        for i, row in enumerate(words.split("\n")):
+        rows = words.split("\n")
+        half = CHARACTER * max(map(len, rows)) / 2
+        if frame.x(value) - half < free:  # it would be printed over the one before it
+            continue
+        free = frame.x(value) + half
+        for i, row in enumerate(rows):
             place = f'x="{frame.x(value):.1f}" y="{frame.height - frame.margin[2] + 15 + 12 * i:.1f}"'
             parts.append(f'<text class="tick" {place} text-anchor="middle">{escape(row)}</text>')
     return "".join(parts)
@@ -165,18 +184,15 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _band(frame: Frame, line: Line) -> str:
-    around = [*zip(line.x, line.high, strict=True), *reversed([*zip(line.x, line.low, strict=True)])]
-    if len(line.x) == 1:
-        x, low, high = f"{frame.x(line.x[0]):.1f}", frame.y(line.low[0]), frame.y(line.high[0])
-        return f'<line class="whisker {line.style}" x1="{x}" x2="{x}" y1="{low:.1f}" y2="{high:.1f}"/>'
-    return f'<polygon class="band {line.style}" points="{frame.path(*zip(*around, strict=True))}"/>'
+def _whisker(frame: Frame, line: Line, i: int) -> str:
+    x, low, high = f"{frame.x(line.x[i]) + line.aside:.1f}", frame.y(line.low[i]), frame.y(line.high[i])
+    return f'<line class="whisker {line.style}" x1="{x}" x2="{x}" y1="{low:.1f}" y2="{high:.1f}"/>'
 
 
 def _dot(frame: Frame, line: Line, i: int, percent: bool) -> str:
     value = f"{line.y[i]:.1%}" if percent else _short(line.y[i])
     between = f" ({line.low[i]:.1%} … {line.high[i]:.1%})" if percent and len(line.low) else ""
-    place = f'cx="{frame.x(line.x[i]):.1f}" cy="{frame.y(line.y[i]):.1f}"'
+    place = f'cx="{frame.x(line.x[i]) + line.aside:.1f}" cy="{frame.y(line.y[i]):.1f}"'
     words = f"<title>{escape(line.title)} {value}{between}</title>"
     return f'<circle class="dot {line.style}" {place} r="3.4">{words}</circle>'
 

@@ -41,6 +41,8 @@ HEALTH = {
 }
 #: Unreadable samples that are listed, and characters of a setting's value that are shown.
 LISTED, LONG = 50, 200
+#: Columns of a table that are shown.
+COLUMNS = 20
 
 
 def write_report(run: Run) -> Path:
@@ -125,7 +127,7 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     about, metric = evaluation["about"], NAMES[evaluation["metric"]]
     rows = evaluation["results"]
     words = (
-        f"{metric.capitalize()} on {about['test']:,} test samples of {len(about['classes'])} classes of "
+        f"{metric[0].upper()}{metric[1:]} on {about['test']:,} test samples of {len(about['classes'])} classes of "
         f"“{about['label']}”, mean over {about['seeds']} seeds. Intervals are {about['interval']}."
     )
     return (
@@ -148,11 +150,14 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Score over labels for each protocol, on one scale; raw features stand beside every protocol."""
+    """Score over labels for each protocol, on the same axes; raw features stand beside every protocol."""
     everything = [row[key] for row in rows for key in ("low", "high")]
     low, high = min(everything), max(everything)
     span = (max(0.0, low - 0.04), min(1.0, high + 0.04))
-    marks = sorted({(row["labels"], f"{row['labels']:,}\n{row['budget']}") for row in rows})
+    budgets: dict[int, dict[str, None]] = {}
+    for row in sorted(rows, key=lambda row: row["labels"]):
+        budgets.setdefault(row["labels"], {})[row["budget"]] = None
+    marks = [(labels, f"{labels:,}\n{', '.join(names)}") for labels, names in budgets.items()]
     cards = []
     for protocol in ("linear", "finetune", "knn"):
         shown = [row for row in rows if row["protocol"] == protocol]
@@ -250,7 +255,7 @@ def _training(run: Run) -> str:
         x = [line["step"] for line in logged if line.get(key) is not None]
         y = [line[key] for line in logged if line.get(key) is not None]
         lines = [Line("plain", title, x, y)]
-        if len(y) > 20:
+        if len(y) > 20 and min(y) < max(y):
             lines = [Line("plain faint", title, x, y), Line("plain", title, x, _smooth(y))]
         drawn = chart(lines, f"{title} by step", size=(480.0, 190.0))
         about = f" <small>{words}</small>" if words else ""
@@ -323,24 +328,55 @@ def _map(gallery: Mapping[str, Any]) -> str:
 
 
 def _neighbours(gallery: Mapping[str, Any]) -> str:
-    classes = gallery["classes"]
-    rows = []
+    classes, shown = gallery["classes"], []
     for asked in gallery["neighbours"]:
-        figures = [f"{_figure(asked)}<b>{escape(str(classes[asked['y']]))}</b></figcaption></figure>"]
+        entries = [asked, *asked["near"]]
+        words = [f"<b>{escape(str(classes[asked['y']]))}</b>"]
         for near in asked["near"]:
-            same = near["y"] == asked["y"]
-            kind, sign = ("same", "✓") if same else ("other", "✗")
-            words = f"{escape(str(classes[near['y']]))} <span class='{kind}'>{sign}</span>"
-            figures.append(f"{_figure(near)}{words} <small>{near['similarity']:.2f}</small></figcaption></figure>")
-        rows.append(f'<div class="near">{"".join(figures)}</div>')
+            kind, sign = ("same", "✓") if near["y"] == asked["y"] else ("other", "✗")
+            label = f"{escape(str(classes[near['y']]))} <span class='{kind}'>{sign}</span>"
+            words.append(f"{label} <small>{near['similarity']:.2f}</small>")
+        shown.append(together([entry["name"] for entry in entries], [e["html"] for e in entries], words,
+                              [entry.get("row", {}) for entry in entries]))  # fmt: skip
+    marked = " What differs from the first is underlined." if any(e.get("row") for e in gallery["neighbours"]) else ""
     return (
         "<section><h2>Nearest neighbours</h2><p>A test sample, and the training samples that the encoder finds most "
-        f"like it, with their cosine similarity.</p>{''.join(rows)}</section>"
+        f"like it, with their cosine similarity.{marked}</p>{''.join(shown)}</section>"
     )
 
 
-def _figure(entry: Mapping[str, Any]) -> str:
-    return f'<figure title="{escape(str(entry["name"]))}"><div class="shown">{entry["html"]}</div><figcaption>'
+def together(
+    names: Sequence[str],
+    html: Sequence[str],
+    words: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    compared: bool = True,
+) -> str:
+    """Samples side by side, each with its words (HTML).
+
+    Rows of a table are one below the other, their columns' names above; `compared` marks what differs from the first.
+    """
+    if all(rows):
+        return _as_table(names, words, rows, compared)
+    figures = "".join(
+        f'<figure title="{escape(str(name))}"><div class="shown">{shown}</div><figcaption>{said}</figcaption></figure>'
+        for name, shown, said in zip(names, html, words, strict=True)
+    )
+    return f'<div class="near">{figures}</div>'
+
+
+def _as_table(names: Sequence[str], words: Sequence[str], rows: Sequence[Mapping[str, str]], compared: bool) -> str:
+    columns = list(rows[0])[:COLUMNS]
+    left_out = len(rows[0]) - len(columns)
+    header = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    header += f"<th>… {left_out:,} more</th>" if left_out else ""
+    lines = []
+    for name, said, row in zip(names, words, rows, strict=True):
+        differs = [" class='differs'" if compared and row[c] != rows[0][c] else "" for c in columns]
+        cells = "".join(f"<td{mark}>{escape(row[c])}</td>" for mark, c in zip(differs, columns, strict=True))
+        lines.append(f'<tr title="{escape(str(name))}"><td>{said}</td>{cells}{"<td></td>" if left_out else ""}</tr>')
+    kind = "rows compared" if compared else "rows"
+    return f"<div class='scroll'><table class='{kind}'><tr><th></th>{header}</tr>{''.join(lines)}</table></div>"
 
 
 # ---- the record

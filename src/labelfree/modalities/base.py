@@ -218,12 +218,14 @@ class Budget:
         flops: rough floating-point operations a second that training reaches on this machine.
         views: whether the method learns from two views of a sample; None where it is still to be chosen.
         accelerator: whether there is a GPU.
+        needs: what the method, where it was named, needs of the encoder that is chosen.
     """
 
     seconds: float | None
     flops: float
     accelerator: bool
     views: bool | None = None
+    needs: frozenset[Need] = frozenset()
 
 
 class Modality(ABC):
@@ -463,6 +465,12 @@ class Modality(ABC):
     @abstractmethod
     def show(self, sample: Sample) -> str:
         """HTML that a person looks at: a thumbnail, a sparkline, a snippet. Escaped, self-contained."""
+
+    def row(self, sample: Sample) -> Mapping[str, str]:
+        """The sample's values by name, as a person reads them, where it is a row of a table: several are then shown
+        under one header. Empty for other kinds of data.
+        """
+        return {}
 
     @abstractmethod
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:

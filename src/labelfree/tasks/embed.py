@@ -141,14 +141,16 @@ def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: in
     return apply(encoder, lambda view: encoder(view).pooled, encoder.dim, modality, dataset, batch_size, **options)
 
 
-def write_embeddings(run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256) -> int:
+def write_embeddings(
+    run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256
+) -> tuple[int, int]:
     """Write the features of every sample, D float32, to a file.
 
     A .parquet file has `name` and `feature` (a list, null where unreadable); a .csv file `name` and a column a number;
     a .npy file is an array (N, D), its rows NaN where unreadable.
 
     Returns:
-        The number of samples written.
+        How many samples have features, and how many cannot be read; the file has a row for each of both.
 
     Raises:
         LabelfreeError: another kind of file, one that exists and `force` is false, or one that cannot be written.
@@ -157,12 +159,14 @@ def write_embeddings(run: Run, source: Any, file: str | Path, force: bool = Fals
     dataset, encoder = run.open(source), run.encoder
     # one that remembers would begin anew with each chunk
     chunk = max(1, len(dataset)) if encoder.remembers else CHUNK
+    unreadable = 0
     with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
         for start in range(0, len(dataset), chunk):
             rows = range(start, min(start + chunk, len(dataset)))
             features = embed(encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
             write([dataset.name(row) for row in rows], features)
-    return len(dataset)
+            unreadable += int(np.isnan(features[:, 0]).sum())
+    return len(dataset) - unreadable, unreadable
 
 
 @contextmanager

@@ -147,6 +147,11 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
     Raises:
         LabelfreeError: no such column, no labels; where no classes are given, numbers instead of classes, or one class.
     """
+    if not isinstance(label, str):
+        raise LabelfreeError(
+            f"label is the name of a column, and a {type(label).__name__} was given.",
+            'Give arrays under names: {"x": x, "label": y} with label="label".',
+        )
     raw = np.asarray(dataset.column(label))
     words = [_word(value) for value in raw.tolist()]
     known = tuple(classes) or _found(raw, words, label)
@@ -158,6 +163,11 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
     if strange := Counter(word for word in words if word is not None and word not in number):
         names = ", ".join(f"'{name}'" for name, _ in strange.most_common(3))
         notes.append(f"{strange.total():,} test samples are of classes without training labels ({names}); left out.")
+    if (y < 0).all() and strange:
+        raise LabelfreeError(
+            f"No class of '{label}' is a known one: there are {_some(sorted(strange))} where {_some(known)} are known.",
+            "Write the classes alike in the training and the test source.",
+        )
     if (y < 0).all():
         raise LabelfreeError(f"No sample has a usable label in '{label}'.", "Name the column that holds the classes.")
     groups = None
@@ -165,6 +175,10 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         groups, alone = _groups(dataset, group)
         notes += [f"{alone:,} samples have no value in '{group}', and are each a group alone."] if alone else []
     return Labels(known, y, groups, notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def _groups(dataset: Dataset, column: str) -> tuple[np.ndarray, int]:

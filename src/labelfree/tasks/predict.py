@@ -12,7 +12,7 @@ from labelfree.tasks.classifier import class_probabilities
 from labelfree.tasks.finetune import Model
 
 
-def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> int:
+def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool = False) -> tuple[int, int]:
     """Write `name`, `prediction` and `confidence` of every sample; both empty where one cannot be read.
 
     Args:
@@ -22,7 +22,7 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
         force: replace the file.
 
     Returns:
-        The number of samples.
+        How many samples have a prediction, and how many cannot be read; the table has a row for each of both.
 
     Raises:
         LabelfreeError: another kind of file, or one that exists.
@@ -42,4 +42,5 @@ def predict(model: Model | str | Path, source: Any, out: str | Path, force: bool
         "confidence": pa.array(known, pa.float32()),
     }
     write_table(columns, path, force)
-    return len(dataset)
+    unreadable = names.count(None)
+    return len(dataset) - unreadable, unreadable

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from labelfree.data.named import ENDINGS, refuse_names
 from labelfree.data.once import remembering
 from labelfree.data.sources import (
     ARRAYS,
+    HEAD_ROWS,
     TABLES,
     existing,
     frame,
@@ -100,13 +102,22 @@ def _check_readable(source: Any) -> None:
     """Raises LabelfreeError with what is wrong with a source that nothing recognises, where that can be told."""
     if not isinstance(source, Path):
         listed_files(source, ENDINGS)
-        frame(source, 1)
+        if (table := frame(source, HEAD_ROWS)) is not None:
+            _check_filled(table, f"The {type(source).__name__}")
     elif source.is_dir() and not list_files(source):
         raise LabelfreeError(f"'{source}' is a folder without files.", "Name one with data in it.")
     elif source.suffix.lower() in TABLES:
-        read_head(source)
+        _check_filled(read_head(source), f"'{source}'")
     elif source.suffix.lower() in ARRAYS:
         load_arrays(source)
+
+
+def _check_filled(head: pa.Table, what: str) -> None:
+    """Raises LabelfreeError where a table's first rows, which nothing recognises, hold nothing."""
+    if not head.num_rows:
+        raise LabelfreeError(f"{what} has no rows.", "Name a table with rows below its header.")
+    if all(column.null_count == len(column) for column in head.columns):
+        raise LabelfreeError(f"{what} holds nothing: all its columns are empty.", "Check how it was written.")
 
 
 def _check_kinds(folder: Path, chosen: str) -> None:
@@ -271,8 +282,9 @@ def _engine(settings: Mapping[str, Any]) -> TrainSettings:
 def _budget(engine: TrainSettings, seconds: float | None, method: str) -> Budget:
     device = runtime.device(engine.accelerator)
     precision = runtime.best_precision(device) if engine.precision == "auto" else engine.precision
-    views = None if method == "auto" else Need.VIEWS in registry.method(method)[0].needs
-    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views)
+    needs = None if method == "auto" else registry.method(method)[0].needs
+    views = None if needs is None else Need.VIEWS in needs
+    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views, needs or frozenset())
 
 
 def resolve_machine(plan: Plan, streamed: bool) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from labelfree.modalities.base import Budget, Choice, Description
+from labelfree.needs import Need
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,22 @@ def choose(found: Description, budget: Budget) -> list[Choice]:
     size = min(32, int(min(found.numbers["height"], found.numbers["width"])))
     short = budget.seconds is not None and not budget.accelerator
     batch = 128 if short else 256
-    view = size // 2 if short and budget.views is not False and size >= HALVED else size
+    asked = [need for need in (Need.MASK, Need.CAUSAL) if need in budget.needs]  # beyond what a convolution net can
+    view = size // 2 if short and not asked and budget.views is not False and size >= HALVED else size
     rung = _rung(view, budget)
     seen = _seen(rung, view, budget)
     words = "learns in fewer passes than a transformer"
     if seen:
         words = f"sees some {seen / found.count:,.0f} times each picture in the time allowed"
-    choices = [
-        Choice("method", "simclr", "contrast of two views works from few pictures and short trainings on"),
+    network = [
         Choice("encoder", rung.encoder, words),
         Choice("stem", rung.stem, "the finest map that the time allows", of_encoder=True),
+    ]
+    if asked:
+        network = [Choice("encoder", "transformer:tiny", f"the method needs {asked[0]}")]
+    choices = [
+        Choice("method", "simclr", "contrast of two views works from few pictures and short trainings on"),
+        *network,
         Choice("size", size, "many passes at a small size beat few at a large one"),
         Choice("batch_size", max(2, min(batch, found.count // 4)), f"a quarter of the pictures, at most {batch}"),
     ]

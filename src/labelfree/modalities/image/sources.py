@@ -22,7 +22,7 @@ from labelfree.data.encoded import (
     open_table,
 )
 from labelfree.data.named import open_listed, recognise_listed
-from labelfree.data.pictures import SUFFIXES, as_array, looks_like_picture
+from labelfree.data.pictures import SUFFIXES, as_array, header, looks_like_picture
 from labelfree.errors import LabelfreeError
 
 #: What a source may be, in words.
@@ -75,6 +75,12 @@ def from_arrays(arrays: Mapping[str, np.ndarray], wanted: str, where: object) ->
     """The pictures among named arrays, and the others of that length as columns. Raises LabelfreeError."""
     names = [name for name, array in arrays.items() if could_be_pictures(array.shape, array.dtype.kind)]
     four = [name for name in names if arrays[name].ndim == 4]
+    flat = [name for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "uif"]
+    if not names and wanted == "auto" and len(flat) == 1:
+        found = tuple(arrays[flat[0]].shape)
+        raise LabelfreeError(
+            f"Pictures are (N, H, W) or (N, H, W, C); the array is {found}.", "Give each its rows: x.reshape(-1, H, W)."
+        )
     name = choose_column(four if len(four) == 1 and wanted == "auto" else names, wanted, where, PICTURES)
     pictures = arrays[name]
     columns = {k: np.asarray(v) for k, v in arrays.items() if k != name and v.ndim == 1 and len(v) == len(pictures)}
@@ -142,8 +148,22 @@ def _open_path(path: Path, column: str) -> Source:
     with path.open("rb") as file:
         if looks_like_picture(file.read(16)):
             return Files([path], path.parent)
+    if path.suffix.lower() in SUFFIXES:
+        raise _no_picture(path)
     raise LabelfreeError(
         f"'{path}' is no source of pictures: a folder, Parquet, Arrow, .npy, .npz or a picture file was expected."
+    )
+
+
+def _no_picture(path: Path) -> LabelfreeError:
+    """Why a file is no picture, though its name says so."""
+    reason = "it is none"
+    try:
+        header(path)
+    except Exception as error:  # whatever decoders raise
+        reason = sources.reason_of(error)
+    return LabelfreeError(
+        f"'{path}' is named like a picture, but cannot be read as one: {reason}.", "Check that it is whole."
     )
 
 

@@ -55,11 +55,13 @@ class Tied:
         dataset: its samples.
         rows: (N,) int64 the place of each pair in it, -1 where the side is missing.
         column: of the pairs' table, where it is one.
+        given_by: what a person calls the column that it comes from, or that names its files.
     """
 
     dataset: Dataset
     rows: np.ndarray
     column: str = ""
+    given_by: str = ""
 
 
 class Pairs(Dataset):
@@ -127,6 +129,9 @@ class Pairs(Dataset):
     def describe(self) -> Description:
         there = self.there()
         facts = {"source": self.words}
+        given = {name: tied.given_by for name, tied in self.sides.items()}
+        if any(given.values()):
+            facts["sides"] = ", ".join(f"{name} = {column}" if column else name for name, column in given.items())
         for number, name in enumerate(self.order):
             count = int(there[:, number].sum())
             facts[name] = f"{count:,} rows" if count < len(self) else "every row"
@@ -308,7 +313,7 @@ class Pair(Modality):
         dataset = modality.open(side.source)
         rows = np.arange(len(dataset)) if side.rows is None else side.rows
         column = side.column or (side.source.column_names[0] if isinstance(side.source, pa.Table) else "")
-        return Tied(dataset, rows, column)
+        return Tied(dataset, rows, column, side.given_by or column)
 
     def training_set(self, dataset: Dataset, needs: frozenset[Need] = frozenset()) -> Dataset:
         """Rows with two sides or more, where it is the ties that are learnt from."""

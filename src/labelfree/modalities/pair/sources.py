@@ -49,12 +49,14 @@ class Side:
         source: what that modality opens.
         rows: (N,) int64 the place of each pair in it, -1 where the side is missing; None: row by row.
         column: of the source, where it is a table; "" where there is no choice.
+        given_by: the column that names its files, or held it, where the source is no table; "" where there is none.
     """
 
     kind: str
     source: Any
     rows: np.ndarray | None = None
     column: str = ""
+    given_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ def _in_memory(table: pa.Table, name: str) -> Side | None:
     contents = [value.get("bytes") if isinstance(value, dict) else value for value in values]
     there = np.array([bool(content) for content in contents])
     kind = sniff(_first_bytes(table.column(name)))
-    return Side(kind, [content for content in contents if content], _counted(there)) if kind else None
+    return Side(kind, [c for c in contents if c], _counted(there), given_by=name) if kind else None
 
 
 def _from_columns(
@@ -354,7 +356,7 @@ def _paths(table: pa.Table, name: str, kind: str, folder: Path) -> Side:
     kept: list[Any] = [file for file, is_there in zip(files, there, strict=True) if is_there]
     if kind == "text":
         kept = [decode(file.read_bytes()) for file in kept]
-    return Side(kind, kept, _counted(there))
+    return Side(kind, kept, _counted(there), given_by=name)
 
 
 def _texts(table: pa.Table, name: str) -> Side:

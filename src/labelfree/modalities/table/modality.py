@@ -312,13 +312,17 @@ class Table(Modality):
 
     # ---- for people, and for baselines
 
-    def show(self, sample: Sample) -> str:
+    def row(self, sample: Sample) -> dict[str, str]:
         fields = self.fields
         shown: dict[str, str] = {}
         for place in np.argsort(fields.order):
             field, column = fields.all[place], fields.columns[fields.column[place]]
             if field.column not in shown and column.kind != "text":
                 shown[field.column] = _said(column, float(sample.data[place]))
+        return shown
+
+    def show(self, sample: Sample) -> str:
+        shown = self.row(sample)
         rows = "".join(
             f'<tr><td style="color:#888">{escape(name)}</td><td>{escape(value)}</td></tr>'
             for name, value in list(shown.items())[:SHOWN]
