@@ -126,9 +126,10 @@ def _header(run: Run, evaluation: Mapping[str, Any] | None) -> str:
 def _results(evaluation: Mapping[str, Any]) -> str:
     about, metric = evaluation["about"], NAMES[evaluation["metric"]]
     rows = evaluation["results"]
+    seeds = "one seed" if about["seeds"] == 1 else f"mean over {about['seeds']} seeds"
     words = (
         f"{metric[0].upper()}{metric[1:]} on {about['test']:,} test samples of {len(about['classes'])} classes of "
-        f"“{about['label']}”, mean over {about['seeds']} seeds. Intervals are {about['interval']}."
+        f"“{about['label']}”, {seeds}. Intervals are {about['interval']}."
     )
     return (
         f"<section><h2>What it was worth</h2><p>{escape(words)}</p>{_notes(evaluation)}{_legend(rows)}{_curves(rows)}"
