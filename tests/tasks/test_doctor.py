@@ -96,8 +96,17 @@ def test_series_of_a_wrong_length_and_faint_ones_are_found() -> None:
     series[4] = np.concatenate([series[4]] * 15)
     series[9] = series[9] * 1e-3 + 5
     checkup = doctor(series, modality="series", window=0)
-    assert found(checkup) == {"sizes": [4], "nearly constant": [9]}
+    assert found(checkup) == {"of unusual size": [4], "nearly constant": [9]}
     assert checkup.findings[1].reasons[4] == "is 600 long, usual is 40"
+
+
+def test_lengths_of_recordings_are_told_in_seconds() -> None:
+    rng = np.random.default_rng(0)
+    waves = [rng.normal(size=1600).astype(np.float32) for _ in range(12)]
+    waves[3] = np.tile(waves[3], 20)
+    for given in ("mel", "wave"):
+        checkup = doctor(waves, modality="audio", rate=16000, input=given)
+        assert next(f for f in checkup.findings if f.check == "of unusual size").reasons[3].startswith("is 2.0 s long")
 
 
 def test_texts_that_differ_by_a_word_are_near_copies(tmp_path: Path) -> None:

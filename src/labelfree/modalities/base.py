@@ -422,6 +422,10 @@ class Modality(ABC):
     def show(self, sample: Sample) -> str:
         """HTML that a person looks at: a thumbnail, a sparkline, a snippet. Escaped, self-contained."""
 
+    def length_words(self, length: float) -> str:
+        """How long a sample of so many steps is, as a person says it."""
+        return f"{length:,.0f}"
+
     def row(self, sample: Sample) -> Mapping[str, str]:
         """The sample's values by name, as a person reads them, where it is a row of a table: several are then shown
         under one header. Empty for other kinds of data.

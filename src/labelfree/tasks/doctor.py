@@ -173,7 +173,7 @@ def doctor(
     kind, dataset, notes = _opened(source, modality, trained, settings, label)
     places = range(len(dataset)) if limit is None else spread(len(dataset), dataset.shards, limit)
     whole, _ = dataset.origin()
-    survey = Survey(kind.signal, not whole.connected, whole.own_values).add(nearby(dataset, places))
+    survey = Survey(kind.signal, not whole.connected, whole.own_values, kind.length_words).add(nearby(dataset, places))
     findings = survey.findings()
     other = None if against is None else kind.open(against)
     if whole.connected:
@@ -265,7 +265,9 @@ def _alike(
     if features:
         owners = _owners(dataset, survey, rows)
         if len(np.unique(owners[owners >= 0])) < (owners >= 0).sum():
-            notes.append("Near copies were looked for between groups: what belongs to one (a film, a person) is alike.")
+            cut = dataset.origin()[0].cut_from is not None
+            apart = "recordings: pieces of one are" if cut else "groups: what belongs to one (a film, a person) is"
+            notes.append(f"Near copies were looked for between {apart} alike.")
         usual = usual_distance(features[0], owners)
         a, b = near_pairs(features[0], features[0], near, usual, owners)
         groups = [rows[group].tolist() for group in near_groups(a, b)]
