@@ -136,6 +136,28 @@ def test_rows_of_few_numbers_are_no_near_copies(tmp_path: Path) -> None:
     assert "in 4 raw features, samples are near by chance" in " ".join(checkup.notes)
 
 
+def test_rows_that_are_nearly_alike_are_told_and_are_no_fault() -> None:
+    values = np.random.default_rng(0).normal(size=(60, 12))
+    values[1::2] = values[::2] + 1e-4
+    table = {f"v{place}": column for place, column in enumerate(values.T)} | {"kind": np.array(["a", "b"] * 30)}
+    checkup = doctor(table, modality="table", label="kind", against={**table, "v0": table["v0"] + 1e-4})
+    assert [(finding.check, finding.fault) for finding in checkup.findings] == [
+        ("near copies", False),
+        ("near the other", False),
+    ]
+    assert (checkup.share, checkup.failed) == (0, False)
+    assert "Nothing is wrong" in checkup.verdict
+    assert "counts as no fault" in " ".join(checkup.notes)
+    same = {name: np.concatenate([column[:4], column[:1]]) for name, column in table.items()}
+    same["kind"][4] = "b"
+    checkup = doctor(same, modality="table", label="kind", against=same)
+    assert {f.check: list(f.samples) for f in checkup.faults} == {
+        "copies": [0, 4],
+        "in both sources": [0, 1, 2, 3, 4],
+        "labels disagree": [0, 4],
+    }
+
+
 def test_what_was_looked_for_in_some_samples_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = noise(40).repeat(2, axis=0)
     pictures[1::2, 0, 0] ^= 8

@@ -32,6 +32,7 @@ class Finding:
         reasons: what is to be said of single samples.
         compared: of how many samples these are, where not all that were looked at; 0 for all.
         tally: words for how many are of which kind, where there are several ("3 exactly, 2 nearly").
+        fault: whether something is wrong with them; else they are told, and do not count.
     """
 
     check: str
@@ -41,6 +42,7 @@ class Finding:
     reasons: Mapping[int, str] = field(default_factory=dict)
     compared: int = 0
     tally: str = ""
+    fault: bool = True
 
 
 def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unreadable]:

@@ -245,6 +245,9 @@ class Modality(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     #: Whether samples are values in time or space, of which those that are constant hold nothing.
     signal: ClassVar[bool] = False
+    #: Whether samples that are nearly alike are copies of one another; false where different ones (two people of one
+    #: age and trade) may well be.
+    near_copies: ClassVar[bool] = True
     #: Whether the tokens of this kind of data are the square patches of its one picture, so that vision transformers
     #: can hide them and read them in order.
     patched: ClassVar[bool] = False
