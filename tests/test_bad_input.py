@@ -213,10 +213,13 @@ def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -
     assert "nothing else fits 1 file(s): they are read as bytes" in said
 
 
-def test_a_file_that_is_named_like_a_picture_and_is_none(tmp_path: Path, out: Path, capsys: Capture) -> None:
-    (tmp_path / "note.png").write_text("hello")
-    line = refused(capsys, "pretrain", tmp_path / "note.png", "--out", out, "--steps", 1)
-    assert "named like a picture, but cannot be read as one: cannot identify" in line
+@pytest.mark.parametrize(("name", "what"), [("note.png", "a picture"), ("note.wav", "a recording")])
+def test_a_file_that_is_not_what_its_name_says(
+    name: str, what: str, tmp_path: Path, out: Path, capsys: Capture
+) -> None:
+    (tmp_path / name).write_text("hello")
+    line = refused(capsys, "pretrain", tmp_path / name, "--out", out, "--steps", 1)
+    assert f"named like {what}, but cannot be read as one: " in line
 
 
 @pytest.mark.parametrize(("rows", "words"), [("", "has no rows"), (",\n,\n", "all its columns are empty")])

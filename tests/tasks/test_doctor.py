@@ -96,8 +96,17 @@ def test_series_of_a_wrong_length_and_faint_ones_are_found() -> None:
     series[4] = np.concatenate([series[4]] * 15)
     series[9] = series[9] * 1e-3 + 5
     checkup = doctor(series, modality="series", window=0)
-    assert found(checkup) == {"sizes": [4], "nearly constant": [9]}
+    assert found(checkup) == {"of unusual size": [4], "nearly constant": [9]}
     assert checkup.findings[1].reasons[4] == "is 600 long, usual is 40"
+
+
+def test_lengths_of_recordings_are_told_in_seconds() -> None:
+    rng = np.random.default_rng(0)
+    waves = [rng.normal(size=1600).astype(np.float32) for _ in range(12)]
+    waves[3] = np.tile(waves[3], 20)
+    for given in ("mel", "wave"):
+        checkup = doctor(waves, modality="audio", rate=16000, input=given)
+        assert next(f for f in checkup.findings if f.check == "of unusual size").reasons[3].startswith("is 2.0 s long")
 
 
 def test_texts_that_differ_by_a_word_are_near_copies(tmp_path: Path) -> None:
@@ -125,6 +134,28 @@ def test_rows_of_few_numbers_are_no_near_copies(tmp_path: Path) -> None:
     checkup = doctor(path, modality="table")
     assert (found(checkup), checkup.failed) == ({}, False)
     assert "in 4 raw features, samples are near by chance" in " ".join(checkup.notes)
+
+
+def test_rows_that_are_nearly_alike_are_told_and_are_no_fault() -> None:
+    values = np.random.default_rng(0).normal(size=(60, 12))
+    values[1::2] = values[::2] + 1e-4
+    table = {f"v{place}": column for place, column in enumerate(values.T)} | {"kind": np.array(["a", "b"] * 30)}
+    checkup = doctor(table, modality="table", label="kind", against={**table, "v0": table["v0"] + 1e-4})
+    assert [(finding.check, finding.fault) for finding in checkup.findings] == [
+        ("near copies", False),
+        ("near the other", False),
+    ]
+    assert (checkup.share, checkup.failed) == (0, False)
+    assert "Nothing is wrong" in checkup.verdict
+    assert "counts as no fault" in " ".join(checkup.notes)
+    same = {name: np.concatenate([column[:4], column[:1]]) for name, column in table.items()}
+    same["kind"][4] = "b"
+    checkup = doctor(same, modality="table", label="kind", against=same)
+    assert {f.check: list(f.samples) for f in checkup.faults} == {
+        "copies": [0, 4],
+        "in both sources": [0, 1, 2, 3, 4],
+        "labels disagree": [0, 4],
+    }
 
 
 def test_what_was_looked_for_in_some_samples_counts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

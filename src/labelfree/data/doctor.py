@@ -32,6 +32,7 @@ class Finding:
         reasons: what is to be said of single samples.
         compared: of how many samples these are, where not all that were looked at; 0 for all.
         tally: words for how many are of which kind, where there are several ("3 exactly, 2 nearly").
+        fault: whether something is wrong with them; else they are told, and do not count.
     """
 
     check: str
@@ -41,6 +42,7 @@ class Finding:
     reasons: Mapping[int, str] = field(default_factory=dict)
     compared: int = 0
     tally: str = ""
+    fault: bool = True
 
 
 def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unreadable]:
@@ -78,6 +80,7 @@ class Survey:
         signal: whether samples are values in time or space, so that constant ones hold nothing.
         copies: whether samples that are alike are a fault.
         own: what of a sample's data counts for missing values and for emptiness (`Dataset.own_values`); all by default.
+        say_length: words for a sample's steps (`Modality.length_words`).
 
     Attributes:
         rows: numbers of the samples that could be read.
@@ -86,9 +89,13 @@ class Survey:
     """
 
     def __init__(
-        self, signal: bool, copies: bool = True, own: Callable[[Sample], np.ndarray] = lambda sample: sample.data
+        self,
+        signal: bool,
+        copies: bool = True,
+        own: Callable[[Sample], np.ndarray] = lambda sample: sample.data,
+        say_length: Callable[[float], str] = "{:,.0f}".format,
     ) -> None:
-        self._signal, self._copies, self._own = signal, copies, own
+        self._signal, self._copies, self._own, self._say_length = signal, copies, own, say_length
         self.rows: list[int] = []
         self.digests: list[bytes] = []
         self.groups: list[int] = []
@@ -167,10 +174,10 @@ class Survey:
                 if shape[1:] != rest:
                     reasons[row] = f"is {'×'.join(map(str, shape))}, usual is {'×'.join(map(str, rest))}"
                 elif not 1 / FACTOR <= length / usual <= FACTOR:
-                    reasons[row] = f"is {length:,.0f} long, usual is {usual:,.0f}"
+                    reasons[row] = f"is {self._say_length(length)} long, usual is {self._say_length(usual)}"
                 elif not 2 / FACTOR <= aspect <= FACTOR / 2:
                     reasons[row] = f"is {aspect:.2g} times as wide for its height as is usual"
-        return Finding("sizes", "are of a size far from the usual", sorted(reasons), reasons=reasons)
+        return Finding("of unusual size", "are of a size far from the usual", sorted(reasons), reasons=reasons)
 
 
 def copies(digests: Iterable[tuple[int, bytes]]) -> list[list[int]]:
@@ -186,5 +193,6 @@ def quick(dataset: Dataset, modality: Modality) -> tuple[list[Finding], int]:
     limit = QUICK if isinstance(dataset, Cached) and dataset.whole is not None else QUICK_READ
     where = spread(len(dataset), dataset.shards, limit)
     source, _ = dataset.origin()
-    survey = Survey(modality.signal, not source.connected, source.own_values).add(nearby(dataset, where))
+    survey = Survey(modality.signal, not source.connected, source.own_values, modality.length_words)
+    survey.add(nearby(dataset, where))
     return survey.findings(), len(where)

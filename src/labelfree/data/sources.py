@@ -90,6 +90,18 @@ def recognise_folder(
     return look(tables[0]) if tables else (0.0, "")
 
 
+def misnamed(path: Path, what: str, read: Callable[[], Any]) -> LabelfreeError:
+    """Why a file cannot be read as its name says."""
+    reason = "it begins like none"
+    try:
+        read()
+    except Exception as error:  # whatever decoders raise
+        reason = reason_of(error)
+    return LabelfreeError(
+        f"'{path}' is named like {what}, but cannot be read as one: {reason}.", "Check that it is whole."
+    )
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Raises LabelfreeError for what reading a damaged file raises."""

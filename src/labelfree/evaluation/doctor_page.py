@@ -34,7 +34,7 @@ def _head(checkup: Checkup) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in checkup.notes)
     return (
         f'<header><p class="kicker">Labelfree doctor · {escape(checkup.source)}</p><h1>{escape(checkup.verdict)}</h1>'
-        f'<p class="lede">{escape(checkup.modality)} data.</p></header><div class="facts">{cells}</div>'
+        f'<p class="lede">{escape(checkup.modality.capitalize())} data.</p></header><div class="facts">{cells}</div>'
         + (f'<div class="notes"><ul>{notes}</ul></div>' if notes else "")
     )
 

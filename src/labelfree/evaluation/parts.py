@@ -175,7 +175,8 @@ def _guard_words(
         example = duplicates["examples"][0]
         words.append(
             f"{copies:,} of {len(test):,} test samples ({duplicates['share']:.1%}) are exact copies of training "
-            f"samples, such as '{example['test']}' of '{example['train']}': scores may be too high by as much."
+            f"samples, such as '{example['test']}' of the test part and '{example['train']}' of the training part: "
+            "scores may be too high by as much."
         )
     if shared:
         words.append(

@@ -178,7 +178,7 @@ def _axes(frame: Frame, marks: Sequence[tuple[float, str]], percent: bool) -> st
 
 def _short(value: float) -> str:
     """A number as an axis shows it."""
-    if value and (abs(value) >= 1e4 or abs(value) < 1e-3):
+    if value and (abs(value) >= 1e4 or abs(value) < 1e-4):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:g}"

@@ -247,6 +247,9 @@ class Modality(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     #: Whether samples are values in time or space, of which those that are constant hold nothing.
     signal: ClassVar[bool] = False
+    #: Whether samples that are nearly alike are copies of one another; false where different ones (two people of one
+    #: age and trade) may well be.
+    near_copies: ClassVar[bool] = True
     #: Whether the tokens of this kind of data are the square patches of its one picture, so that vision transformers
     #: can hide them and read them in order.
     patched: ClassVar[bool] = False
@@ -465,6 +468,10 @@ class Modality(ABC):
     @abstractmethod
     def show(self, sample: Sample) -> str:
         """HTML that a person looks at: a thumbnail, a sparkline, a snippet. Escaped, self-contained."""
+
+    def length_words(self, length: float) -> str:
+        """How long a sample of so many steps is, as a person says it."""
+        return f"{length:,.0f}"
 
     def row(self, sample: Sample) -> Mapping[str, str]:
         """The sample's values by name, as a person reads them, where it is a row of a table: several are then shown

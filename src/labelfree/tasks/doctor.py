@@ -40,7 +40,7 @@ class Checkup:
         source: as it was given.
         modality: its kind of data.
         count, looked: samples of the source, and how many of them were looked at.
-        findings: faults, the gravest first.
+        findings: faults, the gravest first, and what only may be one (`Finding.fault`).
         facts: what is no fault: what the source holds, labels, missing values.
         missing: share of the values that is missing, by column or channel; those without any left out.
         labels: samples of each class, where labels were given.
@@ -62,11 +62,16 @@ class Checkup:
     kind: Modality = field(repr=False)
 
     @property
+    def faults(self) -> list[Finding]:
+        """The findings that something is wrong with."""
+        return [finding for finding in self.findings if finding.fault]
+
+    @property
     def share(self) -> float:
         """Share of the samples looked at that have a fault; what was looked for in some of them counts for all."""
-        faulty = {row for finding in self.findings if not finding.compared for row in finding.samples}
-        part = {row for finding in self.findings if finding.compared for row in finding.samples} - faulty
-        compared = max((finding.compared for finding in self.findings), default=0)
+        faulty = {row for finding in self.faults if not finding.compared for row in finding.samples}
+        part = {row for finding in self.faults if finding.compared for row in finding.samples} - faulty
+        compared = max((finding.compared for finding in self.faults), default=0)
         spoilt = (len(faulty) + (len(part) * self.looked / compared if part else 0)) / max(self.looked, 1)
         left_out = len(self.dataset.unreadable) / max(self.dataset.source_count(), 1)
         return left_out + (1 - left_out) * min(1.0, spoilt)
@@ -81,7 +86,7 @@ class Checkup:
 
     @property
     def verdict(self) -> str:
-        if not self.findings and not self.dataset.unreadable:
+        if not self.faults and not self.dataset.unreadable:
             return f"Nothing is wrong with the {self.looked:,} samples looked at."
         relation = "more" if self.failed else "no more"
         return (
@@ -95,6 +100,7 @@ class Checkup:
             {
                 "check": finding.check,
                 "words": finding.words,
+                "fault": finding.fault,
                 "count": len(finding.samples),
                 "share": self.share_of(finding),
                 "samples": [self._entry(row, finding) for row in finding.samples],
@@ -173,7 +179,7 @@ def doctor(
     kind, dataset, notes = _opened(source, modality, trained, settings, label)
     places = range(len(dataset)) if limit is None else spread(len(dataset), dataset.shards, limit)
     whole, _ = dataset.origin()
-    survey = Survey(kind.signal, not whole.connected, whole.own_values).add(nearby(dataset, places))
+    survey = Survey(kind.signal, not whole.connected, whole.own_values, kind.length_words).add(nearby(dataset, places))
     findings = survey.findings()
     other = None if against is None else kind.open(against)
     if whole.connected:
@@ -265,19 +271,23 @@ def _alike(
     if features:
         owners = _owners(dataset, survey, rows)
         if len(np.unique(owners[owners >= 0])) < (owners >= 0).sum():
-            notes.append("Near copies were looked for between groups: what belongs to one (a film, a person) is alike.")
+            cut = dataset.origin()[0].cut_from is not None
+            apart = "recordings: pieces of one are" if cut else "groups: what belongs to one (a film, a person) is"
+            notes.append(f"Near copies were looked for between {apart} alike.")
         usual = usual_distance(features[0], owners)
         a, b = near_pairs(features[0], features[0], near, usual, owners)
         groups = [rows[group].tolist() for group in near_groups(a, b)]
         words = f"differ by less than {near:.0%} of what neighbours do"
         near_copies = sorted({row for group in groups for row in group})
         compared = len(rows) if len(first) > len(rows) else 0
-        findings.append(Finding("near copies", words, near_copies, groups, compared=compared))
+        findings.append(Finding("near copies", words, near_copies, groups, compared=compared, fault=kind.near_copies))
+        if near_copies and not kind.near_copies:
+            notes.append(f"Different samples of {kind.name} data may well be near each other: that counts as no fault.")
         for part in features[1:]:
             a, b = near_pairs(features[0], part, near, usual)
             pairs = list(zip(rows[a].tolist(), others[b].tolist(), strict=True))
     if other is not None:
-        findings.append(_shared(survey, theirs, other, pairs))
+        findings += _shared(survey, theirs, other, pairs, kind.near_copies)
     return [finding for finding in findings if finding.samples]
 
 
@@ -311,24 +321,34 @@ def _thinned(rows: np.ndarray) -> np.ndarray:
     return rows[spread(len(rows), (0,), MOST_COMPARED)] if len(rows) > MOST_COMPARED else rows
 
 
-def _shared(survey: Survey, theirs: Survey, other: Dataset, near: Sequence[tuple[int, int]]) -> Finding:
+def _shared(
+    survey: Survey, theirs: Survey, other: Dataset, near: Sequence[tuple[int, int]], fault: bool
+) -> list[Finding]:
+    """Samples that are in the other source; those that nearly are, together with them where that is a `fault` too."""
     known = dict(zip(reversed(theirs.digests), reversed(theirs.rows), strict=True))
     reasons = {row: f"nearly '{other.name(their)}' of the other source" for row, their in reversed(near)}
     exact = {row: known[own] for row, own in zip(survey.rows, survey.digests, strict=True) if own in known}
     reasons |= {row: f"is '{other.name(their)}' of the other source" for row, their in exact.items()}
-    tally = f"{len(exact):,} exactly, {len(reasons) - len(exact):,} nearly"
+    nearly = {row: words for row, words in reasons.items() if row not in exact}
+    if not fault:
+        same = {row: reasons[row] for row in exact}
+        return [
+            Finding("in both sources", "are in the other source too", sorted(same), reasons=same),
+            Finding("near the other", "are nearly in the other source", sorted(nearly), reasons=nearly, fault=False),
+        ]
+    tally = f"{len(exact):,} exactly, {len(nearly):,} nearly"
     words = "are in the other source too, or nearly"
-    return Finding("in both sources", words, sorted(reasons), reasons=reasons, tally=tally)
+    return [Finding("in both sources", words, sorted(reasons), reasons=reasons, tally=tally)]
 
 
 # ---- labels, outliers
 
 
 def _disagreeing(labels: Labels, findings: Sequence[Finding]) -> list[Finding]:
-    """Groups of copies, exact or near, whose labels differ."""
+    """Groups of copies, exact or near where that is a fault, whose labels differ."""
     groups: list[Sequence[int]] = []
     reasons: dict[int, str] = {}
-    for group in (group for finding in findings for group in finding.groups):
+    for group in (group for finding in findings if finding.fault for group in finding.groups):
         own = Counter(labels.classes[labels.y[row]] for row in group if labels.y[row] >= 0)
         if len(own) > 1:
             groups.append(group)

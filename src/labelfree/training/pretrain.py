@@ -540,7 +540,8 @@ class Recorder:
             write_metrics_table(self.folder)
         write_quarantine(self.folder / "quarantine.jsonl", bad)
         if state == "finished":
-            say(f"Finished {done:,} steps in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
+            steps = "step" if done == 1 else "steps"
+            say(f"Finished {done:,} {steps} in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
         elif state == "stopped":
             say(
                 f"Stopped at step {done:,} of {self.training.steps:,}, all saved. "

@@ -457,6 +457,9 @@ class Audio(Modality):
         content = base64.b64encode(sound.player(wave, self.rate)).decode()
         return f'{shown}<audio controls preload="none" src="data:audio/mpeg;base64,{content}"></audio>'
 
+    def length_words(self, length: float) -> str:
+        return f"{length / (self.rate if self._waves else 1000 / self.settings.hop):,.1f} s"
+
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """Statistics of mel-frequency cepstral coefficients of each recording."""
         return [self._described(dataset, mfcc_statistics) for dataset in (train, *others)]

@@ -119,6 +119,8 @@ def _open_path(path: Path, column: str) -> Source:
     with path.open("rb") as file:
         if looks_like_recording(file.read(12)):
             return Files([path], path.parent)
+    if path.suffix.lower() in SUFFIXES:
+        raise sources.misnamed(path, "a recording", lambda: header(path, USUAL_RATE))
     raise LabelfreeError(
         f"'{path}' is no source of recordings: a folder, Parquet, Arrow, .npy, .npz or a sound file was expected."
     )

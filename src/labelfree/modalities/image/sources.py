@@ -149,21 +149,9 @@ def _open_path(path: Path, column: str) -> Source:
         if looks_like_picture(file.read(16)):
             return Files([path], path.parent)
     if path.suffix.lower() in SUFFIXES:
-        raise _no_picture(path)
+        raise sources.misnamed(path, "a picture", lambda: header(path))
     raise LabelfreeError(
         f"'{path}' is no source of pictures: a folder, Parquet, Arrow, .npy, .npz or a picture file was expected."
-    )
-
-
-def _no_picture(path: Path) -> LabelfreeError:
-    """Why a file is no picture, though its name says so."""
-    reason = "it is none"
-    try:
-        header(path)
-    except Exception as error:  # whatever decoders raise
-        reason = sources.reason_of(error)
-    return LabelfreeError(
-        f"'{path}' is named like a picture, but cannot be read as one: {reason}.", "Check that it is whole."
     )
 
 

@@ -176,6 +176,7 @@ class Table(Modality):
     settings_class = TableSettings
     offers = frozenset({Need.VIEWS, Need.TARGETS, Need.MASK})
     classical = ("linear", "boosting")
+    near_copies = False
 
     def __init__(self, settings: TableSettings | None = None) -> None:
         super().__init__(settings)
