@@ -337,8 +337,8 @@ def _neighbours(gallery: Mapping[str, Any]) -> str:
             kind, sign = ("same", "✓") if near["y"] == asked["y"] else ("other", "✗")
             label = f"{escape(str(classes[near['y']]))} <span class='{kind}'>{sign}</span>"
             words.append(f"{label} <small>{near['similarity']:.2f}</small>")
-        shown.append(together([entry["name"] for entry in entries], [e["html"] for e in entries], words,
-                              [entry.get("row", {}) for entry in entries]))  # fmt: skip
+        names, html, cells = ([entry.get(key, {}) for entry in entries] for key in ("name", "html", "row"))
+        shown.append(together(names, html, words, cells))
     marked = " What differs from the first is underlined." if any(e.get("row") for e in gallery["neighbours"]) else ""
     return (
         "<section><h2>Nearest neighbours</h2><p>A test sample, and the training samples that the encoder finds most "
