@@ -27,11 +27,9 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_runs_that_start_together_take_folders_of_their_own(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_that_start_together_take_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with _new_folder(None, photos) as one, _new_folder(None, photos) as other:
+    with _new_folder(None, "photos") as one, _new_folder(None, "photos") as other:
         assert [str(folder) for folder in (one, other)] == ["runs/photos", "runs/photos-2"]
 
 

@@ -104,7 +104,7 @@ def pretrain(
     accelerator = str(settings.get("accelerator", "auto"))
     if not processes.is_first():
         return _launch(None, Path(), source, network, {}, accelerator)
-    with _new_folder(out, source) as folder:
+    with _new_folder(out, _name_of(source, modality)) as folder:
         spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
         if init is not None and Path(init).is_dir():
             modality, spec, settings = _like(Path(init), modality, spec, settings)
@@ -184,7 +184,7 @@ def _length(epochs: int | None, steps: int | None, time_limit: float | str | Non
 
 
 @contextmanager
-def _new_folder(out: str | Path | None, source: Any) -> Iterator[Path]:
+def _new_folder(out: str | Path | None, name: str) -> Iterator[Path]:
     """The run's folder, new and empty: nothing of anyone's is overwritten, and no run that starts meanwhile takes it.
 
     It goes again where it is still empty when an error leaves the block.
@@ -196,7 +196,7 @@ def _new_folder(out: str | Path | None, source: Any) -> Iterator[Path]:
             raise _taken(folder)
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        folder, made = _numbered(source), True
+        folder, made = _numbered(name), True
     try:
         yield folder
     except BaseException:
@@ -206,9 +206,15 @@ def _new_folder(out: str | Path | None, source: Any) -> Iterator[Path]:
         raise
 
 
-def _numbered(source: Any) -> Path:
-    """A new folder among `runs` with the name of the source, and a number where there is one already."""
-    name = Path(source).expanduser().resolve().stem if isinstance(source, str | Path) else type(source).__name__
+def _name_of(source: Any, modality: str | None) -> str:
+    """What a run is called where nobody says: as its source; data in memory only have their kind, or class, as one."""
+    if isinstance(source, str | Path):
+        return Path(source).expanduser().resolve().stem
+    return type(source).__name__ if modality in (None, "auto") else str(modality)
+
+
+def _numbered(name: str) -> Path:
+    """A new folder of this name among `runs`, with a number where there is one already."""
     for number in count(1):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
