@@ -63,6 +63,12 @@ def test_beside_an_untrained_network_alone_nothing_is_claimed() -> None:
     words = verdict([found], {}, "accuracy")
     assert words.startswith("Whether pretraining helped is not known. Not measured with 200 labels")
     assert "the same network trained from scratch and raw features" in words
+    other = Comparison("5%", 50, "linear", 0.9, "raw", "linear", 0.8, interval, ("scratch",))
+    another = Comparison("10%", 100, "linear", 0.9, "raw", "linear", 0.8, interval, ("scratch",))
+    named = verdict([other, another], {}, "accuracy")
+    assert named.endswith(
+        "Not measured with 5% and 10% of the labels, for want of time: the same network trained from scratch."
+    )
     both = verdict([compare("1%", 10, 0.5, 0.3), found], {}, "accuracy")
     assert both.startswith("Pretraining helped with 1% of the labels.")
     assert "Not measured with 200 labels" in both

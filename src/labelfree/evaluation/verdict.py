@@ -77,12 +77,11 @@ def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
 
 
 def _missing_words(comparisons: Sequence[Comparison]) -> str:
-    """What was asked for and not measured, budget by budget."""
+    """What was asked for and not measured, and with how many labels."""
     words = ""
-    for c in comparisons:
-        if c.missing:
-            names = " and ".join(RIVALS[name] for name in c.missing)
-            words += f" Not measured {_at([c])}, for want of time: {names}."
+    for missing in dict.fromkeys(c.missing for c in comparisons if c.missing):
+        names = " and ".join(RIVALS[name] for name in missing)
+        words += f" Not measured {_at([c for c in comparisons if c.missing == missing])}, for want of time: {names}."
     return words
 
 
