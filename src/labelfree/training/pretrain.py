@@ -187,23 +187,28 @@ def _length(epochs: int | None, steps: int | None, time_limit: float | str | Non
 def _new_folder(out: str | Path | None, name: str) -> Iterator[Path]:
     """The run's folder, new and empty: nothing of anyone's is overwritten, and no run that starts meanwhile takes it.
 
-    It goes again where it is still empty when an error leaves the block.
+    What was made for it goes again where it is still empty when an error leaves the block.
     """
-    if out is not None:
-        folder = Path(out).expanduser()
-        made = not folder.exists()
-        if not made and (not folder.is_dir() or any(folder.iterdir())):
-            raise _taken(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    if out is None:
+        folder, made = _numbered(name)
     else:
-        folder, made = _numbered(name), True
+        folder = Path(out).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise _taken(folder)
+        made = _missing(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     except BaseException:
-        if made:
-            with suppress(OSError):  # there is something in it
-                folder.rmdir()
+        with suppress(OSError):  # there is something in it
+            for place in made:
+                place.rmdir()
         raise
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those around it, as far as they are not there, from the innermost on."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
 def _name_of(source: Any, modality: str | None) -> str:
@@ -213,13 +218,14 @@ def _name_of(source: Any, modality: str | None) -> str:
     return type(source).__name__ if modality in (None, "auto") else str(modality)
 
 
-def _numbered(name: str) -> Path:
-    """A new folder of this name among `runs`, with a number where there is one already."""
+def _numbered(name: str) -> tuple[Path, list[Path]]:
+    """A new folder of this name among `runs`, with a number where there is one already, and what was made for it."""
     for number in count(1):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        made = _missing(folder)
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
-            return folder
+            return folder, made
     raise AssertionError("there is always a next number")
 
 
