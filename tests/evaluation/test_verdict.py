@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from labelfree.evaluation.statistics import Interval
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
 
@@ -59,10 +61,14 @@ def test_without_a_baseline_nothing_is_claimed() -> None:
 
 def test_beside_an_untrained_network_alone_nothing_is_claimed() -> None:
     interval = Interval(0.1, 0.05, 0.15)
-    found = Comparison("100%", 200, "linear", 0.9, "random", "linear", 0.8, interval, ("scratch", "raw"), whole=False)
+    found = Comparison(
+        "100%", 200, "linear", 0.9, "random", "linear", 0.8, interval, ("scratch", "raw"), True, whole=False
+    )
     words = verdict([found], {}, "accuracy")
     assert words.startswith("Whether pretraining helped is not known. Not measured with 200 labels")
     assert "the same network trained from scratch and raw features" in words
+    no_better = replace(found, gain=Interval(0.0, -0.05, 0.05))
+    assert verdict([no_better], {}, "accuracy").startswith("Pretraining did not help: with 200 labels")
     other = Comparison("5%", 50, "linear", 0.9, "raw", "linear", 0.8, interval, ("scratch",))
     another = Comparison("10%", 100, "linear", 0.9, "raw", "linear", 0.8, interval, ("scratch",))
     named = verdict([other, another], {}, "accuracy")
@@ -72,6 +78,11 @@ def test_beside_an_untrained_network_alone_nothing_is_claimed() -> None:
     both = verdict([compare("1%", 10, 0.5, 0.3), found], {}, "accuracy")
     assert both.startswith("Pretraining helped with 1% of the labels.")
     assert "Not measured with 200 labels" in both
+
+
+def test_shares_and_counts_are_not_mixed() -> None:
+    words = verdict([compare("5/class", 25, 0.5, 0.3), compare("50%", 120, 0.6, 0.3)], {}, "accuracy")
+    assert words.startswith("Pretraining helped with 25 and 120 labels.")
 
 
 def test_a_share_of_labels_that_time_cut_is_called_by_its_number() -> None:

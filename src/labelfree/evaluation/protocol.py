@@ -259,8 +259,9 @@ def _compare(bench: Bench, budget: LabelBudget, protocols: Sequence[str]) -> Com
     rival = max(means, key=lambda key: means[key])
     gain = bench.judge.interval(bench.metric, ours[way], others[rival])
     score = float(bench.judge.scores(bench.metric, ours[way]).mean())
-    missing = bench.missing(budget.name, protocols)
-    return Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain, missing, bench.whole)
+    found = Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain)
+    alone = all(method == "random" for _, method in others)
+    return replace(found, missing=bench.missing(budget.name, protocols), alone=alone, whole=bench.whole)
 
 
 def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:

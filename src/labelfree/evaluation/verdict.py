@@ -36,6 +36,7 @@ class Comparison:
         other: the baseline's mean score.
         gain: their difference, on the same seeds and test samples.
         missing: baselines that were asked for and not measured here.
+        alone: whether an untrained encoder is all that was measured beside it.
         whole: whether a budget in percent is a share of all labels, of which time left none out.
     """
 
@@ -48,12 +49,13 @@ class Comparison:
     other: float
     gain: Interval
     missing: tuple[str, ...] = ()
+    alone: bool = False
     whole: bool = True
 
     @property
     def decided(self) -> bool:
-        """Whether there is a baseline that a person would use: beside an untrained encoder alone nothing is proven."""
-        return self.baseline != "random" or not self.missing
+        """Whether the numbers tell: to beat an untrained encoder alone proves nothing, not to beat it does."""
+        return not (self.alone and self.missing and self.helped)
 
     @property
     def helped(self) -> bool:
@@ -108,9 +110,9 @@ def _answer(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
 
 
 def _at(comparisons: Sequence[Comparison]) -> str:
-    names = [c.budget if _is_share(c) else f"{c.labels:,}" for c in comparisons]
+    share = all(map(_is_share, comparisons))
+    names = [c.budget if share else f"{c.labels:,}" for c in comparisons]
     joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    share = _is_share(comparisons[-1])
     return f"with {joined} of the labels" if share else f"with {joined} labels"
 
 
