@@ -87,8 +87,8 @@ def save_encoder(
 ) -> None:
     """Write the deliverable: weights as safetensors, and how to build them again as JSON.
 
-    Wherever it is cut short, the folder holds the old encoder or the new one, whole. All processes must call it, since
-    weights may lie in shards; the first one writes.
+    Wherever it is cut short, the folder never holds parts of two encoders; between two renames it is not there, and the
+    old one lies beside it. All processes must call it, since weights may lie in shards; the first one writes.
 
     Args:
         heads: modules of the objective that are kept beside the encoder, by their names in it.
