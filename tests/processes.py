@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+#: How processes start: what they all import is imported once, in the server that they are forked from.
+FORKED = "forkserver"
+multiprocessing.set_forkserver_preload(["torch._dynamo", "timm", "labelfree.training.pretrain"])
 
 
 def _enter(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -24,13 +29,14 @@ def _enter(rank: int, world: int, folder: str, function: Callable[..., Any], arg
 def together(function: Callable[..., Any], *args: Any, world: int = 2) -> list[Any]:
     """What `function(rank, *args)` returns in each of `world` processes (tensors, and containers of them)."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (world, folder, function, args), nprocs=world)
+        mp.start_processes(_enter, (world, folder, function, args), nprocs=world, start_method=FORKED)
         return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(world)]
 
 
 def average_gradients(module: torch.nn.Module) -> None:
-    """What data-parallel training does after the backward pass."""
-    for parameter in module.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+    """What data-parallel training does after the backward pass: all in one message, since each waits for the others."""
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for grad, mean in zip(grads, (flat / dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))

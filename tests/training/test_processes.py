@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import FORKED
 
 import labelfree
 from labelfree.tensors import read_tensors
@@ -39,6 +41,12 @@ def alone(pictures, tmp_path_factory):
     return labelfree.pretrain(str(pictures), out=tmp_path_factory.mktemp("alone") / "run", **TINY)
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that need not import everything anew: how they start is for `ddp` to try."""
+    monkeypatch.setattr(processes.mp, "start_processes", partial(processes.mp.start_processes, start_method=FORKED))
+
+
 def weights(path: Path):
     config = json.loads((path / "encoder" / "config.json").read_text())
     return read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
@@ -59,21 +67,16 @@ def command(pictures: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_devices_two(pictures, alone, tmp_path, strategy):
-    out = tmp_path / "run"
-    words = [*command(pictures, out), "devices=2", f"strategy={strategy}"]
-    done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    check_equal(alone.path, out)
+def test_devices_two(pictures, alone, tmp_path, strategy, request):
+    if strategy == "fsdp":
+        request.getfixturevalue("forked")
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", devices=2, strategy=strategy, **TINY)
+    check_equal(alone.path, run.path)
 
 
-def test_a_time_limit_means_the_same_steps_to_all(pictures, tmp_path):
-    out = tmp_path / "run"
-    words = [word for word in command(pictures, out) if not word.startswith("--steps")]
-    words += ["--time-limit", "6s", "devices=2"]
-    done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    run = labelfree.load(out)
+def test_a_time_limit_means_the_same_steps_to_all(pictures, tmp_path, forked):
+    timed = {key: value for key, value in TINY.items() if key != "steps"}
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", devices=2, time_limit=6, **timed)
     assert run.state == "finished"
     assert run.info["step"] == run.info["steps"] == run.metrics()[-1]["step"]
 
@@ -112,10 +115,9 @@ def test_a_batch_script_without_srun_is_one_process(pictures, tmp_path, monkeypa
     assert labelfree.pretrain(str(pictures), out=tmp_path / "run", **TINY).state == "finished"
 
 
-def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tmp_path):
-    runs = {"one": [], "two": ["devices=2"]}
-    for name, more in runs.items():
-        words = [*command(pictures, tmp_path / name), "--init", str(alone.path), *more]
-        done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    check_equal(tmp_path / "one", tmp_path / "two")
+def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tmp_path, forked):
+    one, two = (
+        labelfree.pretrain(str(pictures), out=tmp_path / f"{devices}", init=alone.path, devices=devices, **TINY)
+        for devices in (1, 2)
+    )
+    check_equal(one.path, two.path)
