@@ -213,7 +213,7 @@ def measured_beside(out: Path, task: str, network: str) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], cell: tuple[str, str, int]) -> None:
     """Run a cell in a process of its own, and keep what comes out, also that it failed."""
-    if cell in done and "error" not in done[cell]:
+    if cell in done and "error" not in done[cell] and not options.again:
         return
     began = time.time()
     words = [sys.executable, __file__, options.data, "--cell", *map(str, cell)]
@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, of one thread each")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", help="these, by commas, three seeds each; all that fit if left out")
+    parser.add_argument("--again", action="store_true", help="measure what is there once more, with one seed")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -293,9 +294,10 @@ def main() -> None:
         for task in options.tasks.split(","):
             asked = options.methods.split(",") if options.methods else methods(TASKS[task][0])
             list(pool.map(partial(measure, options, done), [(task, method, 0) for method in asked]))
-            again = asked if options.methods else best(done, task, 3)
-            more = [(task, method, seed) for method in again for seed in range(1, SEEDS)]
-            list(pool.map(partial(measure, options, done), more))
+            if not options.again:
+                repeated = asked if options.methods else best(done, task, 3)
+                more = [(task, method, seed) for method in repeated for seed in range(1, SEEDS)]
+                list(pool.map(partial(measure, options, done), more))
 
 
 if __name__ == "__main__":

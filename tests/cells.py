@@ -19,7 +19,7 @@ from labelfree.training.plan import make_plan
 #: Heads small enough for a test; everything else is as users get it.
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "simclr": {"projector": (64, 32)},
-    "vicreg": {"expander": (64, 64)},
+    "vicreg": {"expander": (64, 64), "learning_rate": 2e-3},
     "byol": {"projector": (64, 32), "predictor": (64,)},
     "autoencoder": {"decoder_width": 32, "decoder_depth": 1},
     "vae": {"decoder_width": 32, "decoder_depth": 1, "code": 16},
@@ -67,7 +67,7 @@ STEPS: Mapping[str, int] = {
     "vae": 10,
     "pretext": 48,
     "simclr": 32,
-    "vicreg": 48,
+    "vicreg": 28,
     "moco": 24,
     "instance": 48,
     "deepcluster": 28,
@@ -254,6 +254,12 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 WITH_OTHERS = {"vicreg", "byol", "masked", "pretext", "ts2vec", "link", "dgi", "clip"}
 
 
+#: Kinds of data that differ in all that a loss sees of them: pixels, values with gaps, ids. What is slow to try is
+#: tried on these with every objective, and on other kinds with those of `WITH_OTHERS` and their own.
+UNLIKE = {"image", "series", "text"}
+OWN = {"clip", "siglip", "dgi", "link"}
+
+
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
 CANNOT: Mapping[str, set[str]] = {
@@ -285,6 +291,12 @@ def every_cell() -> list[tuple[str, str, str]]:
         for encoder in encoders(kind)
         if encoder == "transformer:pico" or method in WITH_OTHERS
     ]
+
+
+def telling_cells() -> list[tuple[str, str, str]]:
+    """Those of every cell that fit and are worth a slow look."""
+    telling = WITH_OTHERS | OWN
+    return [cell for cell in every_cell() if fits(*cell) and (cell[0] in UNLIKE or cell[1] in telling)]
 
 
 def own(entries: Mapping[str, type]) -> list[str]:

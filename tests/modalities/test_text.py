@@ -20,6 +20,7 @@ from labelfree.encoders.trunk import positions
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import hidden_count
 from labelfree.modalities.text import Text, TextSettings
+from labelfree.modalities.text.successors import _successors
 from labelfree.modalities.text.tokens import Blocks, Vocabulary
 from labelfree.modalities.text.vectors import word_vectors
 from labelfree.needs import Need
@@ -493,6 +494,51 @@ def test_a_network_that_starts_counted_passes_words_on(tmp_path):
         words = run.encoder.norm_in(run.encoder.stem(batch)[0])
         expected = run.encoder.norm(words + positions(words)).mean(dim=1)
         torch.testing.assert_close(run.encoder(batch).pooled, expected, atol=1e-4, rtol=1e-4)
+
+
+def chains(count, seed):
+    """Texts in which each word of ten has two that may follow, the first of them three times as often."""
+    generator, letters = np.random.default_rng(seed), "abcdefghij"
+    texts = []
+    for _ in range(count):
+        places = np.cumsum(1 + 2 * (generator.random(12) < 0.25)) + generator.integers(10)
+        texts.append(" ".join(letters[place % 10] for place in places))
+    return texts
+
+
+@pytest.mark.parametrize(("method", "known"), [("next", True), ("gpt", False)])
+def test_what_follows_what_is_known_before_training(tmp_path, method, known):
+    """After a step of no size a model foretells as well as the counts of pairs do, and a paper's as single words do."""
+    options = {"modality": "text", "encoder": "transformer:pico", "steps": 1, "threads": 1, "vocabulary": 300}
+    options |= {"length": 16, "batch_size": 8, "learning_rate": 1e-9, "precision": "32"}
+    run = labelfree.pretrain(chains(200, 0), method=method, out=tmp_path / "run", **options)
+    found = np.log(run.perplexity(chains(100, 1)).per_token)
+    # twelve words and an end: any of ten, then one of two, and at last the end, which is one of three things
+    pair, end = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), 1 / 12
+    ends = -(end * np.log(end) + (1 - end) * np.log(1 - end))
+    by_pairs = (np.log(10) + 11 * pair + 12 * ends) / 13
+    assert (found < 1.15 * by_pairs) == known
+    assert found < 1.1 * np.log(11)
+
+
+def test_the_blocks_are_left_to_learn_the_rest(fitted):
+    encoder, head = fitted.transformer("pico", causal=True), torch.nn.Linear(64, fitted.vocabulary.size)
+    fitted.warm(encoder)
+    before = {name: value.clone() for name, value in encoder.blocks.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert fitted.warm_next(encoder, head).key == "word_vectors"
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in encoder.blocks.state_dict().items())
+    assert all(parameter.grad is None for parameter in [*encoder.parameters(), *head.parameters()])
+
+
+def test_successors_are_counted_also_after_the_start_of_a_window():
+    ids = np.array([5, 6, 5, 6, 7, 5, 6])
+    counts = _successors(ids, size=9, begin=0, window=3).toarray()
+    assert counts.sum() == 6 + 2
+    assert counts[5, 6] == 3
+    assert (counts[6, 5], counts[6, 7], counts[7, 5]) == (1, 1, 1)
+    assert (counts[0, 5], counts[0, 6]) == (1, 1)  # windows begin at places 0 and 3
 
 
 def test_word_vectors_are_the_factorised_mutual_information():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.losses.masked import visible_positions
 from labelfree.modalities.base import hidden_count
+from labelfree.needs import Need
 from labelfree.objectives import _heads
 from labelfree.objectives._decoder import Decoder, sinusoids
-from labelfree.objectives._heads import losses_of
+from labelfree.objectives._heads import token_error
 from labelfree.objectives.cpc import CPC, Pool
 from labelfree.objectives.link import Link
 from labelfree.objectives.masked import Masked, MaskedSettings
@@ -54,12 +56,20 @@ class Spy:
 
 
 @pytest.mark.parametrize(("kind", "ratio"), [("image", 0.75), ("series", 0.5), ("text", 0.15)])
-def test_masked_predicts_the_hidden_tokens_and_no_others(kind: str, ratio: float, sources: dict[str, Path]) -> None:
+def test_masked_predicts_the_hidden_tokens_and_no_others(
+    kind: str, ratio: float, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = assemble(sources[kind], kind, "masked", "transformer:nano")
     settings = MaskedSettings(ratio=ratio, decoder_width=32, decoder_depth=1)
     spy = Spy(training.objective.modality)
     objective = Masked(training.objective.encoder, spy, settings)  # type: ignore[arg-type]
     batch, draw = first_batch(training)
+
+    def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        spy.asked.append(((len(batch), len(x) // len(batch), len(weight)), target.view(len(batch), -1)))
+        return x.sum()
+
+    monkeypatch.setattr(_heads, "vocabulary_loss", vocabulary_loss)
     objective(batch, draw)
     view = spy.view(batch, draw, settings.views)
     mask = spy.sample_mask(view, draw, ratio)
@@ -144,16 +154,17 @@ def test_next_gives_padding_no_weight(sources: dict[str, Path]) -> None:
 def test_large_predictions_are_made_in_parts_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     head, tokens, target = torch.nn.Linear(4, 9), torch.randn(5, 3, 4, requires_grad=True), torch.randn(5, 3, 9)
-
-    def error(prediction: Tensor, target: Tensor) -> Tensor:
-        return (prediction - target).square().mean(dim=-1)
-
+    modality: Any = SimpleNamespace(
+        offers={Need.TARGETS}, target_dim=9, token_loss=lambda found, true: (found - true).square().mean(dim=-1)
+    )
+    counted = torch.rand(5, 3) > 0.3
     results = []
     for most in (1 << 25, 3 * 9 * 2):
         monkeypatch.setattr(_heads, "MOST", most)
-        losses = losses_of(head, error, tokens, target, 9)
-        results.append((losses, *torch.autograd.grad(losses.sum(), [tokens, head.weight])))
+        error = token_error(head, modality, tokens, target, counted)
+        results.append((error, *torch.autograd.grad(error, [tokens, head.weight])))
     torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0][0], (head(tokens) - target).square().mean(dim=-1)[counted].mean())
 
 
 def test_cpc_pool_leaves_out_padding_and_the_moment_itself() -> None:

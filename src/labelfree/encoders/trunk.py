@@ -178,6 +178,11 @@ class Trunk(Transformer):
             nn.init.zeros_(branches.attn.proj.weight)
             nn.init.zeros_(branches.mlp.fc2.weight)
 
+    def passed_on(self, batch: Batch) -> Tensor:
+        """(B, N, D) what the tokens of samples without padding come out as while blocks pass them on."""
+        x = self.norm_in(self.stem(batch)[0])
+        return self.norm(x + positions(x))
+
     @torch.no_grad()
     def rescale(self) -> None:
         table = self.token_table()

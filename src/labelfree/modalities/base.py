@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
@@ -303,6 +303,10 @@ class Modality(ABC):
         """Start weights of a new encoder from what `fit` counted, where counting says in seconds what training learns
         slowly. Returns what was done; None where nothing was.
         """
+        return None
+
+    def warm_next(self, encoder: Encoder, head: nn.Module) -> Choice | None:
+        """The same, after `warm`, of an encoder and the `head` that predicts the next token from its features."""
         return None
 
     @abstractmethod

@@ -71,12 +71,8 @@ class Broadcast(nn.Module):
         super().__init__()
         self.embed = nn.Linear(dim, width)
         self.place = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.predict = nn.Linear(width, out)
+        blocks = [Residual(width) for _ in range(depth)]
+        self.predict = nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, out))
 
     def put_down(self, vector: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, D) → (B, N, width) at the N places of a grid."""
@@ -85,9 +81,18 @@ class Broadcast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, width) → predictions (B, N, out)."""
-        for block in self.blocks:
-            x = x + block(x)
-        return self.predict(self.norm(x))
+        found: Tensor = self.predict(x)
+        return found
+
+
+class Residual(nn.Sequential):
+    """An MLP with a layer norm before it, whose output is added to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
 
 
 def sinusoids(grid: Sequence[int], width: int, device: torch.device) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Features
 from labelfree.errors import Refusal
+from labelfree.losses.vocabulary import vocabulary_loss
+from labelfree.modalities.base import Modality
+from labelfree.needs import Need
 
 #: Numbers of a prediction that are held at once; 128 MB in float32.
 MOST = 1 << 25
@@ -64,23 +68,24 @@ def later_moments(tokens: int, moment: int) -> int:
     return tokens // moment - 1
 
 
-def losses_of(
-    head: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, target: Tensor, width: int
-) -> Tensor:
-    """(B, N) `loss` of what `head` predicts from tokens (B, N, D).
+def token_error(head: nn.Module, modality: Modality, tokens: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Mean of the modality's loss of what `head` predicts from tokens (B, N, D), over the `counted` (B, N) ones of the
+    global batch: this process's part.
 
-    A whole vocabulary for every token of a batch would fill the memory: larger predictions are made for some samples at
-    a time, and made again in the backward pass.
-
-    Args:
-        width: of the prediction for one token.
+    A whole vocabulary for every token of a batch would fill the memory. Where a linear layer gives the logits of ids,
+    loss and gradient are made in one sweep; other large predictions are made for some samples at a time, and made again
+    in the backward pass.
     """
+    if Need.IDS in modality.offers and isinstance(head, nn.Sequential):
+        last: Any = head[-1]
+        flat = head[:-1](tokens).flatten(0, 1)
+        return vocabulary_loss(flat, last.weight, last.bias, target.flatten(), counted.flatten())
 
     def part(tokens: Tensor, target: Tensor) -> Tensor:
-        return loss(head(tokens).float(), target)
+        return modality.token_loss(head(tokens).float(), target)
 
-    rows = max(1, MOST // (tokens.shape[1] * width))
+    rows = max(1, MOST // (tokens.shape[1] * modality.target_dim))
     if rows >= len(tokens):
-        return part(tokens, target)
+        return weighted_mean(part(tokens, target), counted)
     pieces = zip(tokens.split(rows), target.split(rows), strict=True)
-    return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
+    return weighted_mean(torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces]), counted)

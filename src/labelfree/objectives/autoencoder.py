@@ -11,13 +11,12 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Features
 from labelfree.errors import Refusal
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._decoder import Broadcast
-from labelfree.objectives._heads import losses_of
+from labelfree.objectives._heads import token_error
 from labelfree.objectives.base import Objective, Recipe, Reconstruction, Step
 from labelfree.settings import Settings
 
@@ -99,8 +98,7 @@ class Autoencoder(Objective):
         """Mean loss of the tokens of `view` as they are decoded from `code` (B, ·)."""
         modality, target = self.modality, self.modality.targets(view)
         placed = self.decoder.put_down(code, modality.grid(target.shape[1]))
-        losses = losses_of(self.decoder, modality.token_loss, placed, target, modality.target_dim)
-        return weighted_mean(losses, self._counted(features, view))
+        return token_error(self.decoder.predict, modality, placed, target, self._counted(features, view))
 
     def _counted(self, features: Features, view: Batch) -> Tensor:
         """(B, N) bool, false where a token of a view is padding."""

@@ -137,6 +137,11 @@ class Objective(nn.Module, ABC):
         """The encoder that the user keeps: the one that learns, unless the method averages it over the steps."""
         return self.encoder
 
+    @property
+    def next_head(self) -> nn.Module | None:
+        """What makes of a token's features the prediction of the token after it, where the method has one to train."""
+        return None
+
     def forward(self, batch: Batch, draw: Draw) -> Step:
         """`loss`, under the name that wrappers (DDP, FSDP, compile) call."""
         return self.loss(batch, draw)

@@ -18,7 +18,7 @@ from labelfree.losses.masked import differ, hidden_positions, take, visible_posi
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
-from labelfree.objectives._heads import real, token_head
+from labelfree.objectives._heads import real, token_error, token_head
 from labelfree.objectives.base import Objective, Recipe, Reconstruction, Step
 from labelfree.settings import Settings
 
@@ -181,13 +181,13 @@ class Masked(Objective):
         if self.hide == "drop":
             features = self.encoder(view, kept=self._kept(mask))
             prediction = self.head(features.tokens, mask, positions, self.modality.grid(mask.shape[1]))
+            loss = weighted_mean(self.modality.token_loss(prediction.float(), target), hidden)
         else:
             shown, left = self.modality.hide(view, mask, draw)
             features = self.encoder(shown, left)
             hidden = real(features) if own.everything else hidden
             tokens = features.tokens if self.spread is None else self.spread(view, features.tokens, mask)
-            prediction = self.head(take(tokens, positions))
-        loss = weighted_mean(self.modality.token_loss(prediction.float(), target), hidden)
+            loss = token_error(self.head, self.modality, take(tokens, positions), target, hidden)
         if self.detector is None:
             return Step(loss, features.pooled.detach())
         swapped = differ(self.modality.targets(shown), self.modality.targets(view))

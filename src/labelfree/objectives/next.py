@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder
 from labelfree.errors import Refusal
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import later_moments, losses_of, real, token_head
+from labelfree.objectives._heads import later_moments, real, token_error, token_head
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -28,6 +27,8 @@ class NextSettings(Settings):
     """strength of the augmentation of the input"""
     head_layers: NonNegativeInt = 0
     """hidden layers of the head"""
+    tied: bool = False
+    """tokens that are ids: predict them by the vectors by which the encoder reads them"""
 
 
 class Next(Objective):
@@ -45,6 +46,7 @@ class Next(Objective):
     recipes = {
         "gpt": Recipe(
             source="Radford et al. 2018, GPT, §3.1; optimiser of Brown et al. 2020, GPT-3, appendix B",
+            settings={"tied": True},
             training={"weight_decay": 0.1, "beta2": 0.95, "clip": 1.0},
             options={"word_vectors": "random"},
             modalities=("text",),
@@ -70,8 +72,12 @@ class Next(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: NextSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        bias, table = modality.target_bias(), encoder.token_table()
+        bias, table = modality.target_bias(), encoder.token_table() if self.settings.tied else None
         self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, table, bias)
+
+    @property
+    def next_head(self) -> nn.Module | None:
+        return self.head if self.settings.ahead == 1 and not self.settings.tied else None
 
     def foretell(self, view: Batch, last: bool = True) -> Tensor:
         if self.settings.ahead != 1:
@@ -88,5 +94,7 @@ class Next(Objective):
         modality, moment = self.modality, self.modality.moment
         ahead = min(self.settings.ahead, later_moments(features.tokens.shape[1], moment)) * moment
         target = modality.targets(view)[:, ahead:]
-        losses = losses_of(self.head, modality.token_loss, features.tokens[:, :-ahead], target, modality.target_dim)
-        return Step(weighted_mean(losses, real(features)[:, ahead:]), features.pooled.detach())
+        counted = real(features)[:, ahead:]
+        return Step(
+            token_error(self.head, modality, features.tokens[:, :-ahead], target, counted), features.pooled.detach()
+        )

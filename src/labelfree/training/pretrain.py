@@ -270,9 +270,13 @@ def _prepare(
     counted = None
     if init is not None:
         load_weights(encoder, Path(init))
-    elif network is None and (counted := data.warm(encoder)):
-        plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
+    elif network is None:
+        counted = data.warm(encoder)
     objective = jobs.build_objective(plan, data, nearby, encoder)
+    if counted and objective.next_head is not None:
+        counted = data.warm_next(encoder, objective.next_head) or counted
+    if counted:
+        plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
     return Job(plan, data, nearby, objective, quarantine, bool(init or counted), dataset.fingerprint())
 
 

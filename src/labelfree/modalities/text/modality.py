@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.draw import Draw, hash_int
@@ -33,6 +33,7 @@ from labelfree.modalities.text.sources import (
     open_documents,
     text_column,
 )
+from labelfree.modalities.text.successors import learn_successors
 from labelfree.modalities.text.tokens import (
     COUNT_IN,
     LEARN_FROM,
@@ -283,6 +284,15 @@ class Text(Modality):
         stem.start_from(*word_vectors(read, own.size, encoder.dim, own.special, own.sep))
         encoder.pass_tokens_on()
         return Choice("word_vectors", "counted", f"which words stand near which, in {len(read):,} of them")
+
+    def warm_next(self, encoder: Encoder, head: nn.Module) -> Choice | None:
+        from labelfree.encoders.trunk import Trunk
+
+        own, read = self.vocabulary, self._read
+        if not isinstance(encoder, Trunk) or read is None or self.settings.word_vectors == "random":
+            return None
+        learn_successors(read, own.size, own.cls, encoder, head)
+        return Choice("word_vectors", "counted", f"which words stand near and after which, in {len(read):,} of them")
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Words are hidden, special tokens only where there are too few words, padding never."""
