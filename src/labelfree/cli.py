@@ -254,6 +254,7 @@ def predict(
     model: Annotated[str, Argument(metavar="MODEL", help="The folder that `labelfree finetune` wrote.")],
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to classify.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
+    probabilities: Annotated[bool, Option("--probabilities", help="Also write those of all classes.")] = False,
     force: Force = False,
 ) -> Answer:
     """Classify new data with a fine-tuned model.
@@ -262,7 +263,7 @@ def predict(
     """
     from labelfree.tasks.predict import predict
 
-    count, unreadable = predict(model, source, out, force)
+    count, unreadable = predict(model, source, out, force, probabilities)
     print(f"{count:,} predictions are in '{out}'{_left_empty(unreadable)}.")
     return {"out": out, "count": count, "unreadable": unreadable}
 

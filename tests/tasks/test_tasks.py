@@ -259,6 +259,13 @@ def test_predictions_are_written_as_a_table(run: Run, train: Path, tmp_path: Pat
     assert list(rows[0]) == ["name", "prediction", "confidence"]
     assert [row["prediction"] for row in rows] == model.predict(train).tolist()
     assert all(1 / 3 <= row["confidence"] <= 1 for row in rows)
+    assert predict(model, train, file, force=True, probabilities=True) == (60, 0)
+    if suffix == ".parquet":
+        found = parquet.read_table(file)
+        assert found.column_names[3:] == ["p:a", "p:b", "p:c"]
+        np.testing.assert_allclose(
+            np.stack([found[name] for name in found.column_names[3:]], axis=1), model.probabilities(train), rtol=1e-5
+        )
     with pytest.raises(LabelfreeError, match="exists already"):
         predict(model, train, file)
 

@@ -13,7 +13,7 @@ from labelfree.data.batch import Batch
 from labelfree.encoders.trunk import Trunk
 
 #: Steps, about how many ids are in each, and the rate at the start, which falls to 0.
-STEPS, ROWS, RATE = 160, 512, 1e-2
+STEPS, ROWS, RATE = 400, 256, 2e-2
 
 
 def learn_successors(ids: np.ndarray, size: int, begin: int, trunk: Trunk, head: nn.Module) -> None:
