@@ -496,6 +496,18 @@ def test_a_network_that_starts_counted_passes_words_on(tmp_path):
         torch.testing.assert_close(run.encoder(batch).pooled, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("blank", [False, True])
+def test_texts_that_were_read_whole_are_not_read_again(monkeypatch, blank):
+    """Blocks hold the same ids, whether they were made when the vocabulary was learnt or are made anew."""
+    text, texts = Text(TextSettings(length=16, vocabulary=400)), [*corpus(), " " if blank else "the end"]
+    text.fit(documents := text.open(texts))
+    anew = Blocks(documents, text.vocabulary, 15)
+    asked, encode = [], Vocabulary.encode
+    monkeypatch.setattr(Vocabulary, "encode", lambda self, *given: asked.append(given) or encode(self, *given))
+    assert np.array_equal(text.training_set(documents).ids, anew.ids)
+    assert bool(asked) == blank
+
+
 def chains(count, seed):
     """Texts in which each word of ten has two that may follow, the first of them three times as often."""
     generator, letters = np.random.default_rng(seed), "abcdefghij"

@@ -95,6 +95,7 @@ class Text(Modality):
         self._vocabulary: Vocabulary | None = None
         self._counts: np.ndarray | None = None
         self._read: np.ndarray | None = None
+        self._read_whole = ""
         self._ordinary: Tensor | None = None
 
     # ---- reading
@@ -130,7 +131,8 @@ class Text(Modality):
         if Need.VIEWS in needs:
             full = dataset.characters() > 0
             return dataset if full.all() else dataset.chosen(np.flatnonzero(full))
-        return Blocks(dataset, self.vocabulary, self.settings.length - 1)
+        known = self._read if self._read_whole == dataset.fingerprint() else None
+        return Blocks(dataset, self.vocabulary, self.settings.length - 1, known)
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         method = Choice("method", "masked", "few texts: every word of theirs can be asked for")
@@ -154,7 +156,8 @@ class Text(Modality):
             self._vocabulary = Vocabulary.learn(less, self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
-        self._read = np.concatenate(self._vocabulary.encode(some)) if some else None
+        self._read = np.concatenate(self._vocabulary.encode(some)).astype(self._vocabulary.smallest) if some else None
+        self._read_whole = dataset.fingerprint() if len(some) == len(dataset) else ""
         self._counts = None if self._read is None else np.bincount(self._read, minlength=self._vocabulary.size)
         self._check_enough(some)  # last, so that texts that teach nothing can still be read
 

@@ -134,6 +134,11 @@ class Vocabulary:
         return f" {HIDDEN}".join(self._tokenizer.decode(part, skip_special_tokens=True) for part in parts).strip()
 
     @property
+    def smallest(self) -> np.dtype[Any]:
+        """The narrowest type of numbers that holds every id."""
+        return np.dtype(np.uint16 if self.size <= 1 << 16 else np.int32)
+
+    @property
     def special(self) -> list[int]:
         """Ids that are no part of a text."""
         return sorted({self.pad, self.unk, self.cls, self.sep, self.mask})
@@ -144,13 +149,13 @@ class Vocabulary:
 
 
 def some_texts(documents: Documents, characters: int) -> Iterator[str]:
-    """Texts spread evenly over the source, about so many characters of them."""
+    """Texts spread evenly over the source, about so many characters of them, but none that are blank."""
     share = min(1.0, characters / max(1, int(documents.characters().sum())))
     rows = np.unique(np.linspace(0, len(documents) - 1, max(1, round(share * len(documents)))).astype(int))
     left = 2 * characters
     for start in range(0, len(rows), CHUNK):
         for text in documents.texts(rows[start : start + CHUNK].tolist()):
-            if isinstance(text, str) and left > 0:
+            if isinstance(text, str) and text.strip() and left > 0:
                 yield text[:left]
                 left -= len(text)
 
@@ -165,17 +170,23 @@ class Blocks(Dataset):
     """All documents end to end, each closed by a separator, cut into samples of `length` ids; no token is left out.
 
     The last block ends where the text ends, so it may repeat a part of the one before.
+
+    Arguments:
+        length: ids of a block.
+        known: the ids of all documents end to end, where they were made already.
     """
 
-    def __init__(self, documents: Documents, vocabulary: Vocabulary, length: int) -> None:
+    def __init__(
+        self, documents: Documents, vocabulary: Vocabulary, length: int, known: np.ndarray | None = None
+    ) -> None:
         self.documents = documents
         self.unreadable: list[Unreadable] = []
-        self._ids = self._pack(vocabulary)
+        self._ids = self._pack(vocabulary) if known is None else known
         # Text shorter than two blocks is cut in halves: one sample teaches nothing.
         self.length = max(1, min(length, len(self._ids) // 2))
 
     def _pack(self, vocabulary: Vocabulary) -> np.ndarray:
-        kind = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.int32)
+        kind = vocabulary.smallest
         if self.documents.characters().sum() <= IN_MEMORY:
             parts = [ids.astype(kind) for ids in self._encoded(vocabulary)]
             if not parts:
