@@ -6,7 +6,6 @@ one JSON object, the last line on standard output.
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, machine_trouble
 from labelfree.files import TABLES, json_text, writable
 
 if TYPE_CHECKING:
@@ -554,7 +553,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabelfreeError as error:
         failure = error
     except Exception as error:
-        mendable = _machine_trouble(error)
+        mendable = machine_trouble(error)
         if mendable is None:
             traceback.print_exc()
             return BUG
@@ -580,23 +579,6 @@ def _as_setting(error: typer.TyperException, words: Sequence[str]) -> str:
 def _sentence(text: str) -> str:
     text = " ".join(text.split())
     return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
-def _machine_trouble(error: Exception) -> LabelfreeError | None:
-    """The sentence for a full disk, a file that may not be written, or too little memory; None for anything else."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" while writing '{error.filename}'" if error.filename else ""
-        return LabelfreeError(f"The disk is full{place}.", "Free space, or write elsewhere with --out.")
-    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) and error.filename:
-        return LabelfreeError(f"'{error.filename}' cannot be used: {error.strerror}.", "Name another place.")
-    starved = ("not enough memory", "can't allocate memory", "out of memory")
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(words in str(error) for words in starved))
-    ):
-        return LabelfreeError("Memory ran out.", "Lower batch_size, or take a smaller encoder with --encoder.")
-    return None
 
 
 def _warn(problem: str, remedy: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -37,3 +38,20 @@ def reason_of(error: BaseException) -> str:
     """What an error of a library says, in one line without its full stop."""
     words = str(getattr(error, "strerror", None) or error).strip()
     return words.splitlines()[0].rstrip(".") if words else type(error).__name__
+
+
+def machine_trouble(error: Exception) -> LabelfreeError | None:
+    """The sentence for a full disk, a file that may not be written, or too little memory; None for anything else."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" while writing '{error.filename}'" if error.filename else ""
+        return LabelfreeError(f"The disk is full{place}.", "Free space, or write elsewhere with --out.")
+    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) and error.filename:
+        return LabelfreeError(f"'{error.filename}' cannot be used: {error.strerror}.", "Name another place.")
+    starved = ("not enough memory", "can't allocate memory", "out of memory")
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in starved))
+    ):
+        return LabelfreeError("Memory ran out.", "Lower batch_size, or take a smaller encoder with --encoder.")
+    return None
