@@ -14,8 +14,8 @@ from torch import Tensor
 
 from labelfree.distributed import all_sum, world_size
 
-#: Probabilities that are held at once; 64 MB in float32.
-MOST = 1 << 24
+#: Probabilities that are held at once: on a CPU what stays near its caches, elsewhere more, for larger products.
+MOST, ELSEWHERE = 1 << 22, 1 << 25
 
 
 def vocabulary_loss(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, counted: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class _Sweep(torch.autograd.Function):
         inputs, matrix, offset = x.to(quick), weight.to(quick), bias.to(quick)
         total = share.new_zeros(())
         grads = [torch.zeros_like(tensor) for tensor in (x, weight, bias)] if learn else []
-        size = max(1, MOST // len(weight))
+        size = max(1, (MOST if x.device.type == "cpu" else ELSEWHERE) // len(weight))
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
             pull, loss = _pull(torch.addmm(offset, inputs[rows], matrix.t()).float(), target[rows], share[rows])
@@ -67,7 +67,9 @@ class _Sweep(torch.autograd.Function):
 def _pull(logits: Tensor, target: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """(m, V) logits → the loss's gradient by them, in their place, and the loss."""
     wanted = target[:, None]
-    total = logits.logsumexp(dim=1, keepdim=True)
-    loss = (total - logits.gather(1, wanted))[:, 0] @ share
-    pull = logits.sub_(total).exp_().mul_(share[:, None])
+    right, most = logits.gather(1, wanted), logits.amax(dim=1, keepdim=True)
+    chances = logits.sub_(most).exp_()
+    total = chances.sum(dim=1, keepdim=True)
+    loss = (total.log() + most - right)[:, 0] @ share
+    pull = chances.mul_(share[:, None] / total)
     return pull.scatter_add_(1, wanted, -share[:, None]), loss
