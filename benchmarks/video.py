@@ -39,8 +39,8 @@ import numpy as np
 import torch
 
 from labelfree.data.batch import Batch, Sample
+from labelfree.data.dataset import Dataset
 from labelfree.data.draw import Draw
-from labelfree.modalities.base import Dataset
 from labelfree.modalities.video import Video, VideoSettings
 from labelfree.tasks.labels import Subset
 from labelfree.training import job as jobs

@@ -10,8 +10,9 @@ from torch import nn
 
 import labelfree
 from labelfree import Batch, Dataset, Draw, Encoder, Modality, Need, Refusal, Sample, Settings
+from labelfree.data.dataset import Description
 from labelfree.data.sources import hash_of
-from labelfree.modalities.base import Budget, Choice, Description
+from labelfree.modalities.base import Budget, Choice
 
 
 class Rows(Dataset):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labelfree.data.batch import Batch, Sample, Unreadable
+    from labelfree.data.dataset import Dataset
     from labelfree.data.draw import Draw
     from labelfree.encoders.base import Encoder, Features
     from labelfree.errors import LabelfreeError, Refusal
     from labelfree.estimator import SelfSupervised
     from labelfree.evaluation.protocol import evaluate
-    from labelfree.modalities.base import Dataset, Modality
+    from labelfree.modalities.base import Modality
     from labelfree.needs import Need
     from labelfree.objectives.base import Objective, Recipe, Step
     from labelfree.run import Run, load
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "labelfree.data.batch": ("Batch", "Sample", "Unreadable"),
+    "labelfree.data.dataset": ("Dataset",),
     "labelfree.data.draw": ("Draw",),
     "labelfree.encoders.base": ("Encoder", "Features"),
     "labelfree.errors": ("LabelfreeError", "Refusal"),
     "labelfree.estimator": ("SelfSupervised",),
     "labelfree.evaluation.protocol": ("evaluate",),
-    "labelfree.modalities.base": ("Dataset", "Modality"),
+    "labelfree.modalities.base": ("Modality",),
     "labelfree.needs": ("Need",),
     "labelfree.objectives.base": ("Objective", "Recipe", "Step"),
     "labelfree.run": ("Run", "load"),

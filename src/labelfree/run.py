@@ -15,9 +15,10 @@ from labelfree.files import read_json, replacing, write_json
 if TYPE_CHECKING:
     import torch
 
+    from labelfree.data.dataset import Dataset
     from labelfree.encoders.base import Encoder
     from labelfree.evaluation.protocol import Evaluation
-    from labelfree.modalities.base import Dataset, Modality
+    from labelfree.modalities.base import Modality
     from labelfree.objectives.base import Objective
     from labelfree.tasks.anomalies import Anomalies
     from labelfree.tasks.finetune import Model

@@ -6,10 +6,10 @@ import torch
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.loader import Loader, batches
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Description
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from labelfree.data.batch import Batch
+from labelfree.data.dataset import Description
 from labelfree.data.draw import Draw
 from labelfree.encoders.dilated import Dilated
-from labelfree.modalities.base import Description
 from labelfree.modalities.series import Series
 from labelfree.objectives.ts2vec import TS2Vec, TS2VecSettings
 

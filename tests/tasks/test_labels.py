@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Description
 from labelfree.tasks.labels import LabelBudget, Subset, _sorted, check_enough, choose, folds, is_uneven, read_labels
 
 

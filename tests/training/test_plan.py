@@ -11,8 +11,8 @@ import torch
 import labelfree
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
+from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Description
 from labelfree.modalities.image import Image
 from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings

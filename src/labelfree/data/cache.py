@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import torch
 
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Description, Modality
+
+if TYPE_CHECKING:
+    from labelfree.modalities.base import Modality
 
 CHUNK = 256
 #: A cache takes at most this share of the memory that is free, and no more than the limit (a server's: 16 GiB).

@@ -6,13 +6,17 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import CHUNK, Cached
+from labelfree.data.dataset import Dataset
 from labelfree.data.encoded import spread
-from labelfree.modalities.base import Dataset, Modality
+
+if TYPE_CHECKING:
+    from labelfree.modalities.base import Modality
 
 #: Samples that a quick look takes, of a source in memory and of one that has to be read.
 QUICK, QUICK_READ = 2000, 256

@@ -7,16 +7,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
+from labelfree.data.dataset import Dataset
 from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Modality
+
+if TYPE_CHECKING:
+    from labelfree.modalities.base import Modality
 
 AHEAD = 2
 

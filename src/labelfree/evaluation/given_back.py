@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from labelfree.data.batch import Sample
+from labelfree.data.dataset import Dataset
 from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.files import write_json
-from labelfree.modalities.base import Dataset
 from labelfree.objectives.base import Objective
 from labelfree.run import Run
 

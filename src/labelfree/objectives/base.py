@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
+from labelfree.data.dataset import Description
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
 from labelfree.errors import Refusal
-from labelfree.modalities.base import Description, Modality
+from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.settings import Settings
 

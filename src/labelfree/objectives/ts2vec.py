@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from labelfree.data.batch import Batch
+from labelfree.data.dataset import Description
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder, Features
 from labelfree.losses.hierarchical import hierarchical_contrast
 from labelfree.losses.masked import take
-from labelfree.modalities.base import Description, Modality
+from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._teacher import frozen_copy
 from labelfree.objectives.base import Objective, Step

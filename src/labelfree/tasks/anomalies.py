@@ -19,7 +19,7 @@ from labelfree.tasks.embed import embed
 from labelfree.training.logs import say
 
 if TYPE_CHECKING:
-    from labelfree.modalities.base import Dataset
+    from labelfree.data.dataset import Dataset
     from labelfree.run import Run
 
 How = Literal["distance", "neighbours"]

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.cache import Cached, cached
+from labelfree.data.dataset import Dataset
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
-from labelfree.modalities.base import Dataset, Modality
+from labelfree.modalities.base import Modality
 from labelfree.settings import Settings, Share
 from labelfree.tasks.embed import apply, embed, together
 from labelfree.tasks.labels import Part, Subset, folds

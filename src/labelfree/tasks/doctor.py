@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from labelfree import registry
+from labelfree.data.dataset import Dataset
 from labelfree.data.doctor import Finding, Survey, nearby
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError, SeenByEncoder
 from labelfree.files import writable, write_json
-from labelfree.modalities.base import Dataset, Modality
+from labelfree.modalities.base import Modality
 from labelfree.run import Run
 from labelfree.settings import share_out
 from labelfree.tasks.labels import Labels, Subset, read_labels

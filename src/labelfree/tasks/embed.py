@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.cache import Cached
+from labelfree.data.dataset import Dataset
 from labelfree.data.loader import batches
 from labelfree.encoders.base import Encoder
 from labelfree.files import replacing, writable
-from labelfree.modalities.base import Dataset, Modality
+from labelfree.modalities.base import Modality
 from labelfree.training import runtime
 
 if TYPE_CHECKING:

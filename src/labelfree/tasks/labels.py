@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Description
 
 #: More different numbers than this, in more than a tenth of the rows, are a quantity and not classes.
 MOST_NUMBERS = 50

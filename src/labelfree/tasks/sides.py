@@ -17,7 +17,7 @@ from labelfree.needs import Need
 from labelfree.tasks.labels import read_labels
 
 if TYPE_CHECKING:
-    from labelfree.modalities.base import Dataset
+    from labelfree.data.dataset import Dataset
     from labelfree.run import Run
 
 #: Queries that are compared with all keys at once.

@@ -12,13 +12,14 @@ from labelfree import registry
 from labelfree.data import cache
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
+from labelfree.data.dataset import Dataset
 from labelfree.data.loader import Loader
 from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.modalities.base import Choice, Dataset, Modality
+from labelfree.modalities.base import Choice, Modality
 from labelfree.objectives.base import Objective
 from labelfree.training import optim, processes, runtime
 from labelfree.training.logs import say

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from labelfree import registry
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.named import ENDINGS, refuse_names
 from labelfree.data.once import remembering
 from labelfree.data.sources import (
@@ -27,7 +28,7 @@ from labelfree.data.sources import (
     read_head,
 )
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
+from labelfree.modalities.base import Budget, Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
 from labelfree.settings import Settings, share_out

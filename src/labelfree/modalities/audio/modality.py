@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from labelfree.data import sound
 from labelfree.data.batch import Batch, Sample
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError
@@ -26,17 +27,7 @@ from labelfree.modalities.audio import views as augment
 from labelfree.modalities.audio.mel import Mel, log_mel, log_mels, mfcc_statistics, sketch
 from labelfree.modalities.audio.sources import Form, Sounds
 from labelfree.modalities.audio.tokens import WaveStem, reach, stride, token_counts, valid_tokens
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    PictureForm,
-    Shared,
-    Transformation,
-    span_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Shared, Transformation, span_mask
 from labelfree.modalities.series import tokens as steps
 from labelfree.modalities.series import views as timing
 from labelfree.needs import Need

@@ -14,6 +14,7 @@ import numpy as np
 from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.columns import group_numbers
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.encoded import (
     Files,
     Openers,
@@ -29,7 +30,6 @@ from labelfree.data.named import open_listed, recognise_listed, recognise_names
 from labelfree.data.sound import RECORDINGS, SUFFIXES, Header, decode, header, looks_like_recording
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.audio.mel import Mel, log_mels
-from labelfree.modalities.base import Dataset, Description
 
 #: What a source may be, in words.
 WANTED = "a path, an array (N, T[, C]), a list of arrays, a map-style dataset or a Hugging Face dataset"

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.events import (
     Histories,
@@ -29,17 +30,7 @@ from labelfree.data.events import (
 from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import value_error
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    Transformation,
-    no_column,
-    seen_by_encoder,
-    span_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Modality, Transformation, span_mask
 from labelfree.modalities.events import views
 from labelfree.needs import Need
 from labelfree.settings import Names, Settings

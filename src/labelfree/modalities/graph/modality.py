@@ -13,22 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.graphs import Graphs, degrees, mix, neighbourhoods, positions, returns
 from labelfree.data.sources import hash_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Links,
-    Modality,
-    no_column,
-    seen_by_encoder,
-    token_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Links, Modality, token_mask
 from labelfree.modalities.graph import views as augment
 from labelfree.modalities.graph.features import drawing, scale_of, structure, summary
 from labelfree.modalities.graph.sources import Column, GraphOptions, looks_like_graph, read_graphs

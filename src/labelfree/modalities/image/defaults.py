@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labelfree.modalities.base import Budget, Choice, Description
+from labelfree.data.dataset import Description
+from labelfree.modalities.base import Budget, Choice
 from labelfree.needs import Need
 
 

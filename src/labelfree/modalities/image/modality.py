@@ -19,6 +19,7 @@ from torch import Tensor
 
 from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
 from labelfree.data.named import recognise_names
@@ -36,16 +37,7 @@ from labelfree.data.pictures import (
 )
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.losses.masked import value_error
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    PictureForm,
-    Transformation,
-    token_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask
 from labelfree.modalities.image.settings import ImageSettings
 from labelfree.modalities.image.sources import (
     PICTURES,

@@ -15,12 +15,13 @@ from pydantic import PositiveInt
 
 from labelfree import registry
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import MISSING
 from labelfree.data.sources import column_values, hash_of
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.files import read_json
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality
+from labelfree.modalities.base import Budget, Choice, Modality
 from labelfree.modalities.pair.sources import Side, find_sides, kind_of, kinds
 from labelfree.needs import Need
 from labelfree.settings import Settings

@@ -7,8 +7,8 @@ from html import escape
 import numpy as np
 
 from labelfree.data.batch import Sample
+from labelfree.data.dataset import Dataset
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset
 
 _COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#dd4477", "#66aa00")
 _WIDTH, _HEIGHT, _POINTS = 240, 60, 400

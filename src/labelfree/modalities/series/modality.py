@@ -15,23 +15,13 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.columns import ReadOptions, group_numbers, is_number, looks_wide, numeric_names
+from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import TargetError, value_error
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    Shared,
-    Transformation,
-    no_column,
-    seen_by_encoder,
-    span_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Modality, Shared, Transformation, span_mask
 from labelfree.modalities.series import views as augment
 from labelfree.modalities.series.features import ChannelStatistics, raw_features, resampled, sparkline
 from labelfree.modalities.series.tokens import SeriesStem, patches, valid_tokens

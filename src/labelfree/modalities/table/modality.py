@@ -15,20 +15,12 @@ from torch import Tensor
 
 from labelfree.data import columns as col
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, is_address, read_head, share_of
 from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    no_column,
-    seen_by_encoder,
-    token_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Modality, token_mask
 from labelfree.modalities.table.columns import (
     Column,
     Found,

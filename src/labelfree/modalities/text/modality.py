@@ -16,12 +16,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw, hash_int
 from labelfree.data.named import ENDINGS
 from labelfree.data.sources import TABLES, frame, listed_files, names_files, read_head, share_of
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Budget, Choice, Dataset, Description, Modality, Transformation, token_mask
+from labelfree.modalities.base import Budget, Choice, Modality, Transformation, token_mask
 from labelfree.modalities.text import views
 from labelfree.modalities.text.sources import (
     LISTED,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.characters import HEAD, decode, refuse_binary
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.named import naming_columns
 from labelfree.data.sources import (
     TABLES,
@@ -32,7 +33,6 @@ from labelfree.data.sources import (
     what_is_in,
 )
 from labelfree.errors import LabelfreeError, nearest, reason_of
-from labelfree.modalities.base import Dataset, Description
 
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".log")
 #: Of these, the endings by which a list of strings is known to name files: others may end other words.

@@ -13,10 +13,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.sources import hash_of
 from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import Dataset, Description
 from labelfree.modalities.text.sources import Documents
 
 #: What each special token is called in the vocabularies of the common models; ours is the first.

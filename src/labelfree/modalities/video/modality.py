@@ -18,21 +18,13 @@ from torch import Tensor
 
 from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Batch, Sample
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
 from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.base import (
-    Budget,
-    Choice,
-    Dataset,
-    Description,
-    Modality,
-    PictureForm,
-    Transformation,
-    token_mask,
-)
+from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask
 from labelfree.modalities.image.tokens import moments
 from labelfree.modalities.image.views import (
     AUGMENT,

@@ -14,12 +14,12 @@ import numpy as np
 
 from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.dataset import Dataset, Description
 from labelfree.data.encoded import Files, Kind, Openers, Source, open_any, open_folder, open_table
 from labelfree.data.films import Header
 from labelfree.data.named import open_listed
 from labelfree.data.pictures import Form, common_shape, value_range
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.modalities.base import Dataset, Description
 from labelfree.modalities.image.sources import Items
 from labelfree.modalities.series.modality import cut_windows
 
