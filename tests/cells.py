@@ -18,7 +18,7 @@ from labelfree.training.plan import make_plan
 
 #: Heads small enough for a test; everything else is as users get it.
 SMALL: Mapping[str, Mapping[str, Any]] = {
-    "simclr": {"projector": (64, 32)},
+    "simclr": {"projector": (64, 32), "learning_rate": 2e-3},
     "vicreg": {"expander": (64, 64), "learning_rate": 2e-3},
     "byol": {"projector": (64, 32), "predictor": (64,)},
     "autoencoder": {"decoder_width": 32, "decoder_depth": 1},
@@ -30,7 +30,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "barlow": {"views": "light", "projector": (64, 64), "learning_rate": 2e-3},
     "moco": {"views": "light", "projector": (64, 32), "queue": 4, "teacher_momentum": 0.9, "learning_rate": 2e-3},
     "nnclr": {"views": "light", "projector": (64, 32), "predictor": (64,), "queue": 24, "learning_rate": 2e-3},
-    "instance": {"views": "light", "projector": (32,), "temperature": 0.2, "learning_rate": 2e-3},
+    "instance": {"views": "light", "projector": (32,), "temperature": 0.2, "learning_rate": 3e-3},
     "triplet": {"projector": (32,)},
     "lejepa": {"views": "light", "projector": (64, 16), "directions": 64, "local_crops": 1},
     "emp": {"views": "light", "crops": 3, "similarity": 20.0, "projector": (64, 32)},
@@ -40,12 +40,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "masked": {"decoder_width": 64, "decoder_depth": 1},
     "cpc": {"horizon": 3, "negatives": 32},
     "wav2vec2": {"codes": 16, "code_width": 32, "learning_rate": 3e-3},
-    "pretext": {"learning_rate": 3e-3},
+    "pretext": {"learning_rate": 5e-3},
 }
 #: What can be learnt in a few steps: whether two sentences are in order, not whether one follows another; that two
 #: crops are of one wave if they are nearly as long.
 TASKS: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("bytes", "pretext"): {"transformation": "order", "learning_rate": 5e-3},
+    ("bytes", "pretext"): {"transformation": "order", "learning_rate": 1e-2},
     ("text", "pretext"): {"transformation": "order", "learning_rate": 5e-3},
     ("series", "simclr"): {"crop": 0.8},
 }
@@ -65,11 +65,11 @@ VIEWS: Mapping[str, Mapping[str, Any]] = {
 STEPS: Mapping[str, int] = {
     "autoencoder": 10,
     "vae": 10,
-    "pretext": 48,
-    "simclr": 32,
-    "vicreg": 28,
+    "pretext": 32,
+    "simclr": 20,
+    "vicreg": 24,
     "moco": 24,
-    "instance": 48,
+    "instance": 40,
     "deepcluster": 28,
 }
 USUAL_STEPS = 16

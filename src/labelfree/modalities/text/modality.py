@@ -157,7 +157,7 @@ class Text(Modality):
             self._vocabulary = Vocabulary.learn(less, self.settings.vocabulary, self.settings.lowercase)
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
-        self._read = np.concatenate(self._vocabulary.encode(some)).astype(self._vocabulary.smallest) if some else None
+        self._read = np.concatenate(self._vocabulary.encode(some)) if some else None
         self._read_whole = dataset.fingerprint() if len(some) == len(dataset) else ""
         self._counts = None if self._read is None else np.bincount(self._read, minlength=self._vocabulary.size)
         self._check_enough(some)  # last, so that texts that teach nothing can still be read

@@ -134,11 +134,6 @@ class Vocabulary:
         return f" {HIDDEN}".join(self._tokenizer.decode(part, skip_special_tokens=True) for part in parts).strip()
 
     @property
-    def smallest(self) -> np.dtype[Any]:
-        """The narrowest type of numbers that holds every id."""
-        return np.dtype(np.uint16 if self.size <= 1 << 16 else np.int32)
-
-    @property
     def special(self) -> list[int]:
         """Ids that are no part of a text."""
         return sorted({self.pad, self.unk, self.cls, self.sep, self.mask})
@@ -186,7 +181,7 @@ class Blocks(Dataset):
         self.length = max(1, min(length, len(self._ids) // 2))
 
     def _pack(self, vocabulary: Vocabulary) -> np.ndarray:
-        kind = vocabulary.smallest
+        kind = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.int32)
         if self.documents.characters().sum() <= IN_MEMORY:
             parts = [ids.astype(kind) for ids in self._encoded(vocabulary)]
             if not parts:
