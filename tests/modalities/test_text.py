@@ -533,14 +533,17 @@ def test_what_follows_what_is_known_before_training(tmp_path, method, known):
     assert found < 1.1 * np.log(11)
 
 
-def test_the_blocks_are_left_to_learn_the_rest(fitted):
+def test_the_blocks_are_left_to_learn_the_rest_and_what_stands_near_is_kept(fitted):
     encoder, head = fitted.transformer("pico", causal=True), torch.nn.Linear(64, fitted.vocabulary.size)
     fitted.warm(encoder)
     before = {name: value.clone() for name, value in encoder.blocks.state_dict().items()}
+    words = encoder.token_table().detach().clone()
     state = torch.random.get_rng_state()
     assert fitted.warm_next(encoder, head).key == "word_vectors"
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in encoder.blocks.state_dict().items())
+    assert torch.equal(encoder.token_table()[:, :32], words[:, :32])
+    assert not torch.equal(encoder.token_table()[:, 32:], words[:, 32:])
     assert all(parameter.grad is None for parameter in [*encoder.parameters(), *head.parameters()])
 
 

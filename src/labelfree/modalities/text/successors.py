@@ -22,7 +22,8 @@ def learn_successors(ids: np.ndarray, size: int, begin: int, trunk: Trunk, head:
     What a token is followed by in all texts is one target of the token, so that a step over some hundred ids is worth
     as much as one over as many thousand places in texts: a log-bilinear model (Mnih & Hinton 2007, "Three New Graphical
     Models for Statistical Language Modelling", §4) of one word of context, by the cross-entropy of counts. The blocks
-    stay as they are, to learn from there what more than the last token tells.
+    stay as they are, to learn from there what more than the last token tells; so does the first half of every id's
+    vector, which may know more of what a text is about than what follows what does.
 
     Args:
         ids: (N,) texts end to end.
@@ -39,7 +40,9 @@ def learn_successors(ids: np.ndarray, size: int, begin: int, trunk: Trunk, head:
     chance = np.sqrt(often) / np.sqrt(often).sum()
     weight = often / often.sum() / np.maximum(chance, 1e-12) / rows_a_step
     draw = np.random.default_rng(0)
-    learnt = [*trunk.stem.parameters(), *trunk.norm_in.parameters(), *trunk.norm.parameters(), *head.parameters()]
+    table = trunk.token_table()
+    assert table is not None
+    learnt = [table, *trunk.norm_in.parameters(), *trunk.norm.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(learnt, lr=RATE)
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -50,6 +53,8 @@ def learn_successors(ids: np.ndarray, size: int, begin: int, trunk: Trunk, head:
         loss = -(logits.log_softmax(dim=1) * target).sum(dim=1) @ torch.from_numpy(weight[rows]).float()
         optimizer.zero_grad()
         loss.backward()
+        assert table.grad is not None
+        table.grad[:, : trunk.dim // 2] = 0
         optimizer.step()
     for parameter in learnt:
         parameter.grad = None
