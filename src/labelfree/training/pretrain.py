@@ -299,12 +299,16 @@ def say_found(found: Description) -> None:
     say(f"Found {found.count:,} samples of {found.modality} data{': ' if facts else ''}{facts}", "bold")
 
 
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"
+
+
 def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
     for choice in plan.choices:
         say(f"  {choice['key']} = {choice['value']}  ({choice['reason']})", "dim")
     epochs = plan.steps * plan.training.batch_size / plan.count
     say(
-        f"Will train {plan.encoder} with {plan.method} for {plan.steps:,} steps of {plan.training.batch_size} "
+        f"Will train {plan.encoder} with {plan.method} for {_steps(plan.steps)} of {plan.training.batch_size} "
         f"({epochs:.1f} passes): about {duration(plan.steps * step_seconds)}, peak memory {memory / 2**30:.1f} GiB."
     )
 
@@ -314,7 +318,7 @@ def _say_short(plan: Plan, step_seconds: float) -> None:
     whole = -(-plan.count // plan.training.batch_size)
     if plan.time_left is not None and plan.steps < min(FEW, whole):
         say(
-            f"{plan.steps} steps are hardly a beginning: one pass over the source would take about "
+            f"{_steps(plan.steps)} can be hardly more than a beginning: one pass over the source would take about "
             f"{duration(whole * step_seconds)}. Give more time, or a smaller batch_size.",
             "yellow",
         )
@@ -557,8 +561,7 @@ class Recorder:
             write_metrics_table(self.folder)
         write_quarantine(self.folder / "quarantine.jsonl", bad)
         if state == "finished":
-            steps = "step" if done == 1 else "steps"
-            say(f"Finished {done:,} {steps} in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
+            say(f"Finished {_steps(done)} in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
         elif state == "stopped":
             say(
                 f"Stopped at step {done:,} of {self.training.steps:,}, all saved. "
