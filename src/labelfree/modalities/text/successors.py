@@ -12,8 +12,8 @@ from torch import nn
 from labelfree.data.batch import Batch
 from labelfree.encoders.trunk import Trunk
 
-#: Steps, about how many ids are in each, and the rate at the start, which falls to 0.
-STEPS, ROWS, RATE = 400, 256, 2e-2
+#: Ids that are looked at in all, about how many in each step, and the rate at the start, which falls to 0.
+IDS, ROWS, RATE = 102_400, 256, 2e-2
 
 
 def learn_successors(ids: np.ndarray, size: int, begin: int, trunk: Trunk, head: nn.Module) -> None:
@@ -44,9 +44,10 @@ def learn_successors(ids: np.ndarray, size: int, begin: int, trunk: Trunk, head:
     assert table is not None
     learnt = [table, *trunk.norm_in.parameters(), *trunk.norm.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(learnt, lr=RATE)
-    for step in range(STEPS):
+    steps = -(-IDS // rows_a_step)
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+            group["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         rows = draw.choice(size, rows_a_step, p=chance)
         target = torch.from_numpy(counts[rows].toarray() / often[rows, None]).float()
         logits = head(trunk.passed_on(_side_by_side(rows, wide)).flatten(0, 1))
