@@ -259,6 +259,18 @@ def test_uneven_classes_are_scored_by_balanced_accuracy(run: Run, tmp_path: Path
     assert set(found.results[0].scores) == {"accuracy", "balanced_accuracy", "macro_f1"}
 
 
+def test_threads_are_those_asked_for_and_afterwards_those_before(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, bench = [], protocol.Bench
+    monkeypatch.setattr(protocol, "Bench", lambda *given: seen.append(torch.get_num_threads()) or bench(*given))
+    before = torch.get_num_threads()
+    quick(run, *data, threads=before + 1, seeds=1)
+    quick(run, *data, seeds=1)
+    assert seen == [before + 1, before]
+    assert torch.get_num_threads() == before
+
+
 def test_one_budget_and_one_protocol_may_be_given_as_words(run: Run, data: tuple[Path, Path]) -> None:
     found = quick(run, *data, budgets="2/class", protocols="knn")
     assert {(r.budget, r.protocol) for r in found.results} == {("2/class", "knn")}

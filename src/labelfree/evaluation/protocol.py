@@ -163,7 +163,7 @@ def evaluate(
     asked = (budgets,) if isinstance(budgets, int | float) else listed(budgets)
     wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in asked))
     tuning = FinetuneSettings.read(settings, "finetune")
-    runtime.prepare_machine()
+    runtime.prepare_machine(tuning.threads)
     torch.manual_seed(seed)
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
     parts = read_parts(run, train, test, label, group, seed)

@@ -61,6 +61,8 @@ class FinetuneSettings(Settings):
     """views that are learnt from: light, contrast or none"""
     warmup: Share = 0.1
     """share of the training in which the learning rate rises"""
+    threads: PositiveInt | Auto = "auto"
+    """processor threads for tensor operations, also of what is frozen; auto: all cores"""
 
     def batch(self, labels: int) -> int:
         """Samples of a step, for so many labels."""

@@ -140,11 +140,11 @@ def finetune(
             "fine-tuned on a few of them.",
             "Use its frozen features, or pretrain a transformer.",
         )
-    runtime.prepare_machine()
+    chosen = FinetuneSettings.read(settings, "finetune")
+    runtime.prepare_machine(chosen.threads)
     torch.manual_seed(seed)
     folder = _folder(out, force, run, train)
     spec = read_json(run.path / "encoder" / "config.json")["encoder"]
-    chosen = FinetuneSettings.read(settings, "finetune")
     limit = None if time_limit is None else parse_duration(time_limit)
     examples, labels = _examples(run, train, label, group, budget, seed)
     steps = wanted = chosen.steps(len(examples.y))

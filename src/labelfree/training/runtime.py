@@ -28,10 +28,12 @@ def cores() -> int:
     return len(own_cores())
 
 
-def prepare_machine(threads: int | None = None) -> None:
-    """Set threads, and keep glibc from handing freed memory back at every step (which costs page faults)."""
-    if threads:
-        torch.set_num_threads(threads)
+def prepare_machine(threads: int | str = "auto") -> None:
+    """Set threads, unless "auto", and keep glibc from handing freed memory back at every step (which costs page
+    faults).
+    """
+    if threads != "auto":
+        torch.set_num_threads(int(threads))
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
