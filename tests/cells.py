@@ -251,14 +251,11 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 }
 
 #: What these are tried with: an objective of every structure. With the transformer, all are.
-WITH_OTHERS = {"vicreg", "byol", "masked", "pretext", "ts2vec", "link", "dgi", "clip"}
-
+WITH_OTHERS = {"vicreg", "byol", "masked", "pretext", "ts2vec", "link", "dgi", "clip", "siglip"}
 
 #: Kinds of data that differ in all that a loss sees of them: pixels, values with gaps, ids. What is slow to try is
-#: tried on these with every objective, and on other kinds with those of `WITH_OTHERS` and their own.
+#: tried on these with every objective, and on other kinds with those of `WITH_OTHERS`.
 UNLIKE = {"image", "series", "text"}
-OWN = {"clip", "siglip", "dgi", "link"}
-
 
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
@@ -295,8 +292,7 @@ def every_cell() -> list[tuple[str, str, str]]:
 
 def telling_cells() -> list[tuple[str, str, str]]:
     """Those of every cell that fit and are worth a slow look."""
-    telling = WITH_OTHERS | OWN
-    return [cell for cell in every_cell() if fits(*cell) and (cell[0] in UNLIKE or cell[1] in telling)]
+    return [cell for cell in every_cell() if fits(*cell) and (cell[0] in UNLIKE or cell[1] in WITH_OTHERS)]
 
 
 def own(entries: Mapping[str, type]) -> list[str]:
