@@ -72,7 +72,7 @@ def test_without_gradient_none_is_made() -> None:
     assert not loss.requires_grad
 
 
-def test_in_autocast_products_are_quick_and_the_loss_is_exact() -> None:
+def test_in_autocast_products_are_quick_and_sums_are_in_full_precision() -> None:
     last, (x, target, counted) = layer(), tokens()
     with torch.autocast("cpu", torch.bfloat16):
         loss = vocabulary_loss(x, last.weight, last.bias, target, counted)

@@ -506,6 +506,12 @@ def test_texts_that_were_read_whole_are_not_read_again(monkeypatch, blank):
     monkeypatch.setattr(Vocabulary, "encode", lambda self, *given: asked.append(given) or encode(self, *given))
     assert np.array_equal(text.training_set(documents).ids, anew.ids)
     assert bool(asked) == blank
+    other = text.open(texts[::-1])  # as many and as long, but not what was read
+    assert np.array_equal(text.training_set(other).ids, Blocks(other, text.vocabulary, 15).ids)
+    text.load_state(text.state())
+    asked.clear()
+    text.training_set(documents)
+    assert asked, "the vocabulary may be another"
 
 
 def chains(count, seed):

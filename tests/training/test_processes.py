@@ -43,7 +43,7 @@ def alone(pictures, tmp_path_factory):
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Processes that need not import everything anew: how they start is for `ddp` to try."""
+    """Processes that need not import everything anew: how they start from nothing is for the command line to try."""
     monkeypatch.setattr(processes.mp, "start_processes", partial(processes.mp.start_processes, start_method=FORKED))
 
 
@@ -66,11 +66,16 @@ def command(pictures: Path, out: Path) -> list[str]:
     return ["pretrain", str(pictures), "--out", str(out), *flags, *words]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_devices_two(pictures, alone, tmp_path, strategy, request):
-    if strategy == "fsdp":
-        request.getfixturevalue("forked")
-    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", devices=2, strategy=strategy, **TINY)
+def test_devices_two_from_the_command_line(pictures, alone, tmp_path):
+    out = tmp_path / "run"
+    words = [*command(pictures, out), "devices=2", "strategy=ddp"]
+    done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_equal(alone.path, out)
+
+
+def test_shards_of_two(pictures, alone, tmp_path, forked):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", devices=2, strategy="fsdp", **TINY)
     check_equal(alone.path, run.path)
 
 

@@ -295,7 +295,11 @@ class Modality(ABC):
         return None
 
     def token_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing."""
+        """(B, N, target_dim), (B, N, ...) → (B, N) loss of each token; missing values count nothing.
+
+        Of ids (where `Need.IDS` is offered) it is the cross-entropy, which objectives may make in one sweep with its
+        gradient in place of asking here (`labelfree.losses.vocabulary`).
+        """
         raise Refusal(f"{self.name} data does not offer {Need.TARGETS}.")
 
     def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:

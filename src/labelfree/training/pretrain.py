@@ -318,7 +318,7 @@ def _say_short(plan: Plan, step_seconds: float) -> None:
     whole = -(-plan.count // plan.training.batch_size)
     if plan.time_left is not None and plan.steps < min(FEW, whole):
         say(
-            f"{_steps(plan.steps)} can be hardly more than a beginning: one pass over the source would take about "
+            f"A training of {_steps(plan.steps)} is hardly a beginning: one pass over the source would take about "
             f"{duration(whole * step_seconds)}. Give more time, or a smaller batch_size.",
             "yellow",
         )

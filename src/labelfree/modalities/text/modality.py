@@ -96,7 +96,7 @@ class Text(Modality):
         self._vocabulary: Vocabulary | None = None
         self._counts: np.ndarray | None = None
         self._read: np.ndarray | None = None
-        self._read_whole = ""
+        self._read_from: Dataset | None = None
         self._ordinary: Tensor | None = None
 
     # ---- reading
@@ -132,7 +132,7 @@ class Text(Modality):
         if Need.VIEWS in needs:
             full = dataset.characters() > 0
             return dataset if full.all() else dataset.chosen(np.flatnonzero(full))
-        known = self._read if self._read_whole == dataset.fingerprint() else None
+        known = self._read if dataset is self._read_from else None
         return Blocks(dataset, self.vocabulary, self.settings.length - 1, known)
 
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
@@ -158,7 +158,7 @@ class Text(Modality):
         else:
             raise LabelfreeError("A vocabulary is learnt from documents.", "Open the source with the text modality.")
         self._read = np.concatenate(self._vocabulary.encode(some)) if some else None
-        self._read_whole = dataset.fingerprint() if len(some) == len(dataset) else ""
+        self._read_from = dataset if len(some) == len(dataset) else None
         self._counts = None if self._read is None else np.bincount(self._read, minlength=self._vocabulary.size)
         self._check_enough(some)  # last, so that texts that teach nothing can still be read
 
@@ -178,6 +178,7 @@ class Text(Modality):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._vocabulary = Vocabulary.from_state(state["tokenizer"])
+        self._read = self._read_from = None  # ids of another vocabulary, if any
         self._load_frequencies(state)
 
     def _frequencies(self) -> dict[str, Any]:
