@@ -55,13 +55,13 @@ class Part:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def cifar10(data: Path, folder: Path) -> Iterable[Part]:
-    """5,000 photographs; 2,000 others to judge by."""
+def cifar10(data: Path, folder: Path, count: int = 5000) -> Iterable[Part]:
+    """5,000 photographs, or `count` of them without labels; 2,000 others to judge by."""
     parts = []
-    for name, count in (("train", 5000), ("test", 2000)):
+    for name, rows in (("train", 5000), ("test", 2000)):
         parts.append(folder / f"{name}.parquet")
-        pq.write_table(pq.read_table(data / f"cifar10/{name}.parquet").slice(0, count), parts[-1])
-    pq.write_table(pq.read_table(parts[0]).select(["image"]), folder / "unlabelled.parquet")
+        pq.write_table(pq.read_table(data / f"cifar10/{name}.parquet").slice(0, rows), parts[-1])
+    pq.write_table(pq.read_table(parts[0]).select(["image"]).slice(0, count), folder / "unlabelled.parquet")
     yield Part(folder / "unlabelled.parquet", *parts, "label", "10%")
 
 
@@ -137,6 +137,7 @@ TASKS: dict[str, tuple[str, Callable[[Path, Path], Iterable[Part]]]] = {
     "prompts": ("audio", prompts),
     "adult": ("table", adult),
     "cora": ("graph", cora),
+    "cifar10-300": ("image", partial(cifar10, count=300)),
 }
 
 

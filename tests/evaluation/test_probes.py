@@ -105,6 +105,18 @@ def test_validation_of_grouped_data_is_not_fooled_by_what_groups_share() -> None
             assert (probed.validation > 0.95) == fooled
 
 
+def test_the_neighbours_of_a_moment_lie_before_it() -> None:
+    rng = np.random.default_rng(0)
+    y = np.repeat(rng.integers(0, 2, 100), 2)  # each sample has one twin, which half of them are still to meet
+    x = np.repeat(rng.normal(size=(100, 20)), 2, axis=0).astype(np.float32)
+    known, late = (
+        knn_probe(Labelled(x, y, 2, timely=timely), x, np.random.default_rng(0)).validation for timely in (False, True)
+    )
+    assert known == 1.0
+    assert late is not None
+    assert late < 0.85
+
+
 def test_one_group_alone_can_be_probed_but_not_validated() -> None:
     x, y = blobs(40, 0.3)
     part = Labelled(x, y, 4, groups=np.zeros(40))

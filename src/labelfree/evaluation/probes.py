@@ -40,7 +40,7 @@ class Labelled:
         groups: (n,) groups that validation keeps whole, or None.
         metric: by which things are chosen; where it is one of `EVEN`, classes count alike.
         wanted: the class that metrics of rankings look for.
-        timely: whether samples come in the order in which they happened: the last of them are held out.
+        timely: whether samples come in the order in which they happened: stretches of time are held out.
     """
 
     x: Any
@@ -80,15 +80,16 @@ class Probed:
 
 
 def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Probed:
-    """k nearest neighbours by cosine, each voting exp(similarity / 0.07) (Wu et al. 2018, §3.4); k by leave-one-out."""
+    """k nearest neighbours by cosine, each voting exp(similarity / 0.07) (Wu et al. 2018, §3.4); k by leave-one-out.
+
+    What is left out with a sample is its group; where samples come as they happened, also all that came later.
+    """
     x, y = _unit(part.x), torch.as_tensor(part.y)
     weights = torch.as_tensor(part.class_weights(), dtype=torch.float32)[y]
-    asked = np.sort(rng.permutation(len(part.y))[:1000])
-    own = np.arange(len(part.y)) if part.groups is None else part.groups
-    hidden = torch.from_numpy(own[asked][:, None] == own[None, :])
     choices = [k for k in NEIGHBOURS if k < len(part.y)] or [1]
     found, validation = choices[0], None
-    if not hidden.all(dim=1).any():
+    asked, hidden = _left_out(part, np.sort(rng.permutation(len(part.y))[:1000]))
+    if len(asked):
         votes = _votes(x[torch.from_numpy(asked)], x, y, weights, choices, part.classes, hidden)
         scores = [part.score(part.y[asked], vote.numpy()) for vote in votes]
         best, validation = best_of(scores, choices)
@@ -98,6 +99,17 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
         _votes(queries[i : i + 1024], x, y, weights, [found], part.classes)[0] for i in range(0, len(queries), 1024)
     ]
     return Probed.of(torch.cat(odds).numpy(), validation, float(found))
+
+
+def _left_out(part: Labelled, asked: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    """Those of the samples `asked` that have a neighbour at all, and (A, n) bool: who is none of theirs."""
+    places = np.arange(len(part.y))
+    own = places if part.groups is None else part.groups
+    hidden = own[asked][:, None] == own[None, :]
+    if part.timely and part.groups is None:
+        hidden |= asked[:, None] < places[None, :]
+    some = ~hidden.all(axis=1)
+    return asked[some], torch.from_numpy(hidden[some])
 
 
 def _unit(x: np.ndarray) -> Tensor:
