@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from labelfree.encoders.custom import Custom
+from labelfree.encoders.saved import save_encoder
 from labelfree.files import write_json
 from labelfree.modalities.image import Image
-from labelfree.run import Run, save_encoder
+from labelfree.run import Run
 
 
 class Net(nn.Module):

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from labelfree.encoders.custom import Custom
+from labelfree.encoders.saved import save_encoder
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation import protocol
 from labelfree.evaluation.parts import fresh_encoder, read_parts
 from labelfree.evaluation.protocol import Evaluation, evaluate
 from labelfree.files import write_json
 from labelfree.modalities.events import Events, EventSettings
-from labelfree.run import Run, save_encoder
+from labelfree.run import Run
 
 KEYS = {"verdict", "label_saving", "metric", "results", "left_out", "warnings", "duplicates", "comparisons", "about"}
 ROW = {"protocol", "budget", "method", "score", "low", "high", "seeds", "labels", "validation", "scores"}

@@ -15,8 +15,8 @@ import torch
 
 import labelfree
 from labelfree.data.sources import read_table
+from labelfree.encoders.saved import save_encoder
 from labelfree.errors import LabelfreeError
-from labelfree.run import save_encoder
 from labelfree.tensors import read_tensors
 from labelfree.training.pretrain import Recorder
 

@@ -14,10 +14,11 @@ from labelfree.data.cache import Cached, cached
 from labelfree.data.dataset import Dataset
 from labelfree.data.doctor import digest, nearby
 from labelfree.encoders.base import Encoder
+from labelfree.encoders.saved import build_from_config
 from labelfree.errors import LabelfreeError
 from labelfree.files import read_json
 from labelfree.modalities.base import Modality
-from labelfree.run import Run, build_from_config
+from labelfree.run import Run
 from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, read_labels
 
 #: Pairs of copies that are named.

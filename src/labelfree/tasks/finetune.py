@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from labelfree.data.dataset import Dataset
+from labelfree.encoders.saved import build_from_config, encoder_config
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import read_json, replacing, writable, write_json
 from labelfree.modalities.base import Modality
-from labelfree.run import build_from_config, encoder_config
 from labelfree.tasks.classifier import (
     Classifier,
     Examples,

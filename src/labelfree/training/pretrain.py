@@ -21,12 +21,13 @@ from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.sources import is_address
+from labelfree.encoders.saved import save_encoder
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.evaluation.given_back import write_given_back
 from labelfree.files import json_text, read_json, write_bytes, write_json
 from labelfree.modalities.base import Choice, Modality
-from labelfree.run import Run, save_encoder
+from labelfree.run import Run
 from labelfree.training import job as jobs
 from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
