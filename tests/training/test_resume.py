@@ -149,7 +149,7 @@ def test_an_encoder_whose_writing_is_cut_short_leaves_the_old_one_whole(pictures
     def killed(path, value):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("labelfree.run.write_json", killed)
+    monkeypatch.setattr("labelfree.encoders.saved.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         save_encoder(run.path / "encoder", encoder, run.modality, "timm:test_resnet", causal=False)
     assert all(torch.equal(value, old[name]) for name, value in weights(labelfree.load(run.path)).items())
