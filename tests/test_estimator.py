@@ -175,6 +175,11 @@ def test_what_cannot_be_learnt_from_is_a_value_error(options: dict[str, Any], X:
         quick(**options).fit(X)
 
 
+def test_arrays_after_texts_are_refused() -> None:
+    with pytest.raises(ValueError, match="fitted with texts"):
+        quick().fit(texts()).transform(series())
+
+
 def test_samples_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
         quick().fit(series()).transform(series()[:, :, :1])

@@ -457,7 +457,7 @@ def doctor(
 
     out, force = values.pop("out", None), values.pop("force", False)
     if out is not None:
-        writable(out, force, (".html",))
+        task.page_files(out, force, values["source"])
     checkup = task.doctor(**values)
     if rows := checkup.rows():
         _table(["check", "samples", "share", "for instance"], rows)

@@ -103,19 +103,29 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """(N, D) float32 features of each sample of X."""
+        """(N, D) float32 features of each sample of X.
+
+        Raises:
+            ValueError: X is of another kind than what was fitted.
+        """
         from labelfree.tasks.embed import embed
 
         check_is_fitted(self)
         source = self._check(X, reset=False)
-        return embed(self.encoder_, self.modality_, self.modality_.open(source))
+        try:
+            return embed(self.encoder_, self.modality_, self.modality_.open(source))
+        except LabelfreeError as error:
+            raise ValueError(str(error)) from error
+
+    _columns: list[str]
+    _shape: tuple[int, ...] | None
 
     def _check(self, X: Any, reset: bool) -> Any:
         """X as a source: a list of strings, a table, or an array of the shape that was fitted."""
         first = next(iter(X), None) if isinstance(X, list | tuple | np.ndarray) or hasattr(X, "str") else None
         if isinstance(first, str):
             if reset:
-                self._columns: list[str] = []
+                self._columns, self._shape = [], None
             return [str(text) for text in X]
         if self.modality in ("auto", "table") and (reset or self._columns) and (table := frame(X)) is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -126,8 +136,9 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if reset:
             self._columns, self._shape = [], array.shape[1:]
         elif array.shape[1:] != self._shape:
+            fitted = "texts" if self._shape is None else self._shape
             raise ValueError(
-                f"X has samples of shape {array.shape[1:]}, but {type(self).__name__} was fitted with {self._shape}."
+                f"X has samples of shape {array.shape[1:]}, but {type(self).__name__} was fitted with {fitted}."
             )
         return dict(zip(self._columns, array.T, strict=True)) if self._columns else array
 

@@ -126,6 +126,23 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json_text(value, indent=2) + "\n").encode())
 
 
+def write_new_json(path: Path, value: Any) -> bool:
+    """Write JSON, whole or not at all, unless there is such a file; false where another writer came first."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    write_json(beside, value)
+    try:
+        os.link(beside, path)  # unlike a rename, it never replaces a file
+    except FileExistsError:
+        return False
+    except OSError:  # no links on this file system
+        if path.exists():
+            return False
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return True
+
+
 def write_table(columns: Mapping[str, Any], out: str | Path, force: bool = False) -> Path:
     """Write columns as the kind of file that `out` names, one of `TABLES`; see `replacing`.
 

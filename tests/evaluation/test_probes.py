@@ -117,6 +117,21 @@ def test_the_neighbours_of_a_moment_lie_before_it() -> None:
     assert late < 0.85
 
 
+def test_a_penalty_is_chosen_on_what_came_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs(100, 1.0)
+    tried: list[list[int]] = []
+
+    def spy(part: Labelled, fold: np.ndarray, folds: list[int]) -> np.ndarray:
+        tried.append(folds)
+        return real(part, fold, folds)
+
+    real = probes._cross_validate
+    monkeypatch.setattr(probes, "_cross_validate", spy)
+    for timely in (False, True):
+        linear(x, y, x, timely=timely)
+    assert tried == [[0, 1, 2, 3, 4], [0]]
+
+
 def test_one_group_alone_can_be_probed_but_not_validated() -> None:
     x, y = blobs(40, 0.3)
     part = Labelled(x, y, 4, groups=np.zeros(40))

@@ -19,8 +19,9 @@ from labelfree.errors import LabelfreeError
 from labelfree.evaluation import protocol
 from labelfree.evaluation.parts import fresh_encoder, read_parts
 from labelfree.evaluation.protocol import Evaluation, evaluate
-from labelfree.files import write_json
+from labelfree.files import write_json, write_new_json
 from labelfree.modalities.events import Events, EventSettings
+from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.run import Run
 
 KEYS = {"verdict", "label_saving", "metric", "results", "left_out", "warnings", "duplicates", "comparisons", "about"}
@@ -78,16 +79,16 @@ def test_the_same_seed_gives_the_same_answer_and_nothing_is_overwritten(run: Run
 def test_evaluations_that_end_at_once_are_both_kept(
     run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(path: Path, value: Any) -> None:
-        monkeypatch.setattr(protocol, "write_json", write_json)
+    def late(path: Path, value: Any) -> bool:
+        monkeypatch.setattr(protocol, "write_new_json", write_new_json)
         quick(run, *data, seed=1)
-        write_json(path, value)
+        return write_new_json(path, value)
 
-    monkeypatch.setattr(protocol, "write_json", late)
+    monkeypatch.setattr(protocol, "write_new_json", late)
     quick(run, *data)
     folder = run.path / "evaluation"
     assert [path.name for path in sorted(folder.iterdir()) if path.is_file()] == ["001-label.json", "002-label.json"]
-    assert [found["about"]["seed"] for found in run.evaluations()] == [0, 1]
+    assert [found["about"]["seed"] for found in run.evaluations()] == [1, 0]
 
 
 def test_a_good_encoder_is_told_from_a_useless_one(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -181,6 +182,37 @@ def test_of_events_the_last_fifth_is_held_out(tmp_path: Path, log: dict[str, np.
     assert (len(times[0]), len(times[1])) == (80, 20)
     assert max(times[0]) < min(times[1])
     assert "the last fifth of the training source was held out" in parts.warnings[0]
+
+
+def of_windows(tmp_path: Path, y: np.ndarray) -> tuple[Run, dict[str, np.ndarray]]:
+    """Recordings, one a label, each cut into ten windows."""
+    source = {"x": np.random.default_rng(0).normal(size=(len(y), 40, 1)).astype(np.float32), "y": y}
+    modality = Series(SeriesSettings(window=4, stride=4))
+    modality.fit(modality.open(source))
+    save_encoder(tmp_path / "w" / "encoder", modality.transformer("pico", False), modality, "transformer:pico", False)
+    write_json(tmp_path / "w" / "run.json", {})
+    return Run(tmp_path / "w"), source
+
+
+def test_pieces_of_a_recording_stay_on_one_side(tmp_path: Path) -> None:
+    run, source = of_windows(tmp_path, np.arange(30) % 2)
+    parts = read_parts(run, source, None, "y", None, 0)
+    assert parts.train.groups is not None
+    assert len(parts.test) == 60
+    assert not set(parts.train.groups) & set(parts.test.groups)
+    assert any("pieces of 30 recordings" in words for words in parts.warnings)
+    alone = read_parts(run, source, {name: values[:4] for name, values in source.items()}, "y", None, 0)
+    assert alone.test.groups is None
+    assert any("intervals are about these" in words for words in alone.warnings)
+
+
+def test_pieces_of_one_recording_a_class_are_split_by_time(tmp_path: Path) -> None:
+    run, source = of_windows(tmp_path, np.arange(3))
+    parts = read_parts(run, source, None, "y", None, 0)
+    assert parts.test.rows.tolist() == [8, 9, 18, 19, 28, 29]
+    assert parts.train.timely
+    assert any("all of some class are of one" in words for words in parts.warnings)
+    assert any("the last fifth of each class" in words for words in parts.warnings)
 
 
 def test_events_of_a_class_that_comes_late_are_refused(tmp_path: Path, log: dict[str, np.ndarray]) -> None:

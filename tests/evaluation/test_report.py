@@ -100,6 +100,13 @@ def test_an_evaluation_is_reported_with_its_verdict_first(run: Run, tmp_path: Pa
     assert len(text) < 6e6
 
 
+def test_an_evaluation_that_measured_nothing_is_reported(run: Run, tmp_path: Path) -> None:
+    evaluate(run, tmp_path / "train.npz", label="label", budgets="2/class", protocols="linear", time_limit=0.0001)
+    text = check(run.report())
+    assert "Nothing was measured." in text
+    assert "no time left" in text
+
+
 def test_names_cannot_break_out_of_the_page(run: Run, tmp_path: Path) -> None:
     x, y = runs.pictures(40, seed=2)
     names = np.array(["</script><script>alert(1)</script>", "<b>", "c"])[y]

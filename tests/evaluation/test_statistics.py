@@ -63,6 +63,24 @@ def test_intervals_are_wider_with_fewer_test_samples_and_with_groups() -> None:
     assert grouped.high - grouped.low > 2 * (narrow.high - narrow.low)
 
 
+@pytest.mark.parametrize("count", [3, 6])
+def test_intervals_of_few_groups_hold_the_truth_too(count: int) -> None:
+    rng = np.random.default_rng(count)
+    y, groups, held = np.zeros(20 * count, dtype=np.int64), np.repeat(np.arange(count), 20), 0
+    for _ in range(200):
+        skill = rng.uniform(0.4, 1.0, count)[groups]  # how well a group is told is a matter of the group
+        guess = (rng.random((1, len(y))) > skill).astype(np.int64)
+        found = TestPart(y, groups).interval("accuracy", guess)
+        held += found.low <= 0.7 <= found.high
+    assert held >= 180
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    y = np.array([0, 1] * 10)
+    found = TestPart(y, np.zeros(20)).interval("accuracy", y[None])
+    assert (found.mean, found.low, found.high) == (1.0, 0.0, 1.0)
+
+
 def test_a_difference_on_the_same_samples_is_sharper_than_two_intervals() -> None:
     rng = np.random.default_rng(2)
     y = rng.integers(0, 3, 200)

@@ -21,6 +21,11 @@ def test_no_help_is_said_first() -> None:
     assert "−10.0 points" in words
 
 
+def test_harm_is_called_harm() -> None:
+    words = verdict([compare("1%", 10, 0.4, 0.5), compare("10%", 100, 0.6, 0.7)], {}, "accuracy")
+    assert "the pretrained encoder did worse than the best baseline." in words
+
+
 def test_a_gain_within_the_interval_is_no_help() -> None:
     assert verdict([compare("1%", 10, 0.55, 0.5, half=0.06)], {}, "accuracy").startswith("Pretraining did not help")
     assert verdict([compare("1%", 10, 0.55, 0.5, half=0.04)], {}, "accuracy").startswith("Pretraining helped")
@@ -75,6 +80,8 @@ def test_beside_an_untrained_network_alone_nothing_is_claimed() -> None:
     assert named.endswith(
         "Not measured with 5% and 10% of the labels, for want of time: the same network trained from scratch."
     )
+    unasked = verdict([replace(found, missing=())], {}, "accuracy")
+    assert "Nothing but an untrained network was measured beside it." in unasked
     both = verdict([compare("1%", 10, 0.5, 0.3), found], {}, "accuracy")
     assert both.startswith("Pretraining helped with 1% of the labels.")
     assert "Not measured with 200 labels" in both

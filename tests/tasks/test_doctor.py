@@ -212,6 +212,8 @@ def test_page_json_and_exit_code(spoilt: Path, tmp_path: Path, capsys: pytest.Ca
     assert "http" not in html.replace("http://www.w3.org", "")
     assert main(words[:-1]) == 2, "nothing is overwritten"
     assert "--force" in capsys.readouterr().err
+    page.unlink()
+    assert main(words[:-1]) == 2, "nor is the JSON beside it"
     assert main(["doctor", str(spoilt), "--modality", "image", "--threshold", "0.5"]) == 0
     assert "no more than the 50% that is allowed" in capsys.readouterr().out
 
@@ -307,3 +309,13 @@ def test_the_table_tells_exact_copies_in_the_other_source_from_near_ones(tmp_pat
     [row] = doctor(ours, modality="image", against=tmp_path / "theirs.npy").rows()
     assert row[:2] == ("in both sources", "3")
     assert row[3].startswith("2 exactly, 1 nearly: row 0; row 1")
+
+
+def test_the_source_is_not_replaced_by_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "rows.json"
+    source.write_text("".join(json.dumps({"a": i, "b": i * i % 7}) + "\n" for i in range(20)))
+    before = source.read_text()
+    for force in ([], ["--force"]):
+        assert main(["doctor", str(source), "--modality", "table", "--out", str(tmp_path / "rows.html"), *force]) == 2
+    assert "is the source" in capsys.readouterr().err
+    assert source.read_text() == before

@@ -171,6 +171,13 @@ def test_folds_spread_classes_evenly_and_keep_groups_whole(y: list[int], seed: i
     assert len(np.unique(grouped)) == min(5, len(np.unique(names)))
 
 
+def test_what_is_held_out_is_not_the_largest_group() -> None:
+    groups = np.repeat(np.arange(9), [300, *[20] * 8])
+    for seed in range(4):
+        held = folds(np.arange(len(groups)) % 2, 5, np.random.default_rng(seed), groups) == 0
+        assert 0 < held.sum() <= 60
+
+
 def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:
     y = np.array([0, 1, 0, 0, 1, 0, 0, 2])
     fold = folds(y, 5, np.random.default_rng(0), timely=True)

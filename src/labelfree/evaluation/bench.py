@@ -184,6 +184,8 @@ class Bench:
         quotas = LabelBudget(name, count=size).quotas(self._counts(part))
         kept = choose(part.y, quotas, np.random.default_rng(self.seed))
         among = f": shares are of the other {len(kept):,}" if name == "training" else ""
+        if name == "test" and self.metric == "average_precision" and _denser(part.y, kept):
+            among = ": the class looked for is more frequent in the others, and so is the average precision higher"
         self.left_out.append(
             f"For want of time {len(part) - len(kept):,} of {len(part):,} {name} samples were not used{among}."
         )
@@ -337,7 +339,9 @@ class Bench:
             share = self._affordable(left, step_seconds)
             while share < LEAST_STEPS and left:
                 gone = left.pop()
-                whole, time_left = (duration(s) for s in (sum(self._cost([gone], step_seconds)), self.clock.left))
+                whole, time_left = (
+                    duration(s) for s in (sum(self._cost([gone], step_seconds)), max(0.0, self.clock.left))
+                )
                 self.left_out.append(
                     f"finetune at {gone.name} ({' and '.join(self.trained)}): it would take about {whole}, and "
                     f"{time_left} of the time limit are left."
@@ -419,3 +423,9 @@ class Bench:
             odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision="auto")
             probed.append(Probed.of(np.nan_to_num(odds), search.score, search.pace.rate))
         return probed
+
+
+def _denser(y: np.ndarray, kept: np.ndarray) -> bool:
+    """Whether the rarer of two classes is clearly more frequent among those kept."""
+    rare = int(np.bincount(y).argmin())
+    return bool((y[kept] == rare).mean() > 1.1 * (y == rare).mean())

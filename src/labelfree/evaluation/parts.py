@@ -23,6 +23,8 @@ from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, re
 
 #: Pairs of copies that are named.
 NAMED = 5
+#: With pieces of fewer recordings than this in the test part, intervals are of pieces, not of recordings.
+FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     check_enough(labels, label, 3 if test is None else 2)
     warnings = list(labels.notes)
     whole, unreadable = _near(run.modality, dataset, labels)
-    warnings += _unreadable_words("training", unreadable)
+    warnings += [*_unreadable_words("training", unreadable), *_piece_words(whole, labels)]
     marks = digests(whole)
     if test is None:
-        late = _held_out(whole, marks, seed)
+        strict = not run.modality.shuffled and whole.groups is None
+        late = _last(whole) if strict else _fifth(whole, marks, seed)
         part, held, marks, other = whole.only(~late), whole.only(late), marks[~late], marks[late]
-        _check_early(part, labels.classes, label)
-        what = "the last fifth" if _in_time(whole) else "a fifth"
+        if strict:
+            _check_early(part, labels.classes, label)
+        what = "the last fifth" if strict else "the last fifth of each class" if whole.timely else "a fifth"
         warnings += [f"There was no test source: {what} of the training source was held out.", *_seen(run, dataset)]
     else:
         opened = run.open(test)
@@ -75,26 +79,30 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     duplicates = _duplicates(part, held, marks, other)
     shared = [] if part.groups is None or held.groups is None else np.intersect1d(part.groups, held.groups).tolist()
     warnings += _guard_words(duplicates, shared, group, part, held, labels.classes)
+    if labels.pieces and held.groups is not None and (count := len(np.unique(held.groups))) < FEWEST:
+        held = replace(held, groups=None)
+        warnings.append(f"The test part is pieces of {count} recordings: intervals are about these, not about others.")
     return Parts(part, held, labels.classes, duplicates, shared, warnings)
 
 
-def _in_time(whole: Part) -> bool:
-    """Whether what is held out is the last: groups, where there are any, lie all over the time."""
-    return whole.timely and whole.groups is None
+def _last(whole: Part) -> np.ndarray:
+    """(N,) bool: the last fifth of samples that came one after another."""
+    return np.arange(len(whole)) >= len(whole) - max(1, len(whole) // 5)
 
 
-def _held_out(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) bool: a fifth of the samples, the last of those that came one after another; copies or groups stay whole."""
-    if _in_time(whole):
-        return np.arange(len(whole)) >= len(whole) - max(1, len(whole) // 5)
-    kept_together = marks if whole.groups is None else whole.groups
-    return folds(whole.y, 5, np.random.default_rng(seed), kept_together) == 0
+def _fifth(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) bool: a fifth of the samples, of each class alike; copies, or groups, stay whole."""
+    rng = np.random.default_rng(seed)
+    if whole.groups is not None or whole.timely:
+        return folds(whole.y, 5, rng, whole.groups, whole.timely) == 0
+    _, first, place = np.unique(marks, return_index=True, return_inverse=True)
+    return (folds(whole.y[first], 5, rng) == 0)[place]
 
 
 def _check_early(train: Part, classes: tuple[str, ...], label: str) -> None:
     """Raises LabelfreeError where the samples before the last fifth lack a class."""
     counts = np.bincount(train.y, minlength=len(classes))
-    if _in_time(train) and (rare := np.flatnonzero(counts < 2)).size:
+    if (rare := np.flatnonzero(counts < 2)).size:
         raise LabelfreeError(
             f"The last fifth of the source is held out, and before it '{classes[rare[0]]}' of '{label}' comes "
             f"{counts[rare[0]]} times: expected 2 at least.",
@@ -115,9 +123,9 @@ def _check_common(train: Part, test: Part, label: str, group: str | None) -> Non
 def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, int]:
     """The labelled samples, in memory if they fit, and how many of them could not be read (as far as is known)."""
     rows = np.flatnonzero(labels.y >= 0)
-    groups = None if labels.groups is None else labels.groups[rows]
+    groups, by_time = labels.groups_of(rows)
     held = cached(Subset(dataset, rows), modality)
-    whole = Part(dataset, rows, labels.y[rows], groups, timely=not modality.shuffled)
+    whole = Part(dataset, rows, labels.y[rows], groups, timely=by_time or not modality.shuffled)
     if not isinstance(held, Cached):
         return whole, 0
     return replace(whole.only(held.kept), dataset=held, rows=np.arange(len(held))), len(rows) - len(held)
@@ -147,6 +155,19 @@ def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarr
 
 def _unreadable_words(part: str, count: int) -> list[str]:
     return [f"{count:,} {part} samples cannot be read and are left out."] if count else []
+
+
+def _piece_words(whole: Part, labels: Labels) -> list[str]:
+    """What is done about pieces of recordings, which are alike."""
+    if not labels.pieces:
+        return []
+    if whole.groups is not None:
+        count = len(np.unique(whole.groups))
+        return [f"Samples are pieces of {count:,} recordings, each of which stays on one side of every split."]
+    return [
+        "Samples are pieces of recordings, and all of some class are of one: time splits them, and scores on other "
+        "recordings may be lower."
+    ]
 
 
 def _same_source(run: Run, train: Dataset, test: Dataset) -> list[str]:
@@ -182,12 +203,13 @@ def _guard_words(
         )
     if shared:
         words.append(
-            f"{len(shared):,} values of '{group}' are in the training and in the test part, such as '{shared[0]}': "
-            "scores may be too high for new ones."
+            f"{len(shared):,} values of '{group or 'recording'}' are in the training and in the test part, such as "
+            f"'{shared[0]}': scores may be too high for new ones."
         )
-    if absent := sorted(set(range(len(classes))) - set(test.y.tolist())):
-        names = ", ".join(f"'{classes[c]}'" for c in absent[:3])
-        words.append(f"{len(absent)} classes have no test samples ({names}).")
+    for name, part in (("training", train), ("test", test)):
+        if absent := sorted(set(range(len(classes))) - set(part.y.tolist())):
+            names = ", ".join(f"'{classes[c]}'" for c in absent[:3])
+            words.append(f"{len(absent)} classes have no {name} samples ({names}).")
     if not len(test):
         raise LabelfreeError("The test part has no labelled sample that can be read.", "Check its label column.")
     return words

@@ -19,6 +19,8 @@ from labelfree.tasks.metrics import best_of, class_weights, judge, margin
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 TEMPERATURE = 0.07
+#: Similarities of samples to neighbours that are held at a time.
+SIMILARITIES = 1 << 26
 PENALTIES = np.logspace(-6, -1, 6)
 #: A search for the penalty sees at most so many labels, and cross-validates below so many labels times classes.
 SEARCH, FOLDED = 4000, 10_000
@@ -40,7 +42,7 @@ class Labelled:
         groups: (n,) groups that validation keeps whole, or None.
         metric: by which things are chosen; where it is one of `EVEN`, classes count alike.
         wanted: the class that metrics of rankings look for.
-        timely: whether samples come in the order in which they happened: stretches of time are held out.
+        timely: whether samples come in the order in which they happened: the last of each class are held out.
     """
 
     x: Any
@@ -50,6 +52,11 @@ class Labelled:
     metric: str = "accuracy"
     wanted: int = 1
     timely: bool = False
+
+    @property
+    def late(self) -> bool:
+        """Whether what is held out must have come last: groups, where there are any, lie all over the time."""
+        return self.timely and self.groups is None
 
     def class_weights(self) -> np.ndarray:
         """(C,) weight of a sample of each class."""
@@ -94,11 +101,8 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
         scores = [part.score(part.y[asked], vote.numpy()) for vote in votes]
         best, validation = best_of(scores, choices)
         found = choices[best]
-    queries = _unit(test)
-    odds = [
-        _votes(queries[i : i + 1024], x, y, weights, [found], part.classes)[0] for i in range(0, len(queries), 1024)
-    ]
-    return Probed.of(torch.cat(odds).numpy(), validation, float(found))
+    (odds,) = _votes(_unit(test), x, y, weights, [found], part.classes)
+    return Probed.of(odds.numpy(), validation, float(found))
 
 
 def _left_out(part: Labelled, asked: np.ndarray) -> tuple[np.ndarray, Tensor]:
@@ -106,7 +110,7 @@ def _left_out(part: Labelled, asked: np.ndarray) -> tuple[np.ndarray, Tensor]:
     places = np.arange(len(part.y))
     own = places if part.groups is None else part.groups
     hidden = own[asked][:, None] == own[None, :]
-    if part.timely and part.groups is None:
+    if part.late:
         hidden |= asked[:, None] < places[None, :]
     some = ~hidden.all(axis=1)
     return asked[some], torch.from_numpy(hidden[some])
@@ -126,12 +130,16 @@ def _votes(
     hidden: Tensor | None = None,
 ) -> list[Tensor]:
     """(Q, classes) shares of the votes for each k of `choices`; `hidden` (Q, n) are neighbours that may not vote."""
-    similarity = queries @ x.T
-    if hidden is not None:
-        similarity = similarity.masked_fill(hidden, -torch.inf)
-    near, who = similarity.topk(max(choices), dim=1)
-    power = ((near - near[:, :1]) / TEMPERATURE).exp() * weights[who]
-    votes = [torch.zeros(len(queries), classes).scatter_add_(1, y[who[:, :k]], power[:, :k]) for k in choices]
+    votes = [torch.zeros(len(queries), classes) for _ in choices]
+    size = max(1, SIMILARITIES // len(x))
+    for rows in (slice(start, start + size) for start in range(0, len(queries), size)):
+        similarity = queries[rows] @ x.T
+        if hidden is not None:
+            similarity.masked_fill_(hidden[rows], -torch.inf)
+        near, who = similarity.topk(max(choices), dim=1)
+        power = ((near - near[:, :1]) / TEMPERATURE).exp() * weights[who]
+        for k, vote in zip(choices, votes, strict=True):
+            vote[rows].scatter_add_(1, y[who[:, :k]], power[:, :k])
     return [vote / vote.sum(dim=1, keepdim=True) for vote in votes]
 
 
@@ -199,7 +207,8 @@ def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: 
 def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
     """The best penalty, and its score in validation; the middle of the grid where nothing can be held out."""
     fold = folds(part.y, 5, rng, part.groups, part.timely)
-    tried = [f for f in range(5) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
+    count = 1 if part.late else 5
+    tried = [f for f in range(count) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
     if not tried:
         return float(PENALTIES[len(PENALTIES) // 2]), None
     if len(part.y) * part.classes < FOLDED:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -18,7 +17,7 @@ from labelfree.evaluation.bench import BASELINES, Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
-from labelfree.files import write_json
+from labelfree.files import write_new_json
 from labelfree.run import Run
 from labelfree.settings import listed
 from labelfree.tasks.classifier import FinetuneSettings
@@ -36,6 +35,7 @@ INTERVAL = (
     "95%: Student's t over seeds (labels and initial weights differ) and a bootstrap over test samples (or groups), "
     "added in quadrature"
 )
+ONE_SEED = "95%: a bootstrap over test samples (or groups); how much seeds differ is not known from one"
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
         "test": len(bench.test),
         "seeds": bench.seeds,
         "seed": bench.seed,
-        "interval": INTERVAL,
+        "interval": INTERVAL if bench.seeds > 1 else ONE_SEED,
         "shared_groups": bench.parts.shared_groups,
         "precision": runtime.best_precision(runtime.device()),
         "finetune": bench.tuning.model_dump(mode="json"),
@@ -268,29 +268,10 @@ def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:
     """Write the JSON and what the report needs to draw, numbered so that nothing is overwritten."""
     folder = run.path / "evaluation"
     word = re.sub(r"[^a-z0-9]+", "-", evaluation.about["label"].lower()).strip("-") or "label"
-    with _new_number(folder) as number:
-        name = f"{number:03d}-{word}.json"
-        write_json(folder / name, evaluation.to_dict())
+    last = max((int(path.stem[:3]) for path in folder.glob("[0-9][0-9][0-9]-*.json")), default=0)
+    names = (f"{number:03d}-{word}.json" for number in count(last + 1))
+    path = next(folder / name for name in names if write_new_json(folder / name, evaluation.to_dict()))
     if bench.features is not None:
-        write_gallery(folder / "gallery" / name, run.modality, bench)
-    say(f"Evaluated in {duration(bench.clock.spent)}: '{folder / name}'", "bold green")
-    return replace(evaluation, path=folder / name)
-
-
-@contextmanager
-def _new_number(folder: Path) -> Iterator[int]:
-    """A number above all that are taken; an empty file holds it against other evaluations that end meanwhile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = [int(path.stem[:3]) for path in folder.glob("[0-9][0-9][0-9]-*.json")]
-    for number in count(max(taken, default=0) + 1):
-        held = folder / f"{number:03d}.held"
-        try:
-            held.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        try:
-            if not any(folder.glob(f"{number:03d}-*.json")):  # nor was it taken since we looked
-                yield number
-                return
-        finally:
-            held.unlink()
+        write_gallery(folder / "gallery" / path.name, run.modality, bench)
+    say(f"Evaluated in {duration(bench.clock.spent)}: '{path}'", "bold green")
+    return replace(evaluation, path=path)

@@ -48,9 +48,8 @@ COLUMNS = 20
 def write_report(run: Run) -> Path:
     """Write `report.html` into the run's folder, with the newest evaluation if there is one; returns its path."""
     run = Run(run.path)
-    evaluations = run.evaluations()
-    newest = evaluations[-1] if evaluations else None
-    gallery = _gallery(run)
+    path = max((run.path / "evaluation").glob("*.json"), default=None)
+    newest, gallery = (None, None) if path is None else (read_json(path), _gallery(path))
     sections = [
         _header(run, newest),
         _results(newest) if newest else "",
@@ -85,9 +84,10 @@ def page(title: str, body: str, gallery: Mapping[str, Any] | None = None) -> str
     )
 
 
-def _gallery(run: Run) -> dict[str, Any] | None:
-    found = sorted((run.path / "evaluation" / "gallery").glob("*.json"))
-    return read_json(found[-1]) if found else None
+def _gallery(evaluation: Path) -> dict[str, Any] | None:
+    """The map and the neighbours of an evaluation; None where it was stopped before it had them."""
+    path = evaluation.parent / "gallery" / evaluation.name
+    return read_json(path) if path.exists() else None
 
 
 # ---- head
@@ -131,9 +131,10 @@ def _results(evaluation: Mapping[str, Any]) -> str:
         f"{metric[0].upper()}{metric[1:]} on {about['test']:,} test samples of {len(about['classes'])} classes of "
         f"“{about['label']}”, {seeds}. Intervals are {about['interval']}."
     )
+    drawn = _legend(rows) + _curves(rows) if rows else "<p>Nothing was measured.</p>"
     return (
-        f"<section><h2>What it was worth</h2><p>{escape(words)}</p>{_notes(evaluation)}{_legend(rows)}{_curves(rows)}"
-        f"</section>{_saving(evaluation)}{_table(rows)}"
+        f"<section><h2>What it was worth</h2><p>{escape(words)}</p>{_notes(evaluation)}{drawn}"
+        f"</section>{_saving(evaluation)}{_table(rows) if rows else ''}"
     )
 
 

@@ -43,7 +43,7 @@ class TestPart:
         self.y, self.wanted = y, wanted
         rng = np.random.default_rng(seed)
         place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        count = int(place.max()) + 1
+        self.count = count = int(place.max()) + 1
         times = max(25, min(RESAMPLES, WEIGHTS // len(y)))
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=times).T
         self.weights = drawn.astype(np.float32)[place]
@@ -60,7 +60,8 @@ class TestPart:
         """Mean over seeds of a score, or of its difference to that of other guesses on the same seeds and samples.
 
         Two uncertainties are added in quadrature: of the seeds (Student's t interval of their mean) and of the test
-        samples (1.96 bootstrap standard errors). With one seed the first cannot be known and is left out. Resamplings
+        samples, or their groups (bootstrap standard errors times a quantile of Student's t: 1.96 but where they are
+        few, and without bound where there is one). With one seed the first cannot be known and is left out. Resamplings
         that lack a class which the metric asks for say nothing and are left out too.
 
         Args:
@@ -76,8 +77,12 @@ class TestPart:
         of_seeds = student(len(each)) * each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
         spread = spread[~np.isnan(spread)]
         of_samples = spread.std(ddof=1) if len(spread) > 1 else 0.0
-        half = math.hypot(of_seeds, 1.96 * of_samples)
+        half = math.hypot(of_seeds, self._errors() * of_samples) if self.count > 1 else math.inf
         return Interval.around(float(each.mean()), half, floor=0.0 if against is None else -1.0)
+
+    def _errors(self) -> float:
+        """Bootstrap standard errors to each side: resampling few units shows (n − 1)/n of their variance."""
+        return student(self.count) * math.sqrt(self.count / (self.count - 1))
 
 
 def student(count: int) -> float:

@@ -55,7 +55,7 @@ class Comparison:
     @property
     def decided(self) -> bool:
         """Whether the numbers tell: to beat an untrained encoder alone proves nothing, not to beat it does."""
-        return not (self.alone and self.missing and self.helped)
+        return not (self.alone and self.helped)
 
     @property
     def helped(self) -> bool:
@@ -74,7 +74,8 @@ def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
     missing = _missing_words(comparisons)
     if not decided:
         best = max(comparisons, key=lambda c: c.gain.mean)
-        return f"Whether pretraining helped is not known.{missing} {_numbers(best, metric)}"
+        beside = "" if missing else " Nothing but an untrained network was measured beside it."
+        return f"Whether pretraining helped is not known.{missing}{beside} {_numbers(best, metric)}"
     return _answer(decided, saving, metric) + missing
 
 
@@ -93,10 +94,10 @@ def _answer(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
     failed = [c for c in comparisons if not c.helped]
     if not helped:
         worst = min(comparisons, key=lambda c: c.gain.mean)
-        return (
-            f"Pretraining did not help: {_at(comparisons)} the pretrained encoder was not above the best baseline "
-            f"beyond what chance explains. {_numbers(worst, metric)}"
-        )
+        fact = "was not above the best baseline beyond what chance explains"
+        if all(c.hurt for c in comparisons):
+            fact = "did worse than the best baseline"
+        return f"Pretraining did not help: {_at(comparisons)} the pretrained encoder {fact}. {_numbers(worst, metric)}"
     best = max(helped, key=lambda c: c.gain.mean)
     saved = _saving_words(saving.get(best.budget, {}))
     if not failed:

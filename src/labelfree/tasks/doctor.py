@@ -137,9 +137,18 @@ class Checkup:
         from labelfree.evaluation.doctor_page import page_of
         from labelfree.files import write_bytes
 
-        target = writable(path, force, (".html",))
-        write_bytes(target, page_of(self).encode())
-        write_json(target.with_suffix(".json"), self.to_dict())
+        page, values = page_files(path, force)
+        write_bytes(page, page_of(self).encode())
+        write_json(values, self.to_dict())
+
+
+def page_files(path: str | Path, force: bool, source: Any = None) -> tuple[Path, Path]:
+    """The page and its JSON beside it. Raises LabelfreeError where one is there and not `force`, or is the source."""
+    page = writable(path, force, (".html",))
+    beside = writable(page.with_suffix(".json"), force, (".json",))
+    if isinstance(source, str | Path) and Path(source).resolve() in (page.resolve(), beside.resolve()):
+        raise LabelfreeError(f"'{source}' is the source, and is not replaced.", "Name another page with --out.")
+    return page, beside
 
 
 def doctor(

@@ -203,13 +203,12 @@ def _examples(
     rows = np.flatnonzero(labels.y >= 0)
     if budget is not None:
         quotas = LabelBudget.parse(budget).quotas(labels.counts)
-        groups = None if labels.groups is None else labels.groups[rows]
-        rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), groups)]
-    y, groups = labels.y[rows], None if labels.groups is None else labels.groups[rows]
+        rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), labels.groups_of(rows)[0])]
+    groups, by_time = labels.groups_of(rows)
     metric = "balanced_accuracy" if is_uneven(labels.counts) else "accuracy"
-    timely = not run.modality.shuffled
-    examples = Examples(dataset, rows, y, groups, classes=len(labels.classes), metric=metric, timely=timely)
-    return examples.in_memory(run.modality), labels
+    timely = by_time or not run.modality.shuffled
+    known = (dataset, rows, labels.y[rows], groups, metric)
+    return Examples(*known, classes=len(labels.classes), timely=timely).in_memory(run.modality), labels
 
 
 def _say(model: Model, found: Search, labels: Labels) -> None:

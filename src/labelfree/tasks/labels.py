@@ -120,19 +120,34 @@ class Labels:
     Attributes:
         classes: their names, sorted (by number where all are numbers).
         y: (N,) int64 number of the class, -1 for a sample without a label.
-        groups: (N,) name of the group (patient, device, document) of each sample, or None.
+        groups: (N,) name of the group (patient, device, document) of each sample, or of the recording that it is a
+            piece of; None where each sample stands alone.
+        pieces: whether the groups are recordings, which nobody has named.
         notes: sentences that a person ought to read.
     """
 
     classes: tuple[str, ...]
     y: np.ndarray
     groups: np.ndarray | None = None
+    pieces: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> np.ndarray:
         """(C,) labelled samples of each class."""
         return np.bincount(self.y[self.y >= 0], minlength=len(self.classes))
+
+    def groups_of(self, rows: np.ndarray) -> tuple[np.ndarray | None, bool]:
+        """(n,) groups of labelled samples, or None; and whether time must split them, since groups cannot.
+
+        Recordings cannot where all pieces of some class are of one.
+        """
+        if self.groups is None or not self.pieces:
+            return (None if self.groups is None else self.groups[rows]), False
+        recordings = np.unique(self.groups[rows], return_inverse=True)[1]
+        classes, _ = np.unique(np.stack([self.y[rows], recordings]), axis=1)
+        alone = np.unique(classes, return_counts=True)[1].min(initial=2) < 2
+        return (None, True) if alone else (self.groups[rows], False)
 
 
 def read_labels(dataset: Dataset, label: str, group: str | None = None, classes: Sequence[str] = ()) -> Labels:
@@ -141,7 +156,8 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
     Args:
         dataset: an opened source.
         label: name of the column.
-        group: name of the column whose equal values must stay on one side of every split.
+        group: name of the column whose equal values must stay on one side of every split; without one, pieces of one
+            recording stay together.
         classes: the classes of the training source, when this is the test source: others are left out, with a note.
 
     Raises:
@@ -170,11 +186,12 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         )
     if (y < 0).all():
         raise LabelfreeError(f"No sample has a usable label in '{label}'.", "Name the column that holds the classes.")
-    groups = None
-    if group is not None:
-        groups, alone = _groups(dataset, group)
-        notes += [f"{alone:,} samples have no value in '{group}', and are each a group alone."] if alone else []
-    return Labels(known, y, groups, notes)
+    if group is None:
+        groups = _recordings(dataset)
+        return Labels(known, y, groups, groups is not None, notes)
+    groups, alone = _groups(dataset, group)
+    notes += [f"{alone:,} samples have no value in '{group}', and are each a group alone."] if alone else []
+    return Labels(known, y, groups, notes=notes)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -187,6 +204,14 @@ def _groups(dataset: Dataset, column: str) -> tuple[np.ndarray, int]:
     alone = sum(word is None for word in words)
     source = dataset.fingerprint() if alone else ""
     return np.array([f"{source} {i}" if word is None else word for i, word in enumerate(words)]), alone
+
+
+def _recordings(dataset: Dataset) -> np.ndarray | None:
+    """(N,) the recording that each sample is a piece of, which no other source shares; None where none was cut."""
+    source, places = dataset.origin()
+    if source.cut_from is None or len(np.unique(source.cut_from[places])) == len(places):
+        return None
+    return np.char.add(f"{dataset.fingerprint()} ", source.cut_from[places].astype(str))
 
 
 def _sorted(words: Iterable[str]) -> tuple[str, ...]:
@@ -313,6 +338,7 @@ def folds(
         fold[order] = np.arange(len(y)) % count
         return fold
     names, place = np.unique(groups, return_inverse=True)
+    count = min(count, len(names))
     table = np.zeros((len(names), int(y.max()) + 1))
     np.add.at(table, (place, y), 1)
     share = table / table.sum(axis=0).clip(1)
@@ -322,4 +348,5 @@ def folds(
         # the fold that has least of what this group brings, then the emptiest
         chosen[group] = np.lexsort((filled.sum(axis=1), filled @ share[group]))[0]
         filled[chosen[group]] += share[group]
-    return chosen[place]
+    # the largest are placed first, from fold 0 on; fold 0 of the answer, which is held out, is to have small ones
+    return (count - 1 - chosen)[place]
