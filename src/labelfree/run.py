@@ -187,7 +187,7 @@ class Run:
         """Write `report.html` and return its path."""
         from labelfree.evaluation.report import write_report
 
-        return write_report(self)
+        return write_report(Run(self.path))  # as it is on the disk by now
 
     def evaluations(self) -> Sequence[Mapping[str, Any]]:
         """Results that `evaluate` has saved under `evaluation/`."""

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import runs
 
+from labelfree.evaluation.page import together
 from labelfree.evaluation.plots import Line, chart, scatter, ticks
 from labelfree.evaluation.protocol import evaluate
-from labelfree.evaluation.report import together, write_report
+from labelfree.evaluation.report import write_report
 from labelfree.run import Run
 
 VOID = {"meta", "br", "img", "i", "line", "circle", "polyline", "polygon", "path", "rect"}

@@ -17,11 +17,11 @@ import labelfree
 from labelfree.cli import main
 from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.evaluation.given_back import SHOWN
 from labelfree.needs import Need
 from labelfree.run import Run
 from labelfree.tasks.forecast import Forecast, forecast
 from labelfree.tasks.generate import draw_nucleus, generate
+from labelfree.training.given_back import SHOWN
 
 QUICK = {"threads": 1, "encoder": "transformer:pico", "precision": "32"}
 SENTENCE = "one two three four five six seven eight nine ten. "

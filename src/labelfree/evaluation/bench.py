@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from labelfree.errors import LabelfreeError
 from labelfree.evaluation.parts import Parts, fresh_encoder
 from labelfree.evaluation.probes import Labelled, Probed, boosting_probe, knn_probe, linear_probe
 from labelfree.evaluation.statistics import TestPart
-from labelfree.run import Run
 from labelfree.tasks.classifier import (
     Classifier,
     Examples,
@@ -30,6 +29,9 @@ from labelfree.tasks.labels import LabelBudget, Part, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
 from labelfree.tasks.metrics import RANKINGS
 from labelfree.training.logs import duration, say
+
+if TYPE_CHECKING:
+    from labelfree.run import Run
 
 #: What the pretrained encoder is measured beside.
 BASELINES = ("scratch", "random", "raw")

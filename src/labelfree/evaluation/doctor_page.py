@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from labelfree.data.batch import Sample
 from labelfree.data.doctor import Finding
-from labelfree.evaluation.report import page, together
+from labelfree.evaluation.page import page, together
 
 if TYPE_CHECKING:
     from labelfree.tasks.doctor import Checkup

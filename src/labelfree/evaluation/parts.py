@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from labelfree.encoders.saved import build_from_config
 from labelfree.errors import LabelfreeError
 from labelfree.files import read_json
 from labelfree.modalities.base import Modality
-from labelfree.run import Run
 from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, read_labels
+
+if TYPE_CHECKING:
+    from labelfree.run import Run
 
 #: Pairs of copies that are named.
 NAMED = 5

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from labelfree.errors import LabelfreeError, nearest
 from labelfree.evaluation.bench import BASELINES, Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
-from labelfree.evaluation.verdict import Comparison, label_saving, verdict
+from labelfree.evaluation.verdict import SHOWN, Comparison, label_saving, verdict
 from labelfree.files import write_new_json
-from labelfree.run import Run
 from labelfree.settings import listed
 from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
@@ -26,15 +25,17 @@ from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
 from labelfree.training import runtime
 from labelfree.training.logs import duration, parse_duration, say
 
+if TYPE_CHECKING:
+    from labelfree.run import Run
+
 PROTOCOLS = ("knn", "linear", "finetune")
-#: The same, with the other classical model of raw features, in the order of the results.
-SHOWN = ("knn", "linear", "boosting", "finetune")
 #: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
 CHOOSABLE = 100
 INTERVAL = (
     "95%: Student's t over seeds (labels and initial weights differ) and a bootstrap over test samples (or groups), "
     "added in quadrature"
 )
+
 ONE_SEED = "95%: a bootstrap over test samples (or groups); how much seeds differ is not known from one"
 
 

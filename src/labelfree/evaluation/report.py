@@ -6,18 +6,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labelfree.evaluation.page import page, together
 from labelfree.evaluation.plots import Line, chart, scatter
-from labelfree.evaluation.protocol import SHOWN
-from labelfree.evaluation.verdict import NAMES
+from labelfree.evaluation.verdict import NAMES, SHOWN
 from labelfree.files import read_json, write_bytes
-from labelfree.run import Run
 from labelfree.training.logs import duration
+
+if TYPE_CHECKING:
+    from labelfree.run import Run
 
 #: What a curve or a row of the table is; see `_kind`.
 METHODS = {
@@ -41,13 +42,10 @@ HEALTH = {
 }
 #: Unreadable samples that are listed, and characters of a setting's value that are shown.
 LISTED, LONG = 50, 200
-#: Columns of a table that are shown.
-COLUMNS = 20
 
 
 def write_report(run: Run) -> Path:
     """Write `report.html` into the run's folder, with the newest evaluation if there is one; returns its path."""
-    run = Run(run.path)
     path = max((run.path / "evaluation").glob("*.json"), default=None)
     newest, gallery = (None, None) if path is None else (read_json(path), _gallery(path))
     sections = [
@@ -63,25 +61,6 @@ def write_report(run: Run) -> Path:
     path = run.path / "report.html"
     write_bytes(path, content.encode())
     return path
-
-
-def _file(name: str) -> str:
-    return resources.files("labelfree.evaluation").joinpath(name).read_text(encoding="utf-8")
-
-
-def page(title: str, body: str, gallery: Mapping[str, Any] | None = None) -> str:
-    """A whole page around `body`; the gallery's map is drawn by a script."""
-    script = ""
-    if gallery:
-        data = {"classes": gallery["classes"], **{key: gallery["map"][key] for key in ("y", "names", "html")}}
-        safe = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-        script = f'<script id="map-data" type="application/json">{safe}</script><script>{_file("report.js")}</script>'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · Labelfree report</title><style>{_file('report.css')}</style></head>"
-        f"<body><main>{body}</main>{script}</body></html>"
-    )
 
 
 def _gallery(evaluation: Path) -> dict[str, Any] | None:
@@ -345,40 +324,6 @@ def _neighbours(gallery: Mapping[str, Any]) -> str:
         "<section><h2>Nearest neighbours</h2><p>A test sample, and the training samples that the encoder finds most "
         f"like it, with their cosine similarity.{marked}</p>{''.join(shown)}</section>"
     )
-
-
-def together(
-    names: Sequence[str],
-    html: Sequence[str],
-    words: Sequence[str],
-    rows: Sequence[Mapping[str, str]],
-    compared: bool = True,
-) -> str:
-    """Samples side by side, each with its words (HTML).
-
-    Rows of a table are one below the other, their columns' names above; `compared` marks what differs from the first.
-    """
-    if all(rows):
-        return _as_table(names, words, rows, compared)
-    figures = "".join(
-        f'<figure title="{escape(str(name))}"><div class="shown">{shown}</div><figcaption>{said}</figcaption></figure>'
-        for name, shown, said in zip(names, html, words, strict=True)
-    )
-    return f'<div class="near">{figures}</div>'
-
-
-def _as_table(names: Sequence[str], words: Sequence[str], rows: Sequence[Mapping[str, str]], compared: bool) -> str:
-    columns = list(rows[0])[:COLUMNS]
-    left_out = len(rows[0]) - len(columns)
-    header = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    header += f"<th>… {left_out:,} more</th>" if left_out else ""
-    lines = []
-    for name, said, row in zip(names, words, rows, strict=True):
-        differs = [" class='differs'" if compared and row[c] != rows[0][c] else "" for c in columns]
-        cells = "".join(f"<td{mark}>{escape(row[c])}</td>" for mark, c in zip(differs, columns, strict=True))
-        lines.append(f'<tr title="{escape(str(name))}"><td>{said}</td>{cells}{"<td></td>" if left_out else ""}</tr>')
-    kind = "rows compared" if compared else "rows"
-    return f"<div class='scroll'><table class='{kind}'><tr><th></th>{header}</tr>{''.join(lines)}</table></div>"
 
 
 # ---- the record

@@ -15,6 +15,8 @@ RIVALS = {
     "raw": "raw features with logistic regression",
     "raw/boosting": "gradient boosting on raw features",
 }
+#: Protocols, with the other classical model of raw features, in the order of the results.
+SHOWN = ("knn", "linear", "boosting", "finetune")
 WAYS = {"knn": "nearest neighbours", "linear": "linear probe", "finetune": "fine-tuned"}
 NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"} | {
     "average_precision": "average precision",

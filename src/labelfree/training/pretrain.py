@@ -24,13 +24,13 @@ from labelfree.data.sources import is_address
 from labelfree.encoders.saved import save_encoder
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.evaluation.given_back import write_given_back
 from labelfree.files import json_text, read_json, write_bytes, write_json
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
 from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
+from labelfree.training.given_back import write_given_back
 from labelfree.training.job import Job
 from labelfree.training.length import Length, resolve_length
 from labelfree.training.logs import (

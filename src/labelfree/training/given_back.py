@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from labelfree.data.draw import Draw
 from labelfree.errors import Refusal
 from labelfree.files import write_json
 from labelfree.objectives.base import Objective
-from labelfree.run import Run
+
+if TYPE_CHECKING:
+    from labelfree.run import Run
 
 #: Samples that are shown, and those that are made anew.
 SHOWN, IMAGINED = 12, 20
