@@ -10,8 +10,9 @@ from processes import average_gradients, together
 from torch import Tensor
 
 from labelfree.data.draw import Draw
-from labelfree.distributed import all_sum, world_size
+from labelfree.distributed import all_sum, whole_state, world_size
 from labelfree.training.batchnorm import synchronise
+from labelfree.training.processes import shard
 
 #: What is also compared with the encoders of other makes, whose batch normalisation or dropout could differ.
 OTHERWISE = {"vicreg", "byol", "masked"}
@@ -36,6 +37,28 @@ def first_step(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, 
         training.objective.after_step(0.5)  # queues and centres hold the global batch
         found |= {f"{cell}: {key}": value.clone() for key, value in objective.named_buffers()}
     return found
+
+
+def sharded_steps(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, str]]) -> list[str]:
+    """What stands in the way of sharding each cell over processes and training it."""
+    torch.set_num_threads(1)
+    faults = []
+    for kind, method, encoder in cells:
+        training = assemble(sources[kind], kind, method, encoder)
+        shard(training.objective, torch.device("cpu"), world_size())
+        try:
+            batch = next(iter(training.loader.steps(0, 1)))
+            training.objective(batch, Draw.start(0, 0, 0, batch.index)).loss.backward()
+            training.objective.after_step(0.5)
+            whole_state(training.objective)
+        except Exception as error:  # whatever it is, the cell is named
+            faults.append(f"{kind} {method} {encoder}: {error}")
+    return faults
+
+
+def test_every_objective_can_be_sharded(tmp_path: Path) -> None:
+    cells = {method: (kind, method, encoder) for kind, method, encoder in telling_cells() if "transformer" in encoder}
+    assert together(sharded_steps, make_sources(tmp_path), list(cells.values()), world=1) == [[]]
 
 
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:

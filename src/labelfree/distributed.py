@@ -31,7 +31,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous()
+        # what comes in may be another's gradient too
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad.chunk(world_size())[rank()]
 
@@ -55,6 +56,11 @@ def gather(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Gather.apply(x)
 
 
+def places(x: Tensor) -> Tensor:
+    """(B,) int64 places of this process's rows `x` (B, ...) among those that `gather` gives."""
+    return torch.arange(len(x), device=x.device) + rank() * len(x)
+
+
 def all_lists(mine: list[Any]) -> list[Any]:
     """The items of all processes' lists, which can be pickled. Every process has to ask."""
     if world_size() == 1:
@@ -70,9 +76,9 @@ def of_others(tensors: Sequence[Tensor], number: int) -> list[Tensor]:
     Args:
         number: the same on every process.
     """
-    count, total = len(tensors[0]), len(tensors[0]) * world_size()
+    total = len(tensors[0]) * world_size()
     shift = 1 + number % max(1, total - 1)
-    rows = (torch.arange(count, device=tensors[0].device) + rank() * count + shift) % total
+    rows = (places(tensors[0]) + shift) % total
     return [gather(tensor)[rows] for tensor in tensors]
 
 

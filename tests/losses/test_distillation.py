@@ -7,7 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labelfree.losses.distillation import centred, distinct, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
+from labelfree.losses.distillation import (
+    centred,
+    distinct,
+    koleo,
+    mean_over_batch,
+    sinkhorn,
+    soft_cross_entropy,
+    swapped,
+)
 from labelfree.objectives._prototypes import PrototypeHead
 
 
@@ -17,6 +25,21 @@ def test_soft_cross_entropy_is_the_sum_over_labels() -> None:
     plain = [-sum(float(t) * float(v - torch.logsumexp(row, 0)) for t, v in zip(label, row, strict=True))
              for label, row in zip(target, logits, strict=True)]  # fmt: skip
     np.testing.assert_allclose(soft_cross_entropy(target, logits), plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("crops", [0, 3])
+def test_every_view_is_asked_for_the_label_of_every_other_view(crops: int) -> None:
+    torch.manual_seed(0)
+    labels, views = torch.randn(8, 5).softmax(dim=1), torch.randn(8, 5, requires_grad=True)
+    small = torch.randn(crops * 4, 5) if crops else None
+    every = [*views.chunk(2), *(() if small is None else small.chunk(crops))]
+    terms = [
+        soft_cross_entropy(label, view).mean()
+        for one, label in enumerate(labels.chunk(2))
+        for other, view in enumerate(every)
+        if one != other
+    ]
+    torch.testing.assert_close(swapped(labels, views, small), torch.stack(terms).mean())
 
 
 def test_centring_takes_off_what_all_have_in_common() -> None:

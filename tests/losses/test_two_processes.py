@@ -37,6 +37,7 @@ LOSSES = {
     "clip": lambda a, b, group: clip_loss(unit(a), unit(b), torch.tensor(5.0), group >= 0),
     "siglip": lambda a, b, group: siglip_loss(unit(a), unit(b), torch.tensor(5.0), torch.tensor(-3.0), group >= 0),
     "cosine": lambda a, b, group: cosine_regression(a, b),
+    "gathered twice": lambda a, b, group: (gather(a) + gather(b)).square().mean(),
     "weighted": lambda a, b, group: weighted_mean((a - b).square().mean(dim=1), group.clamp_min(0)),
 }
 

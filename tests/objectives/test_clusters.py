@@ -10,6 +10,7 @@ from cells import assemble, pictures
 from test_views_objectives import first_batch
 
 from labelfree.data.draw import Draw
+from labelfree.objectives._views import halves
 from labelfree.objectives.deepcluster import DeepCluster
 from labelfree.objectives.lejepa import LeJEPA
 from labelfree.objectives.swav import SwAV, SwAVSettings
@@ -30,12 +31,12 @@ def test_swavs_prototypes_wait_and_its_queue_joins_later(source: Path) -> None:
     assert not objective.prototypes.grad.any(), "frozen at the start"
     objective.after_step(0.3)
     place = torch.nn.functional.normalize(objective.prototypes.detach(), dim=1)
-    views = [torch.nn.functional.normalize(torch.randn(16, 16), dim=1) for _ in range(2)]
+    views = halves(torch.nn.functional.normalize(torch.randn(32, 16), dim=1))
     alone = objective._codes(views, place)
     objective.after_step(0.6)
     joined = objective._codes(views, place)
-    torch.testing.assert_close(torch.stack(alone).sum(dim=2), torch.ones(2, 16))
-    assert not torch.allclose(alone[0], joined[0])
+    torch.testing.assert_close(alone.sum(dim=1), torch.ones(32))
+    assert not torch.allclose(alone[:16], joined[:16])
     objective(batch, draw).loss.backward()
     assert objective.prototypes.grad.any()
 
@@ -59,6 +60,25 @@ def test_deepcluster_clusters_what_it_has_seen_and_predicts_that_in_the_next_pas
         clustering.labels.copy_(labels)
     objective.after_epoch()
     assert sum(len(clustering.labels.unique()) > 1 for clustering in objective._all) == len(before)
+
+
+def test_a_sample_that_was_in_no_clustering_is_asked_for_nothing(source: Path) -> None:
+    training = assemble(source, "image", "deepcluster", "transformer:nano")
+    objective = training.objective
+    assert isinstance(objective, DeepCluster)
+    batch, draw = first_batch(training)
+    objective(batch, draw)
+    objective.after_step(0.1)
+    objective.after_epoch()
+    for clustering in objective._all:
+        clustering.labels.fill_(-1)
+        clustering.labels[batch.index[:2]] = 0
+    objective.zero_grad()
+    z = torch.nn.functional.normalize(torch.randn(2, len(batch), 32), dim=2).requires_grad_()
+    objective._predicted(z, objective._all[0], batch.index).backward()
+    assert z.grad is not None
+    assert z.grad[:, :2].any()
+    assert not z.grad[:, 2:].any()
 
 
 def test_lejepas_directions_are_new_in_each_step_and_of_unit_length(source: Path) -> None:

@@ -76,6 +76,14 @@ def test_recipes_can_be_parts_and_settings_find_their_owner(sources: dict[str, P
     assert labelfree.load(run.path).embed(sources["image"]).shape == (64, 128)
 
 
+def test_the_whole_training_is_that_of_the_first_part(sources: dict[str, Path]) -> None:
+    def optimizer(method: str) -> str:
+        return assemble(sources["image"], "image", method, "transformer:nano").settings.optimizer
+
+    assert optimizer("simclr+simsiam-resnet") == "adamw"
+    assert optimizer("simsiam-resnet+simclr") == "sgd"
+
+
 def test_a_setting_of_two_parts_must_name_its_owner(sources: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(LabelfreeError, match=r"simclr\.views or masked\.views"):
         labelfree.pretrain(sources["series"], method="simclr+masked", views="none", out=tmp_path / "a", **TINY)

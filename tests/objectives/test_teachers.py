@@ -14,6 +14,7 @@ from cells import assemble, make_sources
 
 import labelfree
 from labelfree.data.draw import Draw
+from labelfree.encoders.base import Features
 from labelfree.errors import Refusal
 from labelfree.losses.distillation import centred, mean_over_batch
 from labelfree.losses.masked import hidden_positions, visible_positions
@@ -64,7 +65,7 @@ def test_dino_s_loss_is_the_mean_over_pairs_of_different_views(sources: dict[str
 def test_the_teacher_s_temperature_rises_and_its_centre_follows_the_batch(sources: dict[str, Path]) -> None:
     dino, batch, draw = objective(sources, "series", "dino", **HEAD)
     assert float(dino.temperature) == pytest.approx(0.04)
-    views = undropped(two_views(dino.modality, batch, draw, "contrast"))
+    views = undropped(two_views(dino.modality, batch, draw, dino.settings))
     with torch.no_grad():
         told = dino.teacher_head(dino.teacher_encoder(views).pooled)
     dino.loss(batch, draw)
@@ -135,6 +136,18 @@ def test_ibot_hides_from_the_student_alone_and_only_in_some_views(sources: dict[
     assert masks["teacher"] == ()
     assert 0 < int(hidden.sum()) < len(hidden)
     assert float(step.logs["hidden"]) > 0
+
+
+def test_views_that_hide_nothing_count_in_the_mean_over_views(sources: dict[str, Path]) -> None:
+    ibot, *_ = objective(sources, "series", "ibot", **HEAD, hiding=1.0)
+    assert isinstance(ibot, IBOT)
+    ibot.eval()
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[1, :2] = True
+    tokens = torch.randn(4, 4, ibot.encoder.dim)
+    seen = Features(pooled=tokens.mean(dim=1), tokens=tokens)
+    alone = Features(pooled=seen.pooled[1:2], tokens=tokens[1:2])
+    torch.testing.assert_close(4 * ibot._hidden(mask, seen, seen), ibot._hidden(mask[1:2], alone, alone))
 
 
 @pytest.mark.parametrize("centring", ["centre", "sinkhorn"])
@@ -325,7 +338,7 @@ def test_settings_are_checked() -> None:
 
 def test_views_of_dino_are_those_of_the_others(sources: dict[str, Path]) -> None:
     dino, batch, draw = objective(sources, "series", "dino", **HEAD)
-    first, second = halves(two_views(dino.modality, batch, draw, "contrast").data)
+    first, second = halves(two_views(dino.modality, batch, draw, dino.settings).data)
     assert not torch.equal(first, second)
 
 

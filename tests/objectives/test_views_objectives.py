@@ -16,7 +16,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.losses.contrastive import nt_xent
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
-from labelfree.objectives._views import halves, two_views
+from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.byol import BYOL
 from labelfree.objectives.simclr import SimCLR, SimCLRSettings
 from labelfree.training.loop import Training
@@ -114,8 +114,11 @@ def test_the_second_view_is_of_the_partner(source: Path) -> None:
     modality = training.objective.modality
     batch, draw = first_batch(training)
     other = batch[torch.arange(len(batch)).flip(0)]
-    views = two_views(modality, batch.with_(parts={PARTNER: other}), draw, "contrast")
+    paired = batch.with_(parts={PARTNER: other})
+    views = two_views(modality, paired, draw, ViewSettings(case="patient"))
     assert not views.parts
+    alone = halves(two_views(modality, paired, draw, ViewSettings()).data)[1]
+    torch.testing.assert_close(alone, modality.view(batch, draw.view(1)).data, equal_nan=True, msg="nobody asked")
     first, second = halves(views.data)
     torch.testing.assert_close(first, modality.view(batch, draw.view(0)).data, equal_nan=True)
     torch.testing.assert_close(second, modality.view(other, draw.view(1)).data, equal_nan=True)

@@ -91,6 +91,16 @@ def test_a_gradient_that_is_not_a_number_changes_nothing(optimizer):
     assert all(torch.isfinite(value).all() for value in weights(job))
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-6])
+def test_lars_adapts_matrices_whatever_their_decay(decay):
+    matrix = nn.Parameter(torch.ones(2, 2))
+    chosen = TrainSettings(batch_size=256, optimizer="lars", learning_rate=1.0, momentum=0.0, weight_decay=decay)
+    optimizer = optim.build_optimizer([matrix], chosen)
+    matrix.grad = torch.full((2, 2), 100.0)
+    optimizer.step()
+    assert float((1 - matrix.detach()).max()) == pytest.approx(0.02, rel=1e-3), "η times the norm of the weights"
+
+
 def test_training_is_given_up_when_no_gradient_is_finite():
     job = training(poison=range(1000))
     for step in range(GIVE_UP - 1):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelfree.distributed import gather
+from labelfree.distributed import gather, places
 from labelfree.losses.precision import full_precision
-from labelfree.losses.rows import by_rows, places
+from labelfree.losses.rows import by_rows
 
 #: What stands for no similarity where all may be excluded: finite, so that no NaN comes of it.
 NEVER = -1e4

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelfree.distributed import all_sum, gather
+from labelfree.distributed import all_sum, gather, places
 from labelfree.losses.precision import full_precision
-from labelfree.losses.rows import places
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -32,6 +31,25 @@ def distinct(labels: Tensor) -> Tensor:
 def soft_cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
     """(..., K) probabilities, (..., K) logits → (...): −Σ target · log softmax(logits)."""
     return -(target * F.log_softmax(logits, dim=-1)).sum(dim=-1)
+
+
+def swapped(labels: Tensor, views: Tensor, crops: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of one view's label with every other view of the sample (Caron et al. 2021, DINO, eq. 3).
+
+    A cross-entropy is linear in its label: a crop, which is asked for both, is asked once for their mean.
+
+    Args:
+        labels: (2B, K) probabilities, of the first views and of the second.
+        views: (2B, K) logits, in the same order.
+        crops: (L·B, K) logits of small crops, crop by crop.
+    """
+    first, second = labels.chunk(2)
+    agreed = soft_cross_entropy(torch.cat([second, first]), views).mean()
+    if crops is None:
+        return agreed
+    count = len(crops) // len(first)
+    small = soft_cross_entropy((first + second) / 2, crops.unflatten(0, (count, -1))).mean()
+    return (agreed + count * small) / (1 + count)
 
 
 @torch.no_grad()

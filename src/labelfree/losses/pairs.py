@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelfree.distributed import gather, weighted_mean
+from labelfree.distributed import gather, places, weighted_mean
 from labelfree.losses.contrastive import NEVER
 from labelfree.losses.precision import full_precision
-from labelfree.losses.rows import by_rows, places
+from labelfree.losses.rows import by_rows
 
 
 @full_precision

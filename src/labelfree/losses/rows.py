@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from labelfree.distributed import rank
 from labelfree.losses.precision import full_precision
 
 #: Similarities that are held at once; 64 MB in float32.
@@ -34,8 +33,3 @@ def similarities(x: Tensor, others: Tensor) -> Tensor:
     bfloat16 rounds away.
     """
     return x @ others.T
-
-
-def places(x: Tensor) -> Tensor:
-    """(B,) int64 places of this process's rows `x` (B, ...) among those that `gather` gives."""
-    return torch.arange(len(x), device=x.device) + rank() * len(x)

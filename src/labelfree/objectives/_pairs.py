@@ -43,7 +43,7 @@ class Sides(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: SidesSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        self.log_scale = nn.Parameter(torch.tensor(float(self.settings.scale)).log())
+        self.log_scale = nn.Parameter(torch.tensor([float(self.settings.scale)]).log())
         towers = getattr(encoder, "towers", {})
         for side in self.settings.frozen:
             if side not in towers:
@@ -63,7 +63,7 @@ class Sides(Objective):
         view = self.modality.view(batch, draw, self.settings.views)
         pooled = self.encoder(view).pooled
         vectors, there = pooled.unflatten(1, (view.data.shape[1], -1)), view.data.bool()
-        scale = self.log_scale.exp()
+        scale = self.log_scale.exp().squeeze(0)
         losses = [
             self.contrast(vectors[:, i], vectors[:, j], scale, there[:, i] & there[:, j])
             for i, j in combinations(range(there.shape[1]), 2)

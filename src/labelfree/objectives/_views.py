@@ -23,18 +23,18 @@ class ViewSettings(Settings):
     """column that says whose sample it is (a patient): the second view is then of another sample of the same case"""
 
 
-def two_views(modality: Modality, batch: Batch, draw: Draw, policy: str) -> Batch:
+def two_views(modality: Modality, batch: Batch, draw: Draw, settings: ViewSettings) -> Batch:
     """First views of all samples, then second views: 2B rows, for one forward pass.
 
     Batch normalisation, where a network has it, sees both views together, as in SimCLR's code; BYOL's, SimSiam's,
     Barlow Twins' and VICReg's send one view through after the other, and MoCo's shuffles keys between devices.
 
-    Where the batch brings partners, the second views are of these: several samples of one case are each other's
-    positives (Azizi et al. 2021, MICLe, §3.2).
+    With a `case` the second views are of the batch's partners: several samples of one case are each other's positives
+    (Azizi et al. 2021, MICLe, §3.2).
     """
-    policies = ("contrast", "none") if policy == "one" else (policy, policy)
+    policies = ("contrast", "none") if settings.views == "one" else (settings.views, settings.views)
     first = _alone(batch)
-    second = batch.parts[PARTNER].with_(group=batch.group) if PARTNER in batch.parts else first
+    second = batch.parts[PARTNER].with_(group=batch.group) if settings.case and PARTNER in batch.parts else first
     return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in enumerate((first, second))])
 
 

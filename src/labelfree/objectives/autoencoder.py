@@ -71,12 +71,13 @@ class Autoencoder(Objective):
             raise Refusal(f"{modality.name} data is not made of values that noise could be added to.", "Set ratio.")
         if own.ratio and Need.MASK not in encoder.can & modality.offers:
             raise Refusal(f"Encoder '{encoder.name}' cannot hide tokens.", "Set corruption, or use transformer:nano.")
-        self.decoder = self._new_decoder(encoder.dim)
+        width = min(256, encoder.dim) if own.decoder_width == "auto" else own.decoder_width
+        self.decoder = Broadcast(self.code_width, width, own.decoder_depth, modality.target_dim)
 
-    def _new_decoder(self, dim: int) -> Broadcast:
-        own = self.settings
-        width = min(256, self.encoder.dim) if own.decoder_width == "auto" else own.decoder_width
-        return Broadcast(dim, width, own.decoder_depth, self.modality.target_dim)
+    @property
+    def code_width(self) -> int:
+        """Width of what a sample is decoded from."""
+        return self.encoder.dim
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         view = self.modality.view(batch, draw, self.settings.views)

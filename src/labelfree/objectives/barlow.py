@@ -52,7 +52,7 @@ class Barlow(Objective):
         self.projector = mlp(encoder.dim, *self.settings.projector)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, self.settings)).pooled
         loss = self.settings.loss_scale * redundancy(*halves(self.projector(h)), self.settings.redundancy)
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})

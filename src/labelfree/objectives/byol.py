@@ -85,7 +85,7 @@ class BYOL(Objective):
         self.teacher_projector = frozen_copy(self.projector)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        views = two_views(self.modality, batch, draw, self.settings.views)
+        views = two_views(self.modality, batch, draw, self.settings)
         h = self.encoder(views).pooled
         p, q = halves(self.predictor(self.projector(h)))
         with torch.no_grad():

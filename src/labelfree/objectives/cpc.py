@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import gather, weighted_mean, world_size
+from labelfree.distributed import gather, places, weighted_mean, world_size
 from labelfree.encoders.base import Encoder
 from labelfree.losses.contrastive import info_nce
 from labelfree.losses.masked import take
-from labelfree.losses.rows import places
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import later_moments, real

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
+from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError
 from labelfree.losses.clustering import spherical_kmeans
@@ -50,9 +51,11 @@ class _Clustering(nn.Module):
 
 class DeepCluster(Objective):
     """DeepCluster v2 (Caron et al. 2018; as in Caron et al. 2020, SwAV, appendix D): labels are a sample's clusters
-    among the projections that the last pass left in a memory. In the first pass, which has no such labels, each view
-    gets those of the other, shared out evenly.
+    among the projections that the last pass left in a memory; a sample that was not in it has none. In the first pass,
+    which has no such labels, each view gets those of the other, shared out evenly.
     """
+
+    passes: Tensor
 
     name = "deepcluster"
     settings_class = DeepClusterSettings
@@ -75,6 +78,8 @@ class DeepCluster(Objective):
         self.projector = mlp(encoder.dim, *self.settings.projector)
         self.bank: Bank | None = None
         self.clusterings = nn.ModuleList()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self._clustered: bool | None = None
         self._seen: tuple[Tensor, Tensor] | None = None
         self._draw: Draw | None = None
 
@@ -89,7 +94,7 @@ class DeepCluster(Objective):
         own = self.settings
         if self.bank is None:
             raise LabelfreeError("The memory has no size yet.", "Call expect(samples) before the first step.")
-        h = self.encoder(two_views(self.modality, batch, draw, own.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, own)).pooled
         small = local_crops(self.modality, batch, draw, own.local_crops)
         every = h if small is None else torch.cat([h, self.encoder(small).pooled])
         z = F.normalize(self.projector(every).float(), dim=1).unflatten(0, (2 + own.local_crops, -1))  # (V, B, D)
@@ -106,11 +111,22 @@ class DeepCluster(Objective):
         """Mean cross-entropy of every view's clusters with the label of its sample."""
         cosines = similarities(z, clustering.centroids)
         label = clustering.labels[index]
-        even = [sinkhorn(view, 0.05).argmax(dim=1) for view in cosines[:2].detach()]
-        # the first view's label is the second's cluster; all others' is the first's
-        guess = torch.stack([even[1], *[even[0]] * (len(z) - 1)])
-        label = torch.where(label >= 0, label, guess)
-        return F.cross_entropy(cosines.flatten(0, 1) / self.settings.temperature, label.flatten())
+        if self._first_pass:
+            even = [sinkhorn(view, 0.05).argmax(dim=1) for view in cosines[:2].detach()]
+            # the first view's label is the second's cluster; all others' is the first's
+            label = torch.stack([even[1], *[even[0]] * (len(z) - 1)])
+        label = label.expand(cosines.shape[:-1])
+        error = F.cross_entropy(
+            cosines.flatten(0, 1) / self.settings.temperature, label.flatten(), reduction="none", ignore_index=-1
+        )
+        return weighted_mean(error, label.flatten() >= 0)
+
+    @property
+    def _first_pass(self) -> bool:
+        """Whether nothing was clustered yet; a resumed training looks once, so that no step waits for the device."""
+        if self._clustered is None:
+            self._clustered = bool(self.passes > 0)
+        return not self._clustered
 
     def after_step(self, progress: float) -> None:
         if self.bank is not None and self._seen is not None:
@@ -129,3 +145,5 @@ class DeepCluster(Objective):
             centroids, labels = spherical_kmeans(x, start, self.settings.iterations)
             clustering.centroids.copy_(centroids)
             clustering.labels.copy_(labels)
+        self.passes += 1
+        self._clustered = True

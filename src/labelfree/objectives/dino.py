@@ -19,7 +19,7 @@ from labelfree.losses.distillation import (
     koleo,
     mean_over_batch,
     sinkhorn,
-    soft_cross_entropy,
+    swapped,
 )
 from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
@@ -63,7 +63,8 @@ class DINOSettings(CropSettings):
 class DINO(Objective):
     """Self-distillation with no labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
     Transformers", §3.1, algorithm 1): the teacher is the student's moving average and sees the two large views; the
-    student sees all. A sample's vector is the encoder's own: in `dino-vit`, as in the paper, a class token.
+    student sees all. A sample's vector is the encoder's own: in `dino-vit`, as in the paper, a class token. What is
+    kept is the student; the paper, whose teacher is ahead of it all through a long training, keeps the teacher.
     """
 
     name = "dino"
@@ -86,7 +87,7 @@ class DINO(Objective):
         ),
         "dino-vit": Recipe(
             source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops of at most .4 of a picture, large ones of at "
-            "least as much, AdamW with weight decay .04 rising to .4",
+            "least as much, AdamW with weight decay .04 rising to .4. There pictures are blurred too",
             settings={"local_crops": 8, "projector": (2048, 2048, 256), "prototypes": 65536},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
             options={"class_token": True, "crop_min": 0.4},
@@ -106,7 +107,7 @@ class DINO(Objective):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
-        views = two_views(self.modality, batch, draw, own.views)
+        views = two_views(self.modality, batch, draw, own)
         h = self.encoder(views).pooled
         with torch.no_grad():
             told = self.teacher_head(self.teacher_encoder(undropped(views)).pooled)
@@ -125,22 +126,16 @@ class DINO(Objective):
         )
 
     def _of_crops(self, batch: Batch, draw: Draw) -> Tensor | None:
-        """(L, B, K) the student's cosines of the small crops."""
+        """(L·B, K) the student's cosines of the small crops."""
         small = local_crops(self.modality, batch, draw, self.settings.local_crops)
         if small is None:
             return None
-        return self._cosines(self.encoder(small).pooled).unflatten(0, (self.settings.local_crops, -1))
+        return self._cosines(self.encoder(small).pooled)
 
     def _agreement(self, labels: Tensor, cosines: Tensor, crops: Tensor | None) -> Tensor:
         """Mean cross-entropy of the teacher's view of a sample and every other view of the student's (eq. 3)."""
-        students = [*halves(cosines), *([] if crops is None else crops)]
-        terms = [
-            soft_cross_entropy(label, student / self.settings.student_temperature).mean()
-            for one, label in enumerate(halves(labels))
-            for other, student in enumerate(students)
-            if one != other
-        ]
-        return torch.stack(terms).mean()
+        warmth = self.settings.student_temperature
+        return swapped(labels, cosines / warmth, None if crops is None else crops / warmth)
 
     def _assigned(self, cosines: Tensor) -> Tensor:
         """(2B, K) the teacher's cosines → its soft labels, for each view by itself."""

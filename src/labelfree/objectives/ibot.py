@@ -8,7 +8,6 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import weighted_mean
 from labelfree.encoders.base import Encoder, Features
 from labelfree.errors import Refusal
 from labelfree.losses.distillation import koleo, sinkhorn, soft_cross_entropy
@@ -50,8 +49,9 @@ class IBOT(DINO):
     token_centre: Tensor
     recipes = {
         "ibot-vit": Recipe(
-            source="Zhou et al. 2022, §3.2, §4.1: 30 % of the patches of half of the views, ten small crops of at most "
-            "a quarter of a picture, large ones of at least as much, 8,192 prototypes, weight decay .04 rising to .4",
+            source="Zhou et al. 2022, §3.2, §4.1: 30 % of the patches of half of the views (there 10 to 50 %), ten "
+            "small crops of at most a quarter of a picture, large ones of at least as much, 8,192 prototypes, weight "
+            "decay .04 rising to .4",
             settings={"local_crops": 10, "projector": (2048, 2048, 256), "prototypes": 8192},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
             options={"mask_shape": "blocks", "class_token": True, "crop_min": 0.25, "local_crop_max": 0.25},
@@ -83,7 +83,7 @@ class IBOT(DINO):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
-        views = two_views(self.modality, batch, draw, own.views)
+        views = two_views(self.modality, batch, draw, own)
         assert views.draw is not None
         mask = self.modality.sample_mask(views, views.draw, own.ratio)
         mask = mask & views.draw.bernoulli("hiding", own.hiding)[:, None]
@@ -101,7 +101,9 @@ class IBOT(DINO):
         return Step(loss + own.token_weight * hidden, first.detach(), {**logs, "hidden": hidden.detach()})
 
     def _hidden(self, mask: Tensor, seen: Features, teacher: Features) -> Tensor:
-        """Mean cross-entropy of the hidden tokens (eq. 2)."""
+        """Mean cross-entropy of a view's hidden tokens (eq. 2), 0 where it hides none, as in the authors' code; of this
+        the mean over views.
+        """
         own = self.settings
         head, teacher_head = self.head, self.teacher_head
         if own.token_head:
@@ -118,7 +120,8 @@ class IBOT(DINO):
             label, self._next_token_centre = self._centred(told, self.token_centre, there)
         label = label.unflatten(0, places.shape)
         guess = self._cosines(take(seen.tokens, places), head) / own.student_temperature
-        return weighted_mean(soft_cross_entropy(label, guess), hidden)
+        error = (soft_cross_entropy(label, guess) * hidden).sum(dim=1) / hidden.sum(dim=1).clamp_min(1)
+        return error.mean()
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -55,7 +55,8 @@ class LatentSettings(Settings):
 
 class Latent(Objective):
     """Predict a teacher's features of hidden tokens: data2vec (Baevski et al. 2022, §3) where the encoder replaces
-    them, I-JEPA (Assran et al. 2023, §3) where it drops them. The teacher is the encoder's moving average.
+    them, I-JEPA (Assran et al. 2023, §3) where it drops them. The teacher is the encoder's moving average; what is kept
+    is the student, as of data2vec, where I-JEPA keeps the teacher.
     """
 
     name = "latent"

@@ -68,7 +68,7 @@ class LeJEPA(Objective):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
-        h = self.encoder(two_views(self.modality, batch, draw, own.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, own)).pooled
         small = local_crops(self.modality, batch, draw, own.local_crops)
         every = h if small is None else torch.cat([h, self.encoder(small).pooled])
         z = self.projector(every).float().unflatten(0, (2 + own.local_crops, -1))  # (V, B, D)

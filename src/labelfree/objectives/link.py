@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import gather, rank, weighted_mean
+from labelfree.distributed import gather, places, weighted_mean
 from labelfree.encoders.base import Encoder
 from labelfree.losses.masked import take
 from labelfree.modalities.base import Links, Modality
@@ -46,7 +46,7 @@ class Link(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: LinkSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         links = self.modality.links(self.modality.view(batch, draw, "none"), draw, self.settings.hidden)
@@ -67,11 +67,10 @@ class Link(Objective):
         # Samples are drawn evenly from the nodes, or links, of one graph, so their roots are nodes anywhere in it.
         # Pairs within a piece would ask what tells neighbours apart, not what they share.
         anywhere, count = gather(z[:, 0]), links.pairs.shape[1]
-        own = torch.arange(len(z), device=z.device) + rank() * len(z)
         shift = 1 + draw.integers("elsewhere", max(1, len(anywhere) - 1), count)
         end = draw.integers("end", 2, count, 1)
         start = links.pairs.gather(2, end).squeeze(2)
-        return self._score(take(z, start), anywhere[(own[:, None] + shift) % len(anywhere)])
+        return self._score(take(z, start), anywhere[(places(z)[:, None] + shift) % len(anywhere)])
 
     def _score(self, a: Tensor, b: Tensor) -> Tensor:
         """(B, P, D), (B, P, D) → (B, P)."""

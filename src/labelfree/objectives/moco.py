@@ -72,7 +72,8 @@ class MoCo(Objective):
             encoder="timm:resnet18",
         ),
         "mocov3": Recipe(
-            source="Chen et al. 2021, MoCo v3, §3: a predictor, normalised heads, no queue; for larger batches",
+            source="Chen et al. 2021, MoCo v3, §3: a predictor, normalised heads, no queue; for larger batches. The "
+            "heads are those of the authors' ResNet, also on a ViT",
             settings=V3,
         ),
         "mocov3-resnet": Recipe(
@@ -103,7 +104,7 @@ class MoCo(Objective):
         self._keys: tuple[Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        views = two_views(self.modality, batch, draw, self.settings.views)
+        views = two_views(self.modality, batch, draw, self.settings)
         h = self.encoder(views).pooled
         p, q = halves(self.predictor(self.projector(h)))
         with torch.no_grad():
@@ -111,7 +112,7 @@ class MoCo(Objective):
             s, t = halves(nn.functional.normalize(keys))
         older = (self.queue.rows, self.queue.owner, batch.index)
         loss = (across_views(p, t, self.temperature, *older) + across_views(q, s, self.temperature, *older)) / 2
-        self._keys = t, batch.index
+        self._keys = s, batch.index
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
 

@@ -65,7 +65,7 @@ class NNCLR(Objective):
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, self.settings)).pooled
         z = self.projector(h)
         p, q = halves(self.predictor(z))
         s, t = halves(F.normalize(z.detach().float(), dim=1))

@@ -39,7 +39,8 @@ class Pretext(Objective):
             modalities=("image",),
         ),
         "jigsaw": Recipe(
-            source="Noroozi & Favaro 2016, §3: which permutation of the tiles",
+            source="Noroozi & Favaro 2016, §3: which permutation of the tiles; asked of one shuffled picture, as in "
+            "Carlucci et al. 2019, JiGen, §3, not of tiles that are encoded one by one",
             settings={"transformation": "jigsaw"},
             modalities=("image",),
         ),
@@ -49,7 +50,8 @@ class Pretext(Objective):
             modalities=("image",),
         ),
         "order": Recipe(
-            source="Misra et al. 2016, Shuffle and Learn, §3, for the stretches of a series",
+            source="Misra et al. 2016, Shuffle and Learn, §3, for the stretches of a series; not whether their order "
+            "is right but which it is, as in Lee et al. 2017, OPN, §3",
             settings={"transformation": "order"},
             modalities=("series",),
         ),

@@ -152,7 +152,7 @@ def compose(parts: tuple[Part, ...]) -> tuple[type[Objective], Recipe]:
     kinds = [set(recipe.modalities) for recipe in recipes if recipe.modalities]
     return cls, Recipe(
         source="; ".join(recipe.source for recipe in recipes),
-        training=_first(*(recipe.training for recipe in recipes)),
+        training=parts[0].recipe.training if parts[0].recipe else {},
         options=_first(*(recipe.options for recipe in recipes)),
         modalities=tuple(sorted(set.intersection(*kinds))) if kinds else (),
         encoder=next((recipe.encoder for recipe in recipes if recipe.encoder), None),

@@ -29,7 +29,7 @@ class SigLIP(Sides):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: SigLIPSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        self.bias = nn.Parameter(torch.tensor(self.settings.bias))
+        self.bias = nn.Parameter(torch.tensor([self.settings.bias]))
 
     def contrast(self, a: Tensor, b: Tensor, scale: Tensor, there: Tensor) -> Tensor:
-        return siglip_loss(a, b, scale, self.bias, there)
+        return siglip_loss(a, b, scale, self.bias.squeeze(0), there)

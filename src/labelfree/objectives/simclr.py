@@ -116,7 +116,7 @@ class SimCLR(Objective):
         self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, self.settings)).pooled
         a, b = halves(self.projector(h))
         # others of the same case are positives too
         group = batch.group if self.case else None

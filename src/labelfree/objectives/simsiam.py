@@ -53,7 +53,7 @@ class SimSiam(Objective):
         self.predictor = mlp(width, *self.settings.predictor, width)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, self.settings)).pooled
         z = self.projector(h)
         p, q = halves(self.predictor(z))
         s, t = halves(z.detach())

@@ -11,7 +11,7 @@ from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.distributed import world_size
 from labelfree.encoders.base import Encoder
-from labelfree.losses.distillation import distinct, sinkhorn, soft_cross_entropy
+from labelfree.losses.distillation import distinct, sinkhorn, swapped
 from labelfree.losses.regression import alignment
 from labelfree.losses.rows import similarities
 from labelfree.modalities.base import Modality
@@ -91,41 +91,36 @@ class SwAV(Objective):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
-        h = self.encoder(two_views(self.modality, batch, draw, own.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, own)).pooled
         z = self._projected(h)
-        views = list(halves(z))
         small = local_crops(self.modality, batch, draw, own.local_crops)
-        crops = [] if small is None else list(self._projected(self.encoder(small).pooled).chunk(own.local_crops))
+        crops = None if small is None else self._projected(self.encoder(small).pooled)
         prototypes = F.normalize(self.prototypes, dim=1)
-        codes = self._codes(views, prototypes.detach())
+        codes = self._codes(halves(z), prototypes.detach())
         prototypes = torch.where(self.progress >= own.frozen_prototypes, prototypes, prototypes.detach())
-        terms = [
-            soft_cross_entropy(code, similarities(view, prototypes) / own.temperature).mean()
-            for one, code in enumerate(codes)
-            for other, view in enumerate([*views, *crops])
-            if one != other
-        ]
-        self._seen = torch.cat(views, dim=1).detach(), batch.index
+        of_crops = None if crops is None else similarities(crops, prototypes) / own.temperature
+        loss = swapped(codes, similarities(z, prototypes) / own.temperature, of_crops)
+        self._seen = torch.cat(halves(z), dim=1).detach(), batch.index
         first, second = halves(h.detach())
-        logs = {"alignment": alignment(first, second), "labels": distinct(torch.cat(codes))}
-        return Step(torch.stack(terms).mean(), first, logs)
+        logs = {"alignment": alignment(first, second), "labels": distinct(codes)}
+        return Step(loss, first, logs)
 
     def _projected(self, h: Tensor) -> Tensor:
         return F.normalize(self.projector(h).float(), dim=1)
 
-    def _codes(self, views: list[Tensor], prototypes: Tensor) -> list[Tensor]:
-        """(B, K) of each view: soft clusters, in equal shares of batch and queue (§3.1, eq. 3–5)."""
+    def _codes(self, views: tuple[Tensor, Tensor], prototypes: Tensor) -> Tensor:
+        """(2B, K) of each view: soft clusters, in equal shares of batch and queue (§3.1, eq. 3–5)."""
         own = self.settings
         if not own.queue:
             scores = [similarities(view.detach(), prototypes) for view in views]
-            return [sinkhorn(one, own.sharpness, own.iterations) for one in scores]
+            return torch.cat([sinkhorn(one, own.sharpness, own.iterations) for one in scores])
         # Every process has the whole queue, and answers for its part.
         there = (self.queue.owner >= 0) & (self.progress >= own.queue_start)
         weight = torch.cat([torch.ones(len(views[0]), device=prototypes.device), there / world_size()])
         older = self.queue.rows.chunk(2, dim=1)
         both = [torch.cat([view.detach(), old]) for view, old in zip(views, older, strict=True)]
         scores = [similarities(one, prototypes) for one in both]
-        return [sinkhorn(one, own.sharpness, own.iterations, weight)[: len(views[0])] for one in scores]
+        return torch.cat([sinkhorn(one, own.sharpness, own.iterations, weight)[: len(views[0])] for one in scores])
 
     def after_step(self, progress: float) -> None:
         self.progress.fill_(progress)

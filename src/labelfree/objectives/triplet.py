@@ -6,11 +6,10 @@ from pydantic import PositiveInt
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-from labelfree.distributed import gather, world_size
+from labelfree.distributed import gather, places, world_size
 from labelfree.encoders.base import Encoder
 from labelfree.losses.contrastive import logistic_triplets
 from labelfree.losses.regression import alignment
-from labelfree.losses.rows import places
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
@@ -55,7 +54,7 @@ class Triplet(Objective):
         self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        h = self.encoder(two_views(self.modality, batch, draw, self.settings.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, self.settings)).pooled
         part, anchor = halves(self.projector(h).float())
         others = gather(part)
         # One of the others: so many places on from one's own, round the global batch.

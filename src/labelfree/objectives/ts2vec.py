@@ -59,7 +59,7 @@ class TS2Vec(Objective):
         super().__init__(encoder, modality, settings)
         self._hides = Need.MASK in encoder.can and self.settings.mask > 0
         self.averaged = frozen_copy(encoder) if self.settings.average else None
-        self.register_buffer("averages", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("averages", torch.zeros(()))
 
     @classmethod
     def enough(cls, found: Description) -> int | None:

@@ -46,8 +46,11 @@ class VAE(Autoencoder):
     def __init__(self, encoder: Encoder, modality: Modality, settings: VAESettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.posterior = nn.Linear(encoder.dim, 2 * self.settings.code)
-        self.decoder = self._new_decoder(self.settings.code)
         self.register_buffer("weight", torch.tensor(0.0 if self.settings.beta_warmup else self.settings.beta))
+
+    @property
+    def code_width(self) -> int:
+        return self.settings.code
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         view = self.modality.view(batch, draw, self.settings.views)

@@ -56,7 +56,7 @@ class VICReg(Objective):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
-        h = self.encoder(two_views(self.modality, batch, draw, own.views)).pooled
+        h = self.encoder(two_views(self.modality, batch, draw, own)).pooled
         terms = vicreg_terms(*halves(self.expander(h)))
         loss = own.invariance * terms.invariance + own.variance * terms.variance + own.covariance * terms.covariance
         first, second = halves(h.detach())

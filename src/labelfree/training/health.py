@@ -23,8 +23,9 @@ def feature_health(features: Tensor) -> dict[str, Tensor]:
 
     `feature_std`: mean standard deviation per dimension of the normalised features, times √D: 1 for features spread
     evenly over the sphere, 0 when all are one point (Chen & He 2021, §4.1). `effective_rank`: exponential of the
-    entropy of the singular values (RankMe, Garrido et al. 2023). `uniformity`: logarithm of the mean Gaussian potential
-    of pairs (Wang & Isola 2020); lower is more even. All are NaN where a feature is not finite.
+    entropy of the singular values of the centred features (RankMe, Garrido et al. 2023, does not centre them).
+    `uniformity`: logarithm of the mean Gaussian potential of pairs (Wang & Isola 2020); lower is more even. All are NaN
+    where a feature is not finite.
     """
     x = features.float()
     x = x[: 512 if x.shape[1] <= 1024 else 256]

@@ -101,8 +101,7 @@ class Training:
         norm = distributed.whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if self.settings.clip:
             scale = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
-            for grad in grads:
-                grad.mul_(scale)
+            torch._foreach_mul_(grads, scale)
         return norm
 
     @torch.no_grad()
@@ -235,6 +234,7 @@ def train(
     settings, line = training.settings, {}
     log_every, save_every = int(settings.log_every), int(settings.checkpoint_every)
     world = distributed.world_size()
+    waits = world > 1 and training.loader.device.type != "cpu"
     watch = Watch(settings.batch_size, training.objective.vital)
     done = start
     began = time.perf_counter()
@@ -249,7 +249,8 @@ def train(
             for words in watch.read(line, done / training.steps):
                 tell.warn(words)
         tell.tick(done)
-        if request.agreed(training.loader.device):
+        # several processes agree on a GPU only where the host waits for it anyway
+        if (not waits or done % log_every == 0) and request.agreed(training.loader.device):
             break
         if done % save_every == 0 and done < training.steps:
             tell.save(done)

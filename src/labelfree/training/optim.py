@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimiser of `settings`. Vectors (biases, normalisation weights) are not decayed, nor adapted by LARS."""
     trained = [p for p in params if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -39,7 +40,9 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     from timm.optim import Lars
 
-    # η and the clipped trust ratio as in FACTS' picture recipes (solo-learn); groups without decay are not adapted
+    # η and the clipped trust ratio as in FACTS' picture recipes (solo-learn); matrices are adapted without decay too
+    for group in groups:
+        group["always_adapt"] = group["params"][0].ndim > 1
     return Lars(groups, lr=rate, momentum=settings.momentum, trust_coeff=0.02, trust_clip=True)
 
 

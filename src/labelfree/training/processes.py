@@ -142,7 +142,8 @@ def _make_fabric(accelerator: str, world: int) -> Any:
     around: Any = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     # which weights a step uses is the objective's affair (a mask vector, for instance, has no part in every step)
-    strategy = DDPStrategy(find_unused_parameters=True)
+    # statistics and memories are equal on all processes by themselves: nothing is sent around before each step
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, plugins=[around])
 
 
@@ -177,8 +178,8 @@ def shard(objective: Objective, device: torch.device, world: int) -> None:
     for parameter in objective.parameters():
         parameter.data = parameter.data.contiguous()  # shards are cut from plain rows, not from channels-last ones
     mesh = init_device_mesh(device.type, (world,))
-    for encoder in [module for module in objective.modules() if isinstance(module, Encoder)]:
-        for blocks in [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]:
-            for block in blocks:
-                fully_shard(block, mesh=mesh)
+    encoders = [module for module in objective.modules() if isinstance(module, Encoder)]
+    lists = [module for encoder in encoders for module in encoder.modules() if isinstance(module, nn.ModuleList)]
+    for block in dict.fromkeys(block for blocks in lists for block in blocks):  # towers are encoders in an encoder
+        fully_shard(block, mesh=mesh)
     fully_shard(objective, mesh=mesh)
