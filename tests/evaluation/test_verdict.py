@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from labelfree.evaluation.statistics import Interval
+import numpy as np
+
+from labelfree.evaluation.statistics import Interval, Resampled
 from labelfree.evaluation.verdict import Comparison, label_saving, verdict
 
 
@@ -38,25 +41,38 @@ def test_help_at_some_budgets_names_both() -> None:
     assert "90.0%" in words
 
 
+def saved(found: Comparison, **curves: dict[int, float]) -> dict[str, dict[str, Any]]:
+    """Label saving where other test samples, and seeds, would move all scores by as much as .1."""
+
+    def sure(score: float) -> Resampled:
+        return Resampled(score, np.full(21, score))
+
+    ours = {found.budget: Resampled(found.score, found.score + np.linspace(-0.1, 0.1, 21))}
+    return label_saving([found], ours, {k: {n: sure(v) for n, v in curve.items()} for k, curve in curves.items()})
+
+
 def test_label_saving_is_in_the_verdict() -> None:
-    found = [compare("5/class", 10, 0.5, 0.3)]
-    curve = {10: 0.3, 100: 0.5, 1000: 0.9}
-    saving = label_saving(found, {"scratch": curve, "raw": {10: 0.1, 1000: 0.2}})
-    assert saving["5/class"]["scratch"] == {"relation": "about", "labels": 100, "factor": 10.0}
-    assert saving["5/class"]["raw"] == {"relation": "more than", "labels": 1000, "factor": None}
-    words = verdict(found, saving, "accuracy")
+    found = compare("5/class", 10, 0.5, 0.3)
+    saving = saved(found, scratch={10: 0.3, 100: 0.5, 1000: 0.7}, raw={10: 0.1, 1000: 0.2})
+    about = {"relation": "about", "labels": 100, "factor": 10.0, "low": 32, "high": 316}
+    assert saving["5/class"]["scratch"] == about
+    beyond = {"relation": "more than", "labels": 1000, "factor": None, "low": 1000, "high": None}
+    assert saving["5/class"]["raw"] == beyond
+    words = verdict([found], saving, "accuracy")
     assert words.startswith("Pretraining helped with 10 labels.")
-    assert "From scratch, that takes about 100 labels (10.0 times as many)." in words
+    assert "From scratch, that takes about 100 labels (10.0 times as many; 95% interval 32 to 316)." in words
+    unsure = verdict([found], saved(found, scratch={10: 0.3, 100: 0.5, 1000: 0.55}), "accuracy")
+    assert "95% interval 32 to more than were tried)." in unsure
 
 
 def test_raw_features_speak_where_scratch_was_not_measured() -> None:
-    saving = label_saving([compare("1%", 10, 0.5, 0.3)], {"scratch": {}, "raw": {10: 0.3, 1000: 0.4}})
-    words = verdict([compare("1%", 10, 0.5, 0.3)], saving, "accuracy")
+    found = compare("1%", 10, 0.5, 0.3)
+    words = verdict([found], saved(found, scratch={}, raw={10: 0.3, 1000: 0.4}), "accuracy")
     assert words.endswith("With raw features, 1,000 labels are not enough for that.")
 
 
 def test_a_curve_that_ends_before_the_budget_says_nothing_of_it() -> None:
-    saving = label_saving([compare("100%", 1000, 0.9, 0.1)], {"scratch": {10: 0.3}, "raw": {}})
+    saving = saved(compare("100%", 1000, 0.9, 0.1), scratch={10: 0.3}, raw={})
     assert set(saving["100%"]) == {"labels", "protocol", "score"}
 
 

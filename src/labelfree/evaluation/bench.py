@@ -13,7 +13,7 @@ from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.parts import Parts, fresh_encoder
 from labelfree.evaluation.probes import Labelled, Probed, boosting_probe, knn_probe, linear_probe
-from labelfree.evaluation.statistics import TestPart
+from labelfree.evaluation.statistics import Resampled, TestPart
 from labelfree.tasks.classifier import (
     Classifier,
     Examples,
@@ -327,6 +327,10 @@ class Bench:
         if metric not in RANKINGS:
             return self.guesses[key]
         return self.margins[key] if self.wanted == 1 else -self.margins[key]
+
+    def resampled(self, key: tuple[str, str, str]) -> Resampled:
+        """The score of what a protocol at a budget made of a method, and what it would be otherwise."""
+        return self.judge.resampled(self.metric, self.answers(self.metric, key))
 
     # ---- all layers trained
 

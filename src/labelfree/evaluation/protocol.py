@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -16,6 +16,7 @@ from labelfree.errors import LabelfreeError, nearest
 from labelfree.evaluation.bench import BASELINES, Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
+from labelfree.evaluation.statistics import Resampled
 from labelfree.evaluation.verdict import SHOWN, Comparison, label_saving, verdict
 from labelfree.files import write_new_json
 from labelfree.settings import listed
@@ -199,11 +200,11 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
     order = sorted(bench.guesses, key=lambda key: (SHOWN.index(key[0]), names.index(key[1])))
     results = [_result(bench, *key) for key in order]
     comparisons = [c for c in (_compare(bench, budget, protocols) for budget in bench.budgets) if c is not None]
-    curves = {
-        method: _best_by_labels(r for r in results if r.method == method and r.protocol in ways)
-        for method, ways in {"scratch": ["finetune"], "raw": bench.run.modality.classical}.items()
-    }
-    saving = label_saving(comparisons, curves)
+    ours = {c.budget: bench.resampled((c.way, c.budget, "pretrained")) for c in comparisons}
+    classical = {"scratch": ["finetune"], "raw": bench.run.modality.classical}
+    saving = label_saving(
+        comparisons, ours, {method: _curve(bench, method, ways) for method, ways in classical.items()}
+    )
     about = {
         "label": label,
         "group": group,
@@ -225,11 +226,13 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
     return Evaluation(words, saving, bench.metric, results, *notes, comparisons, about)
 
 
-def _best_by_labels(results: Iterable[Result]) -> dict[int, float]:
+def _curve(bench: Bench, method: str, protocols: Sequence[str]) -> dict[int, Resampled]:
     """A baseline's learning curve: its best score at every number of labels (which favours the baseline)."""
-    best: dict[int, float] = {}
-    for r in results:
-        best[r.labels] = max(r.score, best.get(r.labels, r.score))
+    best: dict[int, Resampled] = {}
+    for protocol, budget, other in bench.guesses:
+        if other == method and protocol in protocols:
+            found, labels = bench.resampled((protocol, budget, method)), bench.labels(budget)
+            best[labels] = max(found, best.get(labels, found), key=lambda resampled: resampled.score)
     return best
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from labelfree.evaluation.page import page, together
 from labelfree.evaluation.plots import Line, chart, scatter
-from labelfree.evaluation.verdict import NAMES, SHOWN
+from labelfree.evaluation.verdict import NAMES, SHOWN, between
 from labelfree.files import read_json, write_bytes
 from labelfree.training.logs import duration
 
@@ -170,7 +170,7 @@ def _saving(evaluation: Mapping[str, Any]) -> str:
         return ""
     return (
         "<section><h2>Label saving</h2><p>How many labels the others need for the score that the pretrained encoder "
-        "has, read off their learning curves.</p><div class='scroll'><table><tr><th>labels</th>"
+        "has, read off their learning curves, with 95% intervals.</p><div class='scroll'><table><tr><th>labels</th>"
         "<th class='number'>pretrained reaches</th><th class='number'>from scratch needs</th>"
         f"<th class='number'>raw features need</th></tr>{''.join(rows)}</table></div></section>"
     )
@@ -181,8 +181,8 @@ def _need(entry: Mapping[str, Any] | None) -> str:
         return "<small>not measured</small>"
     if entry["relation"] == "more than":
         return f"more than {entry['labels']:,}"
-    times = f" <small>× {entry['factor']:g}</small>"
-    return f"{'at most ' if entry['relation'] == 'at most' else ''}{entry['labels']:,}{times}"
+    words = f"{'at most ' if entry['relation'] == 'at most' else ''}{entry['labels']:,}"
+    return f"{words} <small>× {entry['factor']:g}</small><br><small>{between(entry)}</small>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,14 @@ class Interval:
         return cls(mean, max(floor, mean - half), min(1.0, mean + half))
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """A mean score, and (R,) what it would be with other test samples and seeds."""
+
+    score: float
+    draws: np.ndarray
+
+
 class TestPart:
     """The test samples' classes, and the resamplings of them that say how much a score owes to which ones they are.
 
@@ -48,10 +56,17 @@ class TestPart:
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=times).T
         self.weights = drawn.astype(np.float32)[place]
         self.weights = self.weights[:, self.weights.sum(axis=0) > 0]
+        self.seed = seed
 
     def scores(self, metric: str, guesses: np.ndarray) -> np.ndarray:
         """(S,) score of each row of guesses (S, N)."""
         return score(metric, self._truth(metric), guesses)[:, 0]
+
+    def resampled(self, metric: str, guesses: np.ndarray) -> Resampled:
+        """The mean over seeds of a score; test samples and seeds (S, N) are drawn again, for all methods alike."""
+        every = score(metric, self._truth(metric), guesses, self.weights)
+        seeds = np.random.default_rng((self.seed, 1)).integers(0, len(every), every.shape)
+        return Resampled(float(self.scores(metric, guesses).mean()), np.take_along_axis(every, seeds, 0).mean(axis=0))
 
     def _truth(self, metric: str) -> np.ndarray:
         return self.y == self.wanted if metric in RANKINGS else self.y
@@ -90,6 +105,23 @@ def student(count: int) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(count - 1, 0.975))
+
+
+def labels_saved(curve: Mapping[int, Resampled], target: Resampled) -> tuple[float | None, float, float | None]:
+    """How many labels a learning curve needs to reach `target`, and the ends of its 95 % interval (see `TestPart`).
+
+    None where it never does; numbers are no smaller than the smallest budget.
+
+    Args:
+        curve: by number of labels.
+    """
+    labels = sorted(curve)
+    draws = np.stack([curve[n].draws for n in labels] + [target.draws], axis=1)
+    found = [labels_needed(labels, row[:-1], row[-1]) for row in draws[~np.isnan(draws).any(axis=1)].tolist()]
+    ranked = sorted(math.inf if needed is None else needed for needed in found)
+    low, high = (ranked[round(share * (len(ranked) - 1))] for share in (0.025, 0.975))
+    most = labels_needed(labels, [curve[n].score for n in labels], target.score)
+    return most, min(low, float(labels[-1])), None if math.isinf(high) else high
 
 
 def labels_needed(labels: Sequence[int], scores: Sequence[float], target: float) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labelfree.evaluation.statistics import Interval, labels_needed
+from labelfree.evaluation.statistics import Interval, Resampled, labels_saved
 
 #: The baselines by method, and by protocol where a method has several.
 RIVALS = {
@@ -143,23 +143,30 @@ def _saving_words(entry: Mapping[str, Any]) -> str:
     name = {"scratch": "From scratch", "raw": "With raw features"}[who]
     if need["relation"] == "more than":
         return f" {name}, {need['labels']:,} labels are not enough for that."
-    times = f" ({need['factor']:.1f} times as many)" if need["factor"] > 1.05 else ""
-    return f" {name}, that takes about {need['labels']:,} labels{times}."
+    times = f"{need['factor']:.1f} times as many; " if need["factor"] > 1.05 else ""
+    return f" {name}, that takes about {need['labels']:,} labels ({times}95% interval {between(need)})."
+
+
+def between(need: Mapping[str, Any]) -> str:
+    """The ends of the interval of labels that are needed, in words."""
+    return f"{need['low']:,} to " + ("more than were tried" if need["high"] is None else f"{need['high']:,}")
 
 
 def label_saving(
-    comparisons: Sequence[Comparison], curves: Mapping[str, Mapping[int, float]]
+    comparisons: Sequence[Comparison], ours: Mapping[str, Resampled], curves: Mapping[str, Mapping[int, Resampled]]
 ) -> dict[str, dict[str, Any]]:
     """For each budget: how many labels the baselines need to reach what the pretrained encoder reaches.
 
     Args:
         comparisons: one a budget.
-        curves: for "scratch" and "raw", mean score by number of labels.
+        ours: the pretrained encoder's score by budget.
+        curves: for "scratch" and "raw", the score by number of labels.
 
     Returns:
-        By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor"}: it needs
-        "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels, which is
-        `factor` times as many; None where it is more than that.
+        By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor", "low", "high"}: it
+        needs "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels, which
+        is `factor` times as many; None where it is more than that. `low` and `high` are the 95% interval; None where it
+        has no end among the budgets.
     """
     saving = {}
     for c in comparisons:
@@ -168,10 +175,11 @@ def label_saving(
             counts = sorted(curve)
             # a curve that ends before this budget says nothing of it
             if counts and counts[-1] >= c.labels:
-                needed = labels_needed(counts, [curve[n] for n in counts], c.score)
+                needed, low, high = labels_saved(curve, ours[c.budget])
                 relation = "more than" if needed is None else "at most" if needed <= counts[0] else "about"
                 labels = counts[-1] if needed is None else round(needed)
                 factor = None if needed is None else round(needed / c.labels, 2)
-                entry[method] = {"relation": relation, "labels": labels, "factor": factor}
+                entry[method] = {"relation": relation, "labels": labels, "factor": factor, "low": round(low)}
+                entry[method]["high"] = None if high is None else round(high)
         saving[c.budget] = entry
     return saving
