@@ -201,10 +201,8 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
     results = [_result(bench, *key) for key in order]
     comparisons = [c for c in (_compare(bench, budget, protocols) for budget in bench.budgets) if c is not None]
     ours = {c.budget: bench.resampled((c.way, c.budget, "pretrained")) for c in comparisons}
-    classical = {"scratch": ["finetune"], "raw": bench.run.modality.classical}
-    saving = label_saving(
-        comparisons, ours, {method: _curve(bench, method, ways) for method, ways in classical.items()}
-    )
+    rivals = {"scratch": ["finetune"], "raw": bench.run.modality.classical}
+    saving = label_saving(comparisons, ours, {method: _curve(bench, method, ways) for method, ways in rivals.items()})
     about = {
         "label": label,
         "group": group,

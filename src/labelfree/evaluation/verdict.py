@@ -163,10 +163,10 @@ def label_saving(
         curves: for "scratch" and "raw", the score by number of labels.
 
     Returns:
-        By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor", "low", "high"}: it
-        needs "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels, which
-        is `factor` times as many; None where it is more than that. `low` and `high` are the 95% interval; None where it
-        has no end among the budgets.
+        By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor", "low", "high"}:
+        it needs "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels,
+        which is `factor` times as many; None where it is more than that. `low` and `high` are the 95% interval; None
+        where it has no end among the budgets.
     """
     saving = {}
     for c in comparisons:
