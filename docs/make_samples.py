@@ -44,5 +44,5 @@ def picture(found: dict[str, list[dict[str, str]] | list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(picture(json.loads((Path(sys.argv[1]) / "given_back.json").read_text(encoding="utf-8"))))
+    TARGET.write_text(picture(json.loads((Path(sys.argv[1]) / "reconstructions.json").read_text(encoding="utf-8"))))
     print(f"'{TARGET}' is written.")

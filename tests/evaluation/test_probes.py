@@ -110,7 +110,8 @@ def test_the_neighbours_of_a_moment_lie_before_it() -> None:
     y = np.repeat(rng.integers(0, 2, 100), 2)  # each sample has one twin, which half of them are still to meet
     x = np.repeat(rng.normal(size=(100, 20)), 2, axis=0).astype(np.float32)
     known, late = (
-        knn_probe(Labelled(x, y, 2, timely=timely), x, np.random.default_rng(0)).validation for timely in (False, True)
+        knn_probe(Labelled(x, y, 2, chronological=chronological), x, np.random.default_rng(0)).validation
+        for chronological in (False, True)
     )
     assert known == 1.0
     assert late is not None
@@ -127,8 +128,8 @@ def test_a_penalty_is_chosen_on_what_came_last(monkeypatch: pytest.MonkeyPatch) 
 
     real = probes._cross_validate
     monkeypatch.setattr(probes, "_cross_validate", spy)
-    for timely in (False, True):
-        linear(x, y, x, timely=timely)
+    for chronological in (False, True):
+        linear(x, y, x, chronological=chronological)
     assert tried == [[0, 1, 2, 3, 4], [0]]
 
 

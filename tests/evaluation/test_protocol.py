@@ -210,7 +210,7 @@ def test_pieces_of_one_recording_a_class_are_split_by_time(tmp_path: Path) -> No
     run, source = of_windows(tmp_path, np.arange(3))
     parts = read_parts(run, source, None, "y", None, 0)
     assert parts.test.rows.tolist() == [8, 9, 18, 19, 28, 29]
-    assert parts.train.timely
+    assert parts.train.chronological
     assert any("all of some class are of one" in words for words in parts.warnings)
     assert any("the last fifth of each class" in words for words in parts.warnings)
 

@@ -105,7 +105,7 @@ def test_vae_makes_samples_of_normal_codes(sources: dict[str, Path]) -> None:
     training = assemble(sources["series"], "series", "vae", "transformer:nano")
     objective, (batch, draw) = training.objective.eval(), first_batch(training)
     view = objective.modality.view(batch, draw, "none")
-    one, again, other = (objective.imagine(view, d) for d in (draw, draw, draw.view(1)))
+    one, again, other = (objective.sample(view, d) for d in (draw, draw, draw.view(1)))
     assert one.shape == objective.modality.targets(view).shape
     assert torch.equal(one, again)
     assert not torch.equal(one, other)

@@ -21,7 +21,7 @@ from labelfree.needs import Need
 from labelfree.run import Run
 from labelfree.tasks.forecast import Forecast, forecast
 from labelfree.tasks.generate import draw_nucleus, generate
-from labelfree.training.given_back import SHOWN
+from labelfree.training.reconstructions import SHOWN
 
 QUICK = {"threads": 1, "encoder": "transformer:pico", "precision": "32"}
 SENTENCE = "one two three four five six seven eight nine ten. "
@@ -93,7 +93,7 @@ def test_perplexity_counts_every_token_once(counting: Run) -> None:
             block = [modality.vocabulary.cls, *ids[-length:]]  # type: ignore[attr-defined]
         view = modality.prepare(modality.collate([labelfree.data.batch.Sample(np.array(block[1:], dtype=np.int32), 0)]))
         with torch.no_grad():
-            logits = objective.foretell(view, last=False)[0, :-1]
+            logits = objective.predict_next(view, last=False)[0, :-1]
         new = min(length, len(ids) - start)
         losses += (-logits.log_softmax(dim=1)[range(length), block[1:]])[-new:].tolist()
     assert found.tokens == len(losses) == len(ids)
@@ -168,13 +168,13 @@ def test_a_kind_of_data_of_ones_own_can_be_written_and_forecast() -> None:
         def ends(self, dataset: Any) -> tuple[list[str], list[Sample]]:
             return ["tide"], [Sample(np.array([[3.0]]), 0)]
 
-        def continued(self, foretell: Any, ends: Sequence[Sample], steps: int) -> np.ndarray:
+        def continued(self, predict_next: Any, ends: Sequence[Sample], steps: int) -> np.ndarray:
             return np.stack([np.repeat(end.data, steps, axis=0) for end in ends])
 
     def next_letter(batch: Batch) -> torch.Tensor:
         return torch.eye(128)[batch.data + 1]
 
-    run: Any = SimpleNamespace(modality=Letters(), maker=lambda: SimpleNamespace(foretell=next_letter))
+    run: Any = SimpleNamespace(modality=Letters(), maker=lambda: SimpleNamespace(predict_next=next_letter))
     assert generate(run, "a", tokens=3, temperature=0) == "abcd"
     assert forecast(run, None, steps=2).values.tolist() == [[[3.0], [3.0]]]
 

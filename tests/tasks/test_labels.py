@@ -180,7 +180,7 @@ def test_what_is_held_out_is_not_the_largest_group() -> None:
 
 def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:
     y = np.array([0, 1, 0, 0, 1, 0, 0, 2])
-    fold = folds(y, 5, np.random.default_rng(0), timely=True)
+    fold = folds(y, 5, np.random.default_rng(0), chronological=True)
     assert fold[y == 0].tolist() == [4, 3, 2, 1, 0]
     assert fold[y == 1].tolist() == [2, 0]
     assert fold[y == 2].tolist() == [0]

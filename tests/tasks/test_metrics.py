@@ -28,13 +28,13 @@ def test_rankings_are_scored_as_scikit_learn_scores_them(rows: list[tuple[bool, 
         assert found[0, 0] == pytest.approx(value)
 
 
-def test_odds_are_judged_by_the_class_that_is_looked_for() -> None:
+def test_outputs_are_judged_by_the_class_that_is_looked_for() -> None:
     y = np.array([0, 0, 1, 1, 1])
-    odds = np.array([[0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9], [0.2, 0.8]])
-    assert judge("roc_auc", y, odds) == pytest.approx(5 / 6)
-    assert judge("roc_auc", y, odds, wanted=0) == pytest.approx(5 / 6)
-    assert judge("average_precision", y, odds, wanted=0) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
-    assert judge("accuracy", y, odds) == pytest.approx(3 / 5)
+    outputs = np.array([[0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9], [0.2, 0.8]])
+    assert judge("roc_auc", y, outputs) == pytest.approx(5 / 6)
+    assert judge("roc_auc", y, outputs, positive=0) == pytest.approx(5 / 6)
+    assert judge("average_precision", y, outputs, positive=0) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert judge("accuracy", y, outputs) == pytest.approx(3 / 5)
 
 
 def test_a_test_part_looks_for_the_class_it_was_told() -> None:
@@ -43,7 +43,7 @@ def test_a_test_part_looks_for_the_class_it_was_told() -> None:
     answers = rng.normal(size=(3, 300)) + 2 * y
     found = TestPart(y).interval("average_precision", answers)
     assert found.low < average_precision_score(y, answers[0]) < found.high
-    assert TestPart(y, wanted=0).interval("roc_auc", -answers).mean == pytest.approx(
+    assert TestPart(y, positive=0).interval("roc_auc", -answers).mean == pytest.approx(
         TestPart(y).interval("roc_auc", answers).mean
     )
 

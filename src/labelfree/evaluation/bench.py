@@ -127,8 +127,8 @@ class Bench:
         self._thin()
         self._count(budgets)
         counts = self._counts(parts.train)
-        self.wanted = int(counts[1] <= counts[0])  # rankings look for the rarer of two classes
-        self.judge = TestPart(self.test.y, self.test.groups, seed, self.wanted)
+        self.positive = int(counts[1] <= counts[0])  # rankings look for the rarer of two classes
+        self.judge = TestPart(self.test.y, self.test.groups, seed, self.positive)
         self.guesses: dict[tuple[str, str, str], np.ndarray] = {}
         self.margins: dict[tuple[str, str, str], np.ndarray] = {}
         self.validation: dict[tuple[str, str, str], float | None] = {}
@@ -221,7 +221,7 @@ class Bench:
             self.train, self.test = self.train.only(kept), self.test.only(~gaps)
             most = self._counts(self.train)
             self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
-            self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.wanted)
+            self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.positive)
         if bad:
             self.parts.warnings.append(f"{bad:,} samples cannot be read and are left out.")
         return found
@@ -240,8 +240,8 @@ class Bench:
         """Of the baselines that a person would use, those that `protocols` ask for and that time left out."""
         asked = {"raw": "linear"} if self.run.encoder.remembers else {"scratch": "finetune", "raw": "linear"}
         measured = {method for _, name, method in self.guesses if name == budget}
-        wanted = (name for name, protocol in asked.items() if name in self.beside and protocol in protocols)
-        return tuple(name for name in wanted if name not in measured)
+        asked_for = (name for name, protocol in asked.items() if name in self.beside and protocol in protocols)
+        return tuple(name for name in asked_for if name not in measured)
 
     def labels(self, budget: str) -> int:
         """How many labels the budget of this name is."""
@@ -302,7 +302,14 @@ class Bench:
     ) -> Probed:
         rows = self.rows(budget, number)
         groups = None if self.train.groups is None else self.train.groups[rows]
-        known = (self.train.y[rows], len(self.parts.classes), groups, self.metric, self.wanted, self.train.timely)
+        known = (
+            self.train.y[rows],
+            len(self.parts.classes),
+            groups,
+            self.metric,
+            self.positive,
+            self.train.chronological,
+        )
         part = Labelled(features.of(rows), *known)
         rng = np.random.default_rng((self.seed, number, 1))
         if protocol == "knn":
@@ -326,7 +333,7 @@ class Bench:
         """(S, N) what `metric` is computed of: guessed classes, or how sure the class looked for is."""
         if metric not in RANKINGS:
             return self.guesses[key]
-        return self.margins[key] if self.wanted == 1 else -self.margins[key]
+        return self.margins[key] if self.positive == 1 else -self.margins[key]
 
     def resampled(self, key: tuple[str, str, str]) -> Resampled:
         """The score of what a protocol at a budget made of a method, and what it would be otherwise."""
@@ -400,7 +407,7 @@ class Bench:
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
         part = self.train.only(self.rows(budget, number))
         among, known = len(self.parts.classes), (part.dataset, part.rows, part.y, part.groups)
-        chosen = Examples(*known, self.metric, self.wanted, classes=among, timely=part.timely)
+        chosen = Examples(*known, self.metric, self.positive, classes=among, chronological=part.chronological)
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:
@@ -426,8 +433,10 @@ class Bench:
                 steps=steps,
                 seed=self.seed + number,
             )
-            odds = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, precision="auto")
-            probed.append(Probed.of(np.nan_to_num(odds), search.score, search.pace.rate))
+            probabilities = class_probabilities(
+                model, modality, self.test.dataset, indices=self.test.rows, precision="auto"
+            )
+            probed.append(Probed.of(np.nan_to_num(probabilities), search.score, search.pace.rate))
         return probed
 
 

@@ -69,7 +69,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
         part, held, marks, other = whole.only(~late), whole.only(late), marks[~late], marks[late]
         if strict:
             _check_early(part, labels.classes, label)
-        what = "the last fifth" if strict else "the last fifth of each class" if whole.timely else "a fifth"
+        what = "the last fifth" if strict else "the last fifth of each class" if whole.chronological else "a fifth"
         warnings += [f"There was no test source: {what} of the training source was held out.", *_seen(run, dataset)]
     else:
         opened = run.open(test)
@@ -95,8 +95,8 @@ def _last(whole: Part) -> np.ndarray:
 def _fifth(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
     """(N,) bool: a fifth of the samples, of each class alike; copies, or groups, stay whole."""
     rng = np.random.default_rng(seed)
-    if whole.groups is not None or whole.timely:
-        return folds(whole.y, 5, rng, whole.groups, whole.timely) == 0
+    if whole.groups is not None or whole.chronological:
+        return folds(whole.y, 5, rng, whole.groups, whole.chronological) == 0
     _, first, place = np.unique(marks, return_index=True, return_inverse=True)
     return (folds(whole.y[first], 5, rng) == 0)[place]
 
@@ -127,7 +127,7 @@ def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, i
     rows = np.flatnonzero(labels.y >= 0)
     groups, by_time = labels.groups_of(rows)
     held = cached(Subset(dataset, rows), modality)
-    whole = Part(dataset, rows, labels.y[rows], groups, timely=by_time or not modality.shuffled)
+    whole = Part(dataset, rows, labels.y[rows], groups, chronological=by_time or not modality.shuffled)
     if not isinstance(held, Cached):
         return whole, 0
     return replace(whole.only(held.kept), dataset=held, rows=np.arange(len(held))), len(rows) - len(held)

@@ -41,8 +41,8 @@ class Labelled:
         classes: how many classes there are.
         groups: (n,) groups that validation keeps whole, or None.
         metric: by which things are chosen; where it is one of `EVEN`, classes count alike.
-        wanted: the class that metrics of rankings look for.
-        timely: whether samples come in the order in which they happened: the last of each class are held out.
+        positive: the class that metrics of rankings look for.
+        chronological: whether samples come in the order in which they happened: the last of each class are held out.
     """
 
     x: Any
@@ -50,21 +50,21 @@ class Labelled:
     classes: int
     groups: np.ndarray | None = None
     metric: str = "accuracy"
-    wanted: int = 1
-    timely: bool = False
+    positive: int = 1
+    chronological: bool = False
 
     @property
     def late(self) -> bool:
         """Whether what is held out must have come last: groups, where there are any, lie all over the time."""
-        return self.timely and self.groups is None
+        return self.chronological and self.groups is None
 
     def class_weights(self) -> np.ndarray:
         """(C,) weight of a sample of each class."""
         return class_weights(self.metric, self.y, self.classes)
 
-    def score(self, y: np.ndarray, odds: np.ndarray) -> float:
-        """The metric by which things are chosen, of (n, C) odds."""
-        return judge(self.metric, y, odds, self.wanted)
+    def score(self, y: np.ndarray, outputs: np.ndarray) -> float:
+        """The metric by which things are chosen, of (n, C) probabilities or logits."""
+        return judge(self.metric, y, outputs, self.positive)
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Probed:
     margin: np.ndarray | None = None
 
     @classmethod
-    def of(cls, odds: np.ndarray, validation: float | None, chosen: float) -> Probed:
+    def of(cls, outputs: np.ndarray, validation: float | None, chosen: float) -> Probed:
         """From (N, C) probabilities or logits."""
-        return cls(odds.argmax(axis=1), validation, chosen, margin(odds) if odds.shape[1] == 2 else None)
+        return cls(outputs.argmax(axis=1), validation, chosen, margin(outputs) if outputs.shape[1] == 2 else None)
 
 
 def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Probed:
@@ -101,8 +101,8 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
         scores = [part.score(part.y[asked], vote.numpy()) for vote in votes]
         best, validation = best_of(scores, choices)
         found = choices[best]
-    (odds,) = _votes(_unit(test), x, y, weights, [found], part.classes)
-    return Probed.of(odds.numpy(), validation, float(found))
+    (probabilities,) = _votes(_unit(test), x, y, weights, [found], part.classes)
+    return Probed.of(probabilities.numpy(), validation, float(found))
 
 
 def _left_out(part: Labelled, asked: np.ndarray) -> tuple[np.ndarray, Tensor]:
@@ -174,14 +174,14 @@ def boosting_probe(part: Labelled, test: Any, rng: np.random.Generator) -> Probe
     tables. The trees are chosen from `TREES` on a fifth of the labels.
     """
     x, other = (each if isinstance(each, np.ndarray) else each.toarray() for each in (part.x, test))
-    held = folds(part.y, 5, rng, part.groups, part.timely) == 0
+    held = folds(part.y, 5, rng, part.groups, part.chronological) == 0
     chosen, validation = 0, None
     if held.any() and len(np.unique(part.y[~held])) > 1:
         fit = replace(part, x=x[~held], y=part.y[~held])
-        odds = [_boosted(fit, x[held], *trees) for trees in TREES]
+        probabilities = [_boosted(fit, x[held], *trees) for trees in TREES]
         y = part.y[held]
-        scores = [part.score(y, each) for each in odds]
-        chosen, validation = best_of(scores, [_likelihood(np.log(each), y) for each in odds])
+        scores = [part.score(y, each) for each in probabilities]
+        chosen, validation = best_of(scores, [_likelihood(np.log(each), y) for each in probabilities])
     return Probed.of(_boosted(replace(part, x=x), other, *TREES[chosen]), validation, float(chosen))
 
 
@@ -199,14 +199,14 @@ def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: 
         random_state=0,
     )
     model.fit(part.x, part.y, sample_weight=part.class_weights()[part.y])
-    odds = np.full((len(test), part.classes), 1e-9)
-    odds[:, model.classes_] += model.predict_proba(test)
-    return odds
+    probabilities = np.full((len(test), part.classes), 1e-9)
+    probabilities[:, model.classes_] += model.predict_proba(test)
+    return probabilities
 
 
 def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | None]:
     """The best penalty, and its score in validation; the middle of the grid where nothing can be held out."""
-    fold = folds(part.y, 5, rng, part.groups, part.timely)
+    fold = folds(part.y, 5, rng, part.groups, part.chronological)
     count = 1 if part.late else 5
     tried = [f for f in range(count) if (fold == f).any() and len(np.unique(part.y[fold != f])) > 1]
     if not tried:

@@ -251,7 +251,7 @@ def _training(run: Run) -> str:
 
 def _given_back(run: Run) -> str:
     """Samples beside what the method made of them, and samples that it made anew."""
-    path = run.path / "given_back.json"
+    path = run.path / "reconstructions.json"
     if not path.exists():
         return ""
     found, sections = read_json(path), []

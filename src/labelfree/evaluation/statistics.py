@@ -40,15 +40,15 @@ class TestPart:
 
     Args:
         y: (N,) classes.
-        wanted: the class that metrics of rankings look for.
+        positive: the class that metrics of rankings look for.
         groups: (N,) groups; whole groups are resampled then, since their samples are alike.
         seed: of the resampling.
     """
 
     __test__ = False  # no test class, whatever pytest may think of its name
 
-    def __init__(self, y: np.ndarray, groups: np.ndarray | None = None, seed: int = 0, wanted: int = 1) -> None:
-        self.y, self.wanted = y, wanted
+    def __init__(self, y: np.ndarray, groups: np.ndarray | None = None, seed: int = 0, positive: int = 1) -> None:
+        self.y, self.positive = y, positive
         rng = np.random.default_rng(seed)
         place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
         self.count = count = int(place.max()) + 1
@@ -69,7 +69,7 @@ class TestPart:
         return Resampled(float(self.scores(metric, guesses).mean()), np.take_along_axis(every, seeds, 0).mean(axis=0))
 
     def _truth(self, metric: str) -> np.ndarray:
-        return self.y == self.wanted if metric in RANKINGS else self.y
+        return self.y == self.positive if metric in RANKINGS else self.y
 
     def interval(self, metric: str, guesses: np.ndarray, against: np.ndarray | None = None) -> Interval:
         """Mean over seeds of a score, or of its difference to that of other guesses on the same seeds and samples.

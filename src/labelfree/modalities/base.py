@@ -348,8 +348,8 @@ class Modality(ABC):
         """What forecasts begin with: the names of a source's recordings, and the last whole tokens of each."""
         raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
 
-    def continued(self, foretell: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
-        """(B, steps, C) values after `ends`, which are equally long: `foretell` says the next token of a view."""
+    def continued(self, predict_next: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
+        """(B, steps, C) values after `ends`, which are equally long: `predict_next` says the next token of a view."""
         raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
 
     def nothing_seen(self) -> RecentEvents:

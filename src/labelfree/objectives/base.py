@@ -147,7 +147,7 @@ class Objective(nn.Module, ABC):
         """`loss`, under the name that wrappers (DDP, FSDP, compile) call."""
         return self.loss(batch, draw)
 
-    def surprise(self, batch: Batch) -> Tensor:
+    def anomaly_score(self, batch: Batch) -> Tensor:
         """(B,) how little each sample of a raw batch looks like the training data, higher for stranger ones.
 
         Raises:
@@ -159,11 +159,11 @@ class Objective(nn.Module, ABC):
         """Samples of a raw batch, and what the method gives back of them. Raises Refusal where it gives nothing."""
         raise Refusal(f"Method '{self.name}' gives no samples back.", "Use masked, autoencoder or vae.")
 
-    def imagine(self, view: Batch, draw: Draw) -> Tensor:
+    def sample(self, view: Batch, draw: Draw) -> Tensor:
         """(B, N, target_dim) for new samples of the size of those in `view`. Raises Refusal where it makes none."""
         raise Refusal(f"Method '{self.name}' makes no samples.", "Use vae.")
 
-    def foretell(self, view: Batch, last: bool = True) -> Tensor:
+    def predict_next(self, view: Batch, last: bool = True) -> Tensor:
         """What comes right after a view: (B, moment, target_dim) for the tokens of the next moment; or, unless `last`,
         (B, N, target_dim) after each token of it. Raises Refusal where the method does not say.
         """

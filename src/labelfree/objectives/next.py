@@ -79,7 +79,7 @@ class Next(Objective):
     def next_head(self) -> nn.Module | None:
         return self.head if self.settings.ahead == 1 and not self.settings.tied else None
 
-    def foretell(self, view: Batch, last: bool = True) -> Tensor:
+    def predict_next(self, view: Batch, last: bool = True) -> Tensor:
         if self.settings.ahead != 1:
             raise Refusal(
                 f"This model says what lies {self.settings.ahead} tokens ahead, not what comes next.",

@@ -101,7 +101,7 @@ class Pretext(Objective):
             nn.BatchNorm1d(encoder.dim, affine=False), nn.Linear(encoder.dim, self.transformation.count)
         )
 
-    def surprise(self, batch: Batch) -> Tensor:
+    def anomaly_score(self, batch: Batch) -> Tensor:
         """How unsure it is that a sample is untouched: −log p (Golan & El-Yaniv 2018, §4.2, of one transformation)."""
         untouched = torch.zeros(len(batch), dtype=torch.int64, device=batch.data.device)
         view = self.transformation.apply(batch, untouched, Draw.start(0, 0, 0, batch.index))

@@ -102,17 +102,17 @@ class Several(Objective):
                 continue
         return getattr(super(), what)(*arguments)
 
-    def surprise(self, batch: Batch) -> Tensor:
-        return self._ask("surprise", batch)
+    def anomaly_score(self, batch: Batch) -> Tensor:
+        return self._ask("anomaly_score", batch)
 
     def reconstruct(self, batch: Batch, draw: Draw) -> Reconstruction:
         return self._ask("reconstruct", batch, draw)
 
-    def imagine(self, view: Batch, draw: Draw) -> Tensor:
-        return self._ask("imagine", view, draw)
+    def sample(self, view: Batch, draw: Draw) -> Tensor:
+        return self._ask("sample", view, draw)
 
-    def foretell(self, view: Batch, last: bool = True) -> Tensor:
-        return self._ask("foretell", view, last)
+    def predict_next(self, view: Batch, last: bool = True) -> Tensor:
+        return self._ask("predict_next", view, last)
 
     def after_step(self, progress: float) -> None:
         for learner in self._learners:

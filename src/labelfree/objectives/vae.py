@@ -69,6 +69,6 @@ class VAE(Autoencoder):
     def _code(self, features: Features) -> Tensor:
         return self.posterior(features.pooled).chunk(2, dim=1)[0]
 
-    def imagine(self, view: Batch, draw: Draw) -> Tensor:
+    def sample(self, view: Batch, draw: Draw) -> Tensor:
         """(B, N, target_dim) of samples that never were, of the size of those in `view`: normal codes, decoded."""
         return self._decoded(draw.normal("code", self.settings.code), view)

@@ -108,12 +108,12 @@ class Examples(Part):
     Attributes:
         classes: how many classes there are.
         metric: by which things are chosen; where it is one of `EVEN`, each class counts the same in the loss.
-        wanted: the class that metrics of rankings look for.
+        positive: the class that metrics of rankings look for.
     """
 
     classes: int = field(kw_only=True)
     metric: str = "accuracy"
-    wanted: int = 1
+    positive: int = 1
 
     def class_weights(self) -> Tensor:
         """(C,) weight of each class in the loss; their mean over samples is 1."""
@@ -280,7 +280,7 @@ def search_pace(
         modality, examples, settings, steps, seed: as `train_classifier`.
         pretrained: whether the network is; see `FinetuneSettings.paces`.
     """
-    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups, examples.timely)
+    fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups, examples.chronological)
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
     if len(held.y) == 0 or len(np.unique(fit.y)) < 2:
         return Search(settings.paces(pretrained)[0], None, examples.metric)
@@ -288,10 +288,10 @@ def search_pace(
     scores, likelihoods = [], []
     for pace in paces:
         model = train_classifier(copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed)
-        odds = class_probabilities(model, modality, held.dataset, indices=held.rows)
-        y, odds = held.y[~np.isnan(odds[:, 0])], odds[~np.isnan(odds[:, 0])]
-        scores.append(judge(examples.metric, y, odds, examples.wanted) if len(y) else math.nan)
-        likelihoods.append(float(np.log(odds[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0)
+        probabilities = class_probabilities(model, modality, held.dataset, indices=held.rows)
+        y, probabilities = held.y[~np.isnan(probabilities[:, 0])], probabilities[~np.isnan(probabilities[:, 0])]
+        scores.append(judge(examples.metric, y, probabilities, examples.positive) if len(y) else math.nan)
+        likelihoods.append(float(np.log(probabilities[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0)
     best, score = best_of(scores, likelihoods)
     return Search(paces[best], score, examples.metric)
 

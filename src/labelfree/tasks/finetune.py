@@ -206,9 +206,9 @@ def _examples(
         rows = rows[choose(labels.y[rows], quotas, np.random.default_rng(seed), labels.groups_of(rows)[0])]
     groups, by_time = labels.groups_of(rows)
     metric = "balanced_accuracy" if is_uneven(labels.counts) else "accuracy"
-    timely = by_time or not run.modality.shuffled
+    chronological = by_time or not run.modality.shuffled
     known = (dataset, rows, labels.y[rows], groups, metric)
-    return Examples(*known, classes=len(labels.classes), timely=timely).in_memory(run.modality), labels
+    return Examples(*known, classes=len(labels.classes), chronological=chronological).in_memory(run.modality), labels
 
 
 def _say(model: Model, found: Search, labels: Labels) -> None:

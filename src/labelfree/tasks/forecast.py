@@ -69,5 +69,5 @@ def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Foreca
     for places in by_length.values():
         for first in range(0, len(places), batch_size):
             some = places[first : first + batch_size]
-            values[some] = modality.continued(objective.foretell, [ends[place] for place in some], steps)
+            values[some] = modality.continued(objective.predict_next, [ends[place] for place in some], steps)
     return Forecast(names, dataset.value_names, values)

@@ -53,7 +53,7 @@ def generate(
     most = modality.settings.length - 2  # with the class token, as many as there were before a block's last one
     for _ in range(tokens):
         context = [vocabulary.cls, *ids[-most:]]
-        logits = objective.foretell(Batch(torch.tensor([context]), torch.zeros(1, dtype=torch.int64)))[0, -1]
+        logits = objective.predict_next(Batch(torch.tensor([context]), torch.zeros(1, dtype=torch.int64)))[0, -1]
         chosen = draw_nucleus(logits.index_fill(0, never, -torch.inf), temperature, top_p, generator)
         if chosen == vocabulary.sep:
             break
@@ -99,7 +99,7 @@ def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
             s for s in dataset.read(range(first, min(first + batch_size, len(dataset)))) if isinstance(s, Sample)
         ]
         view = modality.prepare(modality.collate(samples))
-        losses = modality.token_loss(objective.foretell(view, last=False)[:, :-1], view.data[:, 1:]).double()
+        losses = modality.token_loss(objective.predict_next(view, last=False)[:, :-1], view.data[:, 1:]).double()
         if first + batch_size >= len(dataset):  # the last block repeats the end of the one before
             losses[-1, : len(dataset) * length - len(ids)] = 0
         loss += float(losses.sum())

@@ -77,14 +77,14 @@ class Part:
         rows: (N,) places in it.
         y: (N,) classes.
         groups: (N,) names of groups, which no split may cut, or None.
-        timely: whether samples come in the order in which they happened, so that what is held out must be the last.
+        chronological: whether samples come in the order in which they happened: what is held out must be the last.
     """
 
     dataset: Dataset
     rows: np.ndarray
     y: np.ndarray
     groups: np.ndarray | None = None
-    timely: bool = field(default=False, kw_only=True)
+    chronological: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -318,13 +318,13 @@ def choose(y: np.ndarray, quotas: np.ndarray, rng: np.random.Generator, groups: 
 
 
 def folds(
-    y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None, timely: bool = False
+    y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray | None = None, chronological: bool = False
 ) -> np.ndarray:
     """(N,) the fold, 0 … count-1, of each sample: classes spread evenly, groups kept whole.
 
-    Where samples come as they happened (`timely`), folds are stretches of each class, of which 0 is the last.
+    Where samples come as they happened (`chronological`), folds are stretches of each class, of which 0 is the last.
     """
-    if groups is None and timely:
+    if groups is None and chronological:
         order = np.argsort(y, kind="stable")
         sizes = np.bincount(y)
         later = np.cumsum(sizes)[y[order]] - np.arange(1, len(y) + 1)  # samples of the class that come after

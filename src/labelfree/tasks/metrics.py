@@ -59,7 +59,7 @@ def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray |
     return np.sum(np.where(there, parts, 0.0), axis=0) / np.maximum(np.sum(there, axis=0), 1)
 
 
-def _of_ranking(metric: str, wanted: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:
+def _of_ranking(metric: str, positive: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:
     """(R,) score of answers (N,); samples with the same answer are taken together. NaN where nothing is looked for, or,
     of a ROC curve, nothing else is there.
     """
@@ -67,7 +67,7 @@ def _of_ranking(metric: str, wanted: np.ndarray, answers: np.ndarray, w: np.ndar
     last = np.flatnonzero(np.append(np.diff(answers[order]) != 0, True))
     sorted_w = w[order].astype(np.float64)
     seen = np.cumsum(sorted_w, axis=0)[last]
-    hits = np.cumsum(sorted_w * wanted[order, None], axis=0)[last]
+    hits = np.cumsum(sorted_w * positive[order, None], axis=0)[last]
     recall = hits / np.maximum(hits[-1], 1e-12)
     steps = np.diff(recall, axis=0, prepend=0)
     if metric == "average_precision":
@@ -87,13 +87,13 @@ def best_of(scores: Sequence[float], ties: Sequence[float]) -> tuple[int, float 
     return best, None if math.isnan(scores[best]) else scores[best]
 
 
-def margin(odds: np.ndarray, wanted: int = 1) -> np.ndarray:
-    """(N, 2) probabilities or logits → (N,) how much the class `wanted` is preferred to the other."""
-    return odds[:, wanted] - odds[:, 1 - wanted]
+def margin(outputs: np.ndarray, positive: int = 1) -> np.ndarray:
+    """(N, 2) probabilities or logits → (N,) how much the class `positive` is preferred to the other."""
+    return outputs[:, positive] - outputs[:, 1 - positive]
 
 
-def judge(metric: str, y: np.ndarray, odds: np.ndarray, wanted: int = 1) -> float:
-    """The score of (n, C) probabilities or logits; `wanted` is the class that rankings look for."""
+def judge(metric: str, y: np.ndarray, outputs: np.ndarray, positive: int = 1) -> float:
+    """The score of (n, C) probabilities or logits; `positive` is the class that rankings look for."""
     if metric in RANKINGS:
-        return float(score(metric, y == wanted, margin(odds, wanted)[None])[0, 0])
-    return float(score(metric, y, odds.argmax(axis=1)[None])[0, 0])
+        return float(score(metric, y == positive, margin(outputs, positive)[None])[0, 0])
+    return float(score(metric, y, outputs.argmax(axis=1)[None])[0, 0])

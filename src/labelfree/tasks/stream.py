@@ -103,7 +103,7 @@ class Stream:
     def _judge(self, part: Log) -> np.ndarray:
         batch = self._modality.fresh_batch(self._seen, part)
         with runtime.autocast(self._device, "auto"):
-            return self._objective.surprise(batch).float().numpy()
+            return self._objective.anomaly_score(batch).float().numpy()
 
     @torch.inference_mode()
     def _take_in(self, part: Log) -> None:

@@ -30,7 +30,6 @@ from labelfree.run import Run
 from labelfree.training import job as jobs
 from labelfree.training import processes, runtime
 from labelfree.training.checkpoint import load_state, save_state
-from labelfree.training.given_back import write_given_back
 from labelfree.training.job import Job
 from labelfree.training.length import Length, resolve_length
 from labelfree.training.logs import (
@@ -45,6 +44,7 @@ from labelfree.training.logs import (
 )
 from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
 from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, resolve_machine
+from labelfree.training.reconstructions import write_reconstructions
 
 #: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
 UNDEMANDING = "simclr"
@@ -441,7 +441,7 @@ def _launch(
     assignment = processes.run_everywhere(_work, assignment, job, accelerator, world)
     run = Run(assignment.folder, network)
     if job is not None and job.objective.keeps:
-        write_given_back(run, job.dataset)
+        write_reconstructions(run, job.dataset)
     return run
 
 

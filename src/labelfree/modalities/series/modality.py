@@ -483,13 +483,13 @@ class Series(Modality):
             found.append(Sample(np.concatenate([missing, values]), number))
         return [dataset.recording_name(end.index) for end in found], found
 
-    def continued(self, foretell: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
+    def continued(self, predict_next: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
         batch = self.collate(ends)
         mean, deviation = self._scale(batch.data)
         view = self.prepare(batch).with_(time=None)
         seen = view.data
         for _ in range(-(-steps // self.patch)):
-            token = foretell(view.with_(data=seen[:, -batch.data.shape[1] :]))
+            token = predict_next(view.with_(data=seen[:, -batch.data.shape[1] :]))
             seen = torch.cat([seen, token.view(len(ends), self.patch, self.channels).to(seen.dtype)], dim=1)
         future = seen[:, batch.data.shape[1] :][:, :steps]
         return (future * deviation + mean).cpu().numpy()

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 SHOWN, IMAGINED = 12, 20
 
 
-def write_given_back(run: Run, dataset: Dataset) -> None:
-    """Write `given_back.json` into the run's folder: a few samples that `dataset`, the training set, holds, what the
-    encoder saw of them and what came back; and samples that never were. Nothing where the method makes neither.
+def write_reconstructions(run: Run, dataset: Dataset) -> None:
+    """Write `reconstructions.json` into the run's folder: a few samples that `dataset`, the training set, holds, what
+    the encoder saw of them and what came back; and samples that never were. Nothing where the method makes neither.
     """
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), IMAGINED)).astype(int)
     samples = [item for item in dataset.read(rows.tolist()) if isinstance(item, Sample)]
@@ -37,7 +37,7 @@ def write_given_back(run: Run, dataset: Dataset) -> None:
     objective = run.maker()
     content = {"samples": _given_back(objective, samples[:SHOWN]), "imagined": _imagined(objective, samples)}
     if any(content.values()):
-        write_json(run.path / "given_back.json", content)
+        write_json(run.path / "reconstructions.json", content)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def _imagined(objective: Objective, samples: list[Sample]) -> list[str]:
     modality = objective.modality
     view = modality.prepare(modality.collate(samples))
     try:
-        made = objective.imagine(view, Draw.start(0, 0, 0, view.index))
+        made = objective.sample(view, Draw.start(0, 0, 0, view.index))
     except Refusal:
         return []
     return [modality.show(sample) for sample in modality.rebuild(view, made)]
