@@ -524,7 +524,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = Table(*header, box=box.SIMPLE)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+    # nothing is cut off for those who read it with a program
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 @app.callback(invoke_without_command=True)

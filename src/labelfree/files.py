@@ -41,10 +41,15 @@ def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabelfreeError(
-            f"There is no place for '{path}': {error.strerror or error}.", "Name another place."
-        ) from None
+        raise no_place(path, error) from None
     return path
+
+
+def no_place(path: Path, error: OSError) -> LabelfreeError:
+    """Why `path` cannot be written to: something that is no folder is on the way, or nobody may write there."""
+    around = next((place for place in path.parents if place.exists()), path)
+    reason = error.strerror if around.is_dir() else f"'{around}' is no folder"
+    return LabelfreeError(f"There is no place for '{path}': {reason}.", "Name another place.")
 
 
 @contextmanager

@@ -216,6 +216,11 @@ class Bench:
             holes, gaps = np.isnan(found.train[:, 0]), np.isnan(found.test[:, 0])
             if not holes.any() and not gaps.any():
                 break
+            if holes.all() or gaps.all():
+                raise LabelfreeError(
+                    f"No sample of the {'training' if holes.all() else 'test'} part has finite features.",
+                    "Look at the source with `labelfree doctor`; if it is sound, the run has diverged.",
+                )
             bad += int(holes.sum() + gaps.sum())
             kept = np.delete(np.arange(len(self.train)), found.places[holes])
             self.train, self.test = self.train.only(kept), self.test.only(~gaps)
@@ -347,7 +352,10 @@ class Bench:
             self.left_out.append("finetune: the encoder remembers all samples in their order, not a few labelled ones.")
             return
         left = list(self.budgets)
-        step_seconds = self._step_seconds() if self.clock.limit is not None else {}
+        step_seconds = self._step_seconds()
+        if self.clock.limit is None:
+            whole = duration(sum(self._cost(left, step_seconds)))
+            say(f"  fine-tuning takes about {whole}; a time limit makes it shorter", "dim")
         for budget in self.budgets:
             share = self._affordable(left, step_seconds)
             while share < LEAST_STEPS and left:

@@ -100,7 +100,7 @@ class Evaluation:
         """The results as a table, what limits them, and the verdict."""
         from rich.console import Console
 
-        console = Console(color_system=None)
+        console = Console(color_system=None, width=120)
         with console.capture() as captured:
             console.print(self.table())
         return "\n".join([captured.get().rstrip(), *self.warnings, *self.left_out, self.verdict])

@@ -46,11 +46,12 @@ LISTED, LONG = 50, 200
 
 def write_report(run: Run) -> Path:
     """Write `report.html` into the run's folder, with the newest evaluation if there is one; returns its path."""
-    path = max((run.path / "evaluation").glob("*.json"), default=None)
-    newest, gallery = (None, None) if path is None else (read_json(path), _gallery(path))
+    paths = sorted((run.path / "evaluation").glob("*.json"))
+    newest, gallery = (read_json(paths[-1]), _gallery(paths[-1])) if paths else (None, None)
     sections = [
         _header(run, newest),
         _results(newest) if newest else "",
+        _earlier(paths[:-1]),
         _training(run),
         _given_back(run),
         _map(gallery) if gallery else "",
@@ -115,6 +116,17 @@ def _results(evaluation: Mapping[str, Any]) -> str:
         f"<section><h2>What it was worth</h2><p>{escape(words)}</p>{_notes(evaluation)}{drawn}"
         f"</section>{_saving(evaluation)}{_table(rows) if rows else ''}"
     )
+
+
+def _earlier(paths: Sequence[Path]) -> str:
+    """The verdicts of evaluations before the newest, the last of them first."""
+    if not paths:
+        return ""
+    rows = []
+    for path in reversed(paths):
+        found = read_json(path)
+        rows.append((path.name, f"“{found['about']['label']}”: {found['verdict'].partition('. ')[0]}"))
+    return f"<section>{_details(f'Earlier evaluations ({len(paths)})', rows)}</section>"
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -32,6 +32,9 @@ from labelfree.training.settings import Auto
 
 #: Examples that the last layer is fitted to at most before all layers learn.
 PROBED = 4000
+#: Seconds between two words of how far a training is.
+EVERY = 10.0
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ def train_classifier(
     pace: Pace,
     steps: int,
     seed: int = 0,
+    tell: Tell | None = None,
 ) -> Classifier:
     """Train all layers of `model`, in place, for `steps` steps with a cosine schedule; returns it in evaluation mode.
 
@@ -196,13 +200,14 @@ def train_classifier(
         pace: peak learning rates.
         steps: optimiser steps.
         seed: of order and augmentation.
+        tell: is told now and then how far it is.
     """
     where = runtime.device()
     model.to(where).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, pace, settings.weight_decay), fused=True)
     weights = examples.class_weights().to(where)
     size = settings.batch(len(examples.y))
-    warmup = round(settings.warmup * steps)
+    warmup, spoke = round(settings.warmup * steps), time.perf_counter()
     for step, (chosen, number) in enumerate(_orders(len(examples.y), size, steps, seed)):
         optimizer.zero_grad(set_to_none=True)
         whole = weights[torch.as_tensor(examples.y[chosen])].sum()
@@ -220,6 +225,9 @@ def train_classifier(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * cosine(step, steps, warmup)
         optimizer.step()
+        if tell is not None and time.perf_counter() - spoke > EVERY:
+            spoke = time.perf_counter()
+            tell(f"step {step + 1:,}/{steps:,}")
     return model.eval()
 
 
@@ -272,6 +280,7 @@ def search_pace(
     steps: int,
     seed: int = 0,
     pretrained: bool = True,
+    tell: Tell | None = None,
 ) -> Search:
     """Try each pace on four fifths of the examples, for half of `steps`, and keep the best on the last fifth.
 
@@ -279,6 +288,7 @@ def search_pace(
         make: the network to start from, for these examples.
         modality, examples, settings, steps, seed: as `train_classifier`.
         pretrained: whether the network is; see `FinetuneSettings.paces`.
+        tell: is told how each trial went.
     """
     fold = folds(examples.y, 5, np.random.default_rng(seed), examples.groups, examples.chronological)
     fit, held = examples.only(fold != 0), examples.only(fold == 0)
@@ -287,10 +297,15 @@ def search_pace(
     paces, start, half = settings.paces(pretrained), make(fit), math.ceil(steps / 2)
     scores, likelihoods = [], []
     for pace in paces:
-        model = train_classifier(copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed)
+        model = train_classifier(
+            copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed, tell=tell
+        )
         probabilities = class_probabilities(model, modality, held.dataset, indices=held.rows)
         y, probabilities = held.y[~np.isnan(probabilities[:, 0])], probabilities[~np.isnan(probabilities[:, 0])]
         scores.append(judge(examples.metric, y, probabilities, examples.positive) if len(y) else math.nan)
+        if tell is not None:
+            fall = "" if pace.decay == 1 else f", each layer before at {pace.decay:g} of it"
+            tell(f"  learning rate {pace.rate:g}{fall}: {examples.metric.replace('_', ' ')} {scores[-1]:.3f}")
         likelihoods.append(float(np.log(probabilities[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0)
     best, score = best_of(scores, likelihoods)
     return Search(paces[best], score, examples.metric)
@@ -304,11 +319,13 @@ def train_searched(
     steps: int,
     seed: int = 0,
     pretrained: bool = True,
+    tell: Tell | None = None,
 ) -> tuple[Classifier, Search]:
     """Search the pace on a validation part, then train on all examples; arguments as `search_pace`."""
-    found = search_pace(make, modality, examples, settings, steps, seed, pretrained)
-    model = train_classifier(make(examples), modality, examples, settings, pace=found.pace, steps=steps, seed=seed)
-    return model, found
+    found = search_pace(make, modality, examples, settings, steps, seed, pretrained, tell)
+    whole = make(examples)
+    train_classifier(whole, modality, examples, settings, pace=found.pace, steps=steps, seed=seed, tell=tell)
+    return whole, found
 
 
 def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, settings: FinetuneSettings) -> float:

@@ -148,15 +148,19 @@ def finetune(
     limit = None if time_limit is None else parse_duration(time_limit)
     examples, labels = _examples(run, train, label, group, budget, seed)
     steps = wanted = chosen.steps(len(examples.y))
+    trials = len(chosen.paces(True))
+    cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
+    cost *= 1 + trials / 2  # trials of half the steps, and the training itself
+    looking = seconds_beside(run.encoder, run.modality, examples, trials)
     if limit is not None:
-        # trials of half the steps, and the training itself
-        trials = len(chosen.paces(True))
-        cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
-        looking = seconds_beside(run.encoder, run.modality, examples, trials)
         left = limit - (time.perf_counter() - began) - looking
-        steps = max(1, min(wanted, int(0.9 * left / cost / (1 + trials / 2))))
+        steps = max(1, min(wanted, int(0.9 * left / cost)))
+    say(
+        f"Fine-tuning on {len(examples.y):,} labels of {examples.classes} classes: {steps:,} steps, and half as many "
+        f"for each of {trials} learning rates: about {duration(looking + steps * cost)}"
+    )
     network, found = train_searched(
-        lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed
+        lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed, tell=say
     )
     info = {
         "label": label,

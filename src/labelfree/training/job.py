@@ -20,6 +20,7 @@ from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Modality
+from labelfree.needs import Need
 from labelfree.objectives.base import Objective
 from labelfree.training import optim, processes, runtime
 from labelfree.training.logs import say
@@ -150,6 +151,11 @@ def fit_batch(plan: Plan, count: int, world: int) -> Plan:
     size = min(wanted, count) // world * world
     if size == 0:
         raise LabelfreeError(f"{count} samples cannot be shared by {world} processes.", "Lower devices.")
+    if size == 1 and Need.VIEWS in plan.objective_class().needs:
+        raise LabelfreeError(
+            f"'{plan.method}' learns from what tells samples apart, and batches are of one.",
+            "Set batch_size=2 or more.",
+        )
     choices = list(plan.choices)
     if size != wanted:
         choices.append(Choice("batch_size", size, f"{count} samples, {world} process(es)").record())

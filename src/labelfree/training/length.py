@@ -12,8 +12,8 @@ from labelfree.training.plan import Plan
 
 #: With a time limit, passes over the data beyond which more training is not planned (the length of FACTS' recipes).
 MOST_EPOCHS = 1000
-#: Shares of a timed training at which its steps are reckoned anew.
-SHARES = (0.0, 0.05, 0.25, 0.6)
+#: Shares of what remains of a timed training after which its steps are reckoned anew, one after the other.
+SHARES = (0.0, 0.05, 0.2, 0.4, 0.5, 0.5)
 
 
 def resolve_length(
@@ -59,8 +59,8 @@ class Length:
         began: `time.perf_counter()` of that moment, before processes were started.
 
     Attributes:
-        shares: of the steps, at which to ask `reckon`; the first time only the pace begins to be measured, since the
-            first steps do what later ones need not (compiling, starting workers).
+        shares: of the steps that remain, after which to ask `reckon`; the first time only the pace begins to be
+            measured, since the first steps do what later ones need not (compiling, starting workers).
         reason: for the number of steps, where it has changed.
     """
 

@@ -205,12 +205,12 @@ class Callbacks:
 
 
 def _batches(training: Training, start: int, tell: Callbacks, shares: Sequence[float]) -> Iterator[tuple[int, Batch]]:
-    """Steps and their batches; after each share of them there may turn out to be more or fewer.
+    """Steps and their batches; after each share of those that remain there may turn out to be more or fewer.
 
     What was decided is saved at once, so that a resumed training goes on with it.
     """
     for share in (*shares, 1.0):
-        stop = min(training.steps, max(start + FEWEST, round(share * training.steps)))
+        stop = min(training.steps, start + max(FEWEST, round(share * (training.steps - start))))
         yield from zip(range(start, stop), training.loader.steps(start, stop), strict=True)
         start = stop
         if start == training.steps:
@@ -226,7 +226,7 @@ def train(
     """Train from step `start` to the end, or until asked to stop.
 
     Args:
-        shares: of the steps, ascending, after which `tell.reckon` is asked how many there are in all.
+        shares: of the steps that remain, one after the other; after each `tell.reckon` is asked how many there are.
 
     Returns:
         Steps done, and the last logged line.
@@ -254,5 +254,9 @@ def train(
             break
         if done % save_every == 0 and done < training.steps:
             tell.save(done)
+    if done == training.steps and math.isnan(line.get("feature_std", 0.0)):
+        raise LabelfreeError(
+            "The features are not finite at the end: the training has diverged.", "Lower learning_rate, or set clip=1."
+        )
     tell.save(done)
     return done, line

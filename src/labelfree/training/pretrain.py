@@ -24,7 +24,7 @@ from labelfree.data.sources import is_address
 from labelfree.encoders.saved import save_encoder
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import json_text, read_json, write_bytes, write_json
+from labelfree.files import json_text, no_place, read_json, write_bytes, write_json
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
@@ -39,6 +39,7 @@ from labelfree.training.logs import (
     duration,
     parse_duration,
     say,
+    silence,
     tensorboard_logger,
     write_metrics_table,
 )
@@ -198,7 +199,10 @@ def _new_folder(out: str | Path | None, name: str) -> Iterator[Path]:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise _taken(folder)
         made = _missing(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise no_place(folder, error) from None
     try:
         yield folder
     except BaseException:
@@ -457,7 +461,8 @@ def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
     if plan.training.deterministic:
         torch.use_deterministic_algorithms(True)
     if job is None:
-        job = _assemble(plan, assignment.state, assignment.source, assignment.network)
+        with silence():  # it was said when the plan was made
+            job = _assemble(plan, assignment.state, assignment.source, assignment.network)
     device = fabric.device
     if isinstance(job.dataset, jobs.Cached) and plan.training.cache == "device":
         job.dataset.to(device)

@@ -87,6 +87,8 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # whether a step left some weights unused is no one's trouble, and each process would say so
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     context = mp.start_processes(_child, (world, port, accelerator, work, assignment), nprocs=world, join=False)
     with _signals_passed_to(context.pids()):
         try:
