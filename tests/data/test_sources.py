@@ -15,7 +15,7 @@ from pyarrow import csv, parquet
 
 from labelfree import registry
 from labelfree.data import sources
-from labelfree.data.sources import read_head, read_table, sidecar
+from labelfree.data.sources import list_files, read_head, read_table, sidecar
 from labelfree.data.tables import open_rows
 from labelfree.errors import LabelfreeError
 from labelfree.training.plan import recognise
@@ -241,3 +241,14 @@ def test_of_many_graphs_one_is_read_to_tell_that_they_are_graphs(tmp_path: Path)
     path = tmp_path / "graphs.jsonl"
     path.write_text('{"edges": [[0, 1], [1, 2]]}\n' + "not read\n" * 3)
     assert registry.modalities()["graph"].recognise(path) == (0.95, "graphs as JSON")
+
+
+def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
+    for name in ("elsewhere/cats", "ds/dogs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.txt").write_text("words")
+    (tmp_path / "ds" / "cats").symlink_to(tmp_path / "elsewhere" / "cats")
+    (tmp_path / "ds" / "all").symlink_to(tmp_path / "ds")
+    (tmp_path / "ds" / "best").symlink_to(tmp_path / "ds" / "dogs")
+    found = [path.relative_to(tmp_path / "ds").as_posix() for path in list_files(tmp_path / "ds")]
+    assert found == ["cats/a.txt", "dogs/a.txt"], "not by another name, nor round in circles"

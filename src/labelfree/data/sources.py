@@ -60,9 +60,16 @@ def list_files(
 def _files_below(folder: Path) -> tuple[list[Path], list[OSError]]:
     found: list[Path] = []
     refused: list[OSError] = []
-    for at, folders, names in os.walk(folder, onerror=refused.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(at, name) for name in names if not name.startswith(".")]
+    seen: set[str] = set()
+    # links to folders wait for the folders themselves: each is looked into once, though links may go round in circles
+    waiting = [folder]
+    for start in waiting:
+        for at, folders, names in os.walk(start, onerror=refused.append):
+            place = os.path.realpath(at)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and place not in seen)
+            waiting += [link for name in folders if (link := Path(at, name)).is_symlink()]
+            found += [Path(at, name) for name in names if not name.startswith(".") and place not in seen]
+            seen.add(place)
     return sorted(path for path in found if path.is_file()), refused
 
 
