@@ -19,16 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image as Pillow
+from PIL import PngImagePlugin
 from torchvision.transforms.v2 import functional as tv
 
 from labelfree.data import encoded
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.draw import Draw
-from labelfree.data.pictures import Form, decode, keep
+from labelfree.data.pictures import Form, decode, header, keep
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget
 from labelfree.modalities.image import Image, ImageSettings
-from labelfree.modalities.image.modality import jigsaw_orders
+from labelfree.modalities.image import modality as modality_file
+from labelfree.modalities.image.modality import find_form, jigsaw_orders, look_through
+from labelfree.modalities.image.sources import Arrays
 from labelfree.modalities.image.views import Policy, blurring, central_boxes, crop, random_boxes, recolour
 
 RANDOM = np.random.default_rng(0)
@@ -321,11 +324,13 @@ def test_damaged_files_are_set_aside_with_the_reason(tmp_path: Path) -> None:
     assert dataset.describe().facts["unreadable"] == "2 of 23 looked at"
 
 
-def test_missing_values_make_an_array_unreadable() -> None:
+def test_missing_values_are_the_lowest_but_a_picture_of_them_alone_is_unreadable() -> None:
     values = RANDOM.random((3, 8, 8)).astype(np.float32)
-    values[1, 2, 2] = np.nan
-    items = Image().open(values).read([0, 1, 2])
-    assert [isinstance(item, Unreadable) for item in items] == [False, True, False]
+    values[0, 2, 2], values[1] = np.nan, np.nan
+    first, none, _ = Image().open(values).read([0, 1, 2])
+    assert isinstance(first, Sample)
+    assert first.data[0, 2, 2] == 0
+    assert isinstance(none, Unreadable)
 
 
 def test_sources_that_cannot_be_used_are_refused_in_words(tmp_path: Path) -> None:
@@ -636,3 +641,65 @@ def test_pictures_too_few_to_learn_from_are_named(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(LabelfreeError, match=r"Only 1 of 6 pictures tried can be read; 'even/2\.png': .+\."):
         Image().fit(Image().open(folder))
+
+
+@pytest.mark.parametrize("nothing", [-9999.0, -3.4e38, 3.4e38])
+@pytest.mark.parametrize("share", [1, 40], ids=["one pixel", "most pixels"])
+def test_values_that_stand_for_none_leave_the_others_their_range(nothing: float, share: int) -> None:
+    values = RANDOM.uniform(0, 300, (4, 8, 8)).astype(np.float32)
+    expected = np.stack(read_all(values))
+    values[2].flat[:share] = nothing
+    found = np.stack(read_all(values))
+    there = values[:, None] != np.float32(nothing)
+    np.testing.assert_allclose(found[there] / 65535, expected[there] / 65535, atol=0.05)
+    assert np.unique(found[~there]).tolist() == [0 if nothing < 0 else 65535]
+
+
+def test_far_values_are_kept_where_they_are_not_alone() -> None:
+    values = RANDOM.uniform(0, 1, (4, 8, 8)).astype(np.float32)
+    values[0] = RANDOM.uniform(0, 1000, (8, 8))
+    found = np.stack(read_all(values))
+    np.testing.assert_allclose(found[0, 0] / 65535, (values[0] - values.min()) / np.ptp(values), atol=1e-4)
+
+
+def test_few_pictures_are_looked_at_for_the_range_of_a_large_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modality_file, "MEASURE_VALUES", 1)
+    values = RANDOM.random((300, 4, 4)).astype(np.float32) + 2
+    fetched: list[int] = []
+    fetch = Arrays.fetch
+    monkeypatch.setattr(Arrays, "fetch", lambda self, where: fetched.extend(where) or fetch(self, where))
+    headers, _ = look_through(Arrays(values))
+    fetched.clear()
+    form = find_form(Arrays(values), headers, None, 64)
+    assert 64 <= len(fetched) < 128
+    assert 2 <= form.low < 2.01
+    assert 2.99 < form.high <= 3
+
+
+def test_the_range_is_that_of_the_pictures_that_can_be_read(tmp_path: Path) -> None:
+    for number in range(4):
+        Pillow.fromarray(np.full((32, 32), 100 * number, np.uint16)).save(tmp_path / f"{number}.tif")
+    content = (tmp_path / "1.tif").read_bytes()
+    (tmp_path / "1.tif").write_bytes(content[: len(content) // 2])
+    dataset = Image().open(tmp_path)
+    assert [isinstance(item, Sample) for item in dataset.read(range(4))] == [True, False, True, True]
+
+
+def test_a_header_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = png(picture(8, 6))
+    monkeypatch.setattr(Pillow.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert (header(content).width, header(content).height) == (6, 8)
+
+
+def test_pictures_in_memory_are_read_as_their_files_are(tmp_path: Path) -> None:
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    values = picture(8, 12, 4)
+    Pillow.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    with Pillow.open(tmp_path / "a.png") as opened:
+        for channels in (3, 4):
+            (of_file,) = read_all(tmp_path / "a.png", channels=channels)
+            (in_memory,) = read_all([opened], channels=channels)
+            assert of_file.shape == (channels, 12, 8)
+            np.testing.assert_array_equal(in_memory, of_file)

@@ -349,3 +349,14 @@ def test_what_a_person_and_a_classical_model_see(fitted: tuple[Video, Batch], ar
     train, test = data.raw_features(clips, [clips])
     assert train.shape == (12, 2 * 3 * 8 * 8)
     np.testing.assert_allclose(train, test)
+
+
+def test_the_range_is_that_of_the_frames_that_can_be_read(tmp_path: Path) -> None:
+    for film in ("a", "b"):
+        (tmp_path / film).mkdir()
+        for number in range(4):
+            Image.fromarray(np.full((32, 32), 100 * number, np.uint16)).save(tmp_path / film / f"frame{number}.tif")
+    content = (tmp_path / "a" / "frame0.tif").read_bytes()
+    (tmp_path / "a" / "frame0.tif").write_bytes(content[: len(content) // 2])
+    clips = Video(VideoSettings(size=16, frames=2, span=4)).open(tmp_path)
+    assert [isinstance(item, Sample) for item in clips.read(range(len(clips)))].count(True) >= 1

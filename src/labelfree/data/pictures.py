@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,6 +17,9 @@ from labelfree.errors import LabelfreeError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 #: More frames of one band each than this are a film, not bands.
 MOST_BANDS = 64
+#: A value that is farther from all others than so many times what they span stands for "no data" (-9999, -3.4e38),
+#: where the others are at least so many different ones.
+FAR, VARIED = 2, 16
 #: ITU-R BT.601 luma, as Pillow and torchvision use it.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -99,6 +102,11 @@ def looks_like_picture(start: bytes) -> bool:
     )
 
 
+def is_encoded(item: Any) -> TypeGuard[Encoded]:
+    """Whether an item is a file's path or bytes, rather than a picture in memory."""
+    return isinstance(item, bytes | memoryview | Path)
+
+
 def _open(encoded: Encoded) -> Image.Image:
     return Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
 
@@ -114,7 +122,8 @@ def header(encoded: Encoded) -> Header:
     """Read only as far as the size. Raises OSError or ValueError for what is no picture."""
     with _open(encoded) as image:
         width, height = image.size
-        if image.getexif().get(0x0112, 1) >= 5:
+        # a PNG file's own method would decode it, to look for a note behind its pixels
+        if Image.Image.getexif(image).get(0x0112, 1) >= 5:
             width, height = height, width
         channels = {"1": 1, "L": 1, "LA": 1, "La": 1, "F": 1}.get(image.mode, 1 if image.mode.startswith("I") else 3)
         kind = {"F": "float32", "I": "int32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
@@ -173,7 +182,7 @@ def keep(picture: np.ndarray, form: Form) -> np.ndarray:
     """(H, W[, C]) of any type → (form.channels, form.height, form.width) in the form's integers.
 
     Raises:
-        ValueError: its channels cannot become the form's, or values are not numbers.
+        ValueError: its channels cannot become the form's, or none of its values is a number.
     """
     picture = with_channels(picture if picture.ndim == 3 else picture[..., None], form.channels)
     small = picture.shape[:2] == (form.height, form.width)
@@ -210,10 +219,13 @@ def _to_unit(picture: np.ndarray, form: Form) -> np.ndarray:
         low, high = value_range(np.array([0, np.iinfo(picture.dtype).max]))
     elif form.bits == 8:
         low, high = value_range(picture)
-    unit = (picture.astype(np.float32) - low) / max(high - low, 1e-12)
-    if not np.isfinite(unit).all():
-        raise ValueError("holds values that are not numbers")
-    return unit
+    if picture.dtype.kind == "f" and not np.isfinite(picture).any():
+        raise ValueError("holds no numbers")
+    with np.errstate(over="ignore"):
+        # cut before it is resized, so that a value far off does not spread
+        cut = picture.astype(np.float32).clip(low, high)
+    unit = (cut - low) / max(high - low, 1e-12)
+    return np.nan_to_num(unit, copy=False)
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:
@@ -221,14 +233,29 @@ def value_range(values: np.ndarray) -> tuple[float, float]:
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if finite.size == 0:
         return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
-    if low >= 0 and values.dtype.kind in "ui":
-        return 0.0, float(2 ** max(int(high).bit_length(), 1) - 1)
+    if values.dtype.kind in "ui" and finite.min() >= 0:
+        return 0.0, float(2 ** max(int(finite.max()).bit_length(), 1) - 1)
+    low, high = _extremes(finite)
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     if low >= 0 and 128 <= high <= 255:
         return 0.0, 255.0
     return low, high
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """The least and the largest value, but for those that stand for "no data"."""
+    while True:
+        low, high = float(values.min()), float(values.max())
+        others = values[(values > low) & (values < high)]
+        if len(np.unique(others[:: 1 + others.size // (1 << 16)])) < VARIED:
+            return low, high
+        least, most = float(others.min()), float(others.max())
+        kept_low = low if least - low <= FAR * (most - least) else least
+        kept_high = high if high - most <= FAR * (most - least) else most
+        if (kept_low, kept_high) == (low, high):
+            return low, high
+        values = values[(values >= kept_low) & (values <= kept_high)]
 
 
 def _resize_bytes(picture: np.ndarray, form: Form) -> np.ndarray:
@@ -245,14 +272,14 @@ def _resize(picture: np.ndarray, form: Form) -> np.ndarray:
     return np.stack([np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
 
 
-def as_array(item: Any) -> np.ndarray:
-    """A Pillow image, numpy array or torch tensor as (H, W, C); tensors come channels first.
+def as_array(item: Any, alpha: bool = False) -> np.ndarray:
+    """A Pillow image, as `decode` reads one, numpy array or torch tensor as (H, W, C); tensors come channels first.
 
     Raises:
         ValueError: something else.
     """
     if isinstance(item, Image.Image):
-        return _array(item, alpha=False)
+        return _array(ImageOps.exif_transpose(item), alpha)
     if hasattr(item, "detach") and hasattr(item, "numpy"):
         tensor = item.detach().cpu()
         return (tensor if tensor.ndim == 2 else tensor.permute(1, 2, 0)).numpy()

@@ -7,6 +7,7 @@ import html
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import permutations
@@ -31,6 +32,7 @@ from labelfree.data.pictures import (
     common_shape,
     decode,
     header,
+    is_encoded,
     keep,
     thumbnail,
     value_range,
@@ -41,7 +43,6 @@ from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Tra
 from labelfree.modalities.image.settings import ImageSettings
 from labelfree.modalities.image.sources import (
     PICTURES,
-    Arrays,
     open_source,
     recognise_array,
     recognise_items,
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 ORDERS = 30
 #: Pictures whose headers are read before training, and whose pixels are, for statistics.
 LOOK_AT, MEASURE = 1000, 2048
+#: Values that are enough to know their range.
+MEASURE_VALUES = 1 << 22
 
 
 class Pictures(Dataset):
@@ -90,11 +93,8 @@ class Pictures(Dataset):
         try:
             if isinstance(item, Exception):
                 raise item
-            side = max(self.form.height, self.form.width)
-            if isinstance(item, bytes | memoryview | Path):
-                picture = decode(item, side, alpha=self.form.channels in (2, 4))
-            else:
-                picture = as_array(item)
+            side, alpha = max(self.form.height, self.form.width), self.form.channels in (2, 4)
+            picture = decode(item, side, alpha) if is_encoded(item) else as_array(item, alpha)
             height, width = picture.shape[:2]
             return Sample(keep(picture, self.form), index, meta={"aspect": width / height})
         except Exception as error:  # damaged files make decoders raise nearly anything
@@ -121,7 +121,7 @@ class Pictures(Dataset):
 def _header_of(item: Any) -> Header:
     if isinstance(item, Exception):
         raise item
-    if isinstance(item, bytes | memoryview | Path):
+    if is_encoded(item):
         return header(item)
     picture = as_array(item)
     height, width = picture.shape[:2]
@@ -152,17 +152,19 @@ def find_form(source: Source, headers: list[tuple[int, Header]], channels: int |
     shape = common_shape([found for _, found in headers], channels, store, "pictures")
     if all(found.dtype == "uint8" for _, found in headers):
         return Form(*shape)
-    low, high = _measured_range(source, [index for index, found in headers if found.dtype != "uint8"])
+    low, high = _measured_range(source, [(index, found) for index, found in headers if found.dtype != "uint8"])
     return Form(*shape, bits=16, low=low, high=high)
 
 
-def _measured_range(source: Source, where: list[int]) -> tuple[float, float]:
-    if isinstance(source, Arrays):
-        return value_range(source.pictures[: 1 << 16])
-    some = where[:: max(1, len(where) // 64)]
-    pictures = [decode(i) if isinstance(i, bytes | memoryview | Path) else as_array(i) for i in source.fetch(some)]
-    values = np.concatenate([picture.ravel() for picture in pictures if picture.dtype != np.uint8])
-    return value_range(values)
+def _measured_range(source: Source, headers: list[tuple[int, Header]]) -> tuple[float, float]:
+    """The range of pictures spread over the source: of 64, or of more where they are small."""
+    count = max(64, MEASURE_VALUES // max(found.width * found.height * found.channels for _, found in headers))
+    values = []
+    for item in source.fetch([index for index, _ in headers[:: max(1, len(headers) // count)]]):
+        with suppress(Exception):  # damaged files make decoders raise nearly anything; they are listed when read
+            picture = decode(item) if is_encoded(item) else as_array(item)
+            values += [picture.ravel()] if picture.dtype != np.uint8 else []
+    return value_range(np.concatenate(values)) if values else (0.0, 1.0)
 
 
 def _description(

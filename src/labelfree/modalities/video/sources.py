@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,11 @@ def find_form(source: Source, headers: dict[int, Header], channels: int | None, 
     other = [index for index, found in headers.items() if found.dtype != "uint8"]
     if not other:
         return Form(*shape)
-    some = source.fetch(other[:: max(1, len(other) // 16)])
-    values = [films.as_film(item) if not isinstance(item, tuple) else pictures.decode(item[0]) for item in some]
-    low, high = value_range(np.concatenate([value.ravel() for value in values]))
+    values = []
+    for item in source.fetch(other[:: max(1, len(other) // 16)]):
+        with suppress(Exception):  # damaged files make decoders raise nearly anything; they are listed when read
+            values.append((pictures.decode(item[0]) if isinstance(item, tuple) else films.as_film(item)).ravel())
+    low, high = value_range(np.concatenate(values)) if values else (0.0, 1.0)
     return Form(*shape, bits=16, low=low, high=high)
 
 
