@@ -62,6 +62,14 @@ def test_whole_numbers_become_unit_values_and_padding_goes() -> None:
     assert np.abs(decode(tone() * 40, 8000, 8000)).max() <= 1
 
 
+def test_narrow_numbers_in_wide_integers_are_as_loud(tmp_path: Path) -> None:
+    narrow = (tone() * 32768).astype(np.int16)
+    for kind in (np.int32, np.int64):
+        np.testing.assert_array_equal(decode(narrow.astype(kind), 8000, 8000), decode(narrow, 8000, 8000))
+    wide = np.concatenate([narrow.astype(np.int32), np.int32([1 << 30])])
+    assert np.abs(decode(wide, 8000, 8000, 0.0, 0.25)).max() < 1e-4, "a soft stretch of a loud recording stays soft"
+
+
 @pytest.mark.parametrize(
     ("item", "reason"),
     [

@@ -182,6 +182,15 @@ def test_windows_cover_long_recordings_evenly() -> None:
     assert modality.training_set(dataset, frozenset({Need.VIEWS})).sizes() is None
 
 
+def test_pauses_of_a_recording_are_samples_but_silent_recordings_are_not(tmp_path: Path) -> None:
+    padded = [np.concatenate([wave(n, 0.9), np.zeros(3 * RATE, np.float32)]) for n in range(3)]
+    modality, dataset = fitted(folder_of(tmp_path, [*padded, np.zeros(3 * RATE, np.float32)]))
+    windows = modality.training_set(dataset, frozenset({Need.MASK}))
+    bad = [item.name for item in windows.read(range(len(windows))) if isinstance(item, Unreadable)]
+    assert bad
+    assert all(name.startswith("voice1/3.wav") for name in bad)
+
+
 def test_a_broken_file_is_named_alone(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "some", [wave(0, 1.3), wave(1, 0.4)])
     (folder / "voice0" / "broken.wav").write_bytes(b"RIFF, but no sound")

@@ -20,6 +20,8 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", "
 RECORDINGS = Kind("recordings", SUFFIXES, ("audio", "sound", "speech", "recording", "wav", "x", "data"), "Audio")
 #: More channels than this are taken for time.
 MOST_CHANNELS = 64
+#: Samples of a channel that are read at a time where a whole recording need not be in memory.
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def decode(item: Any, rate: int, usual: int, start: float = 0.0, seconds: float 
         start, seconds: of the stretch; None for all that follows.
 
     Raises:
-        ValueError: nothing in it, or values that are no numbers. Damaged files raise what their decoder does.
+        ValueError: nothing in it, values that are no numbers, or a whole recording without a sound (a stretch may be
+            a pause). Damaged files raise what their decoder does.
     """
     wave, own = _stretch(item, usual, start, seconds)
     if not len(wave):
@@ -97,10 +100,23 @@ def decode(item: Any, rate: int, usual: int, start: float = 0.0, seconds: float 
     low, high = float(mono.min()), float(mono.max())
     if not np.isfinite((low, high)).all():
         raise ValueError("holds values that are not numbers")
-    if high == low:
+    if high == low and seconds is None:
         raise ValueError("is silent")
     peak = max(high, -low)
     return mono / peak if peak > 1 else mono
+
+
+def is_silent(item: Any, usual: int) -> bool:
+    """Whether a recording is without a sound from end to end; a file is read no further than to its first."""
+    if not isinstance(item, bytes | memoryview | Path):
+        return is_flat(_stretch(item, usual, 0.0, None)[0])
+    with _soundfile().SoundFile(_file(item)) as file:
+        return all(is_flat(piece) for piece in file.blocks(PIECE, dtype="float32", always_2d=True))
+
+
+def is_flat(wave: np.ndarray) -> bool:
+    """Whether (T,) or (T, C) values are all one where channels are averaged."""
+    return bool(np.ptp(wave.reshape(len(wave), -1).mean(axis=1)) == 0)
 
 
 def _stretch(item: Any, usual: int, start: float, seconds: float | None) -> tuple[np.ndarray, int]:
@@ -115,7 +131,8 @@ def _stretch(item: Any, usual: int, start: float, seconds: float | None) -> tupl
             return file.read(count, dtype="float32", always_2d=True), file.samplerate
     wave, rate = _array(item, usual)
     first = round(start * rate)
-    return _unit(wave[first : None if seconds is None else first + round(seconds * rate)]), rate
+    stretch = wave[first : None if seconds is None else first + round(seconds * rate)]
+    return (_whole_numbers(stretch, wave) if wave.dtype.kind in "ui" else _floats(stretch)), rate
 
 
 def _file(item: bytes | memoryview | Path) -> Any:
@@ -140,13 +157,19 @@ def _array(item: Any, rate: int) -> tuple[np.ndarray, int]:
     return (wave.T if len(wave) <= MOST_CHANNELS < wave.shape[1] else wave), rate
 
 
-def _unit(wave: np.ndarray) -> np.ndarray:
-    """float32 within ±1 from whole numbers; floats as they are, without NaN at the end (padding)."""
-    if wave.dtype.kind == "u":
-        half = (np.iinfo(wave.dtype).max + 1) / 2
-        return ((wave - half) / half).astype(np.float32)
-    if wave.dtype.kind == "i":
-        return (wave / -float(np.iinfo(wave.dtype).min)).astype(np.float32)
+def _whole_numbers(stretch: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """float32 within ±1. Wide integers in which the whole recording fits into 16 bits hold samples of 16 bits."""
+    bits = np.iinfo(whole.dtype).bits
+    if whole.dtype.kind == "u":
+        half = 2.0 ** (bits - 1)
+        return ((stretch - half) / half).astype(np.float32)
+    if bits > 16 and whole.size and whole.min() >= -(1 << 15) and whole.max() < 1 << 15:
+        bits = 16
+    return (stretch / 2.0 ** (bits - 1)).astype(np.float32)
+
+
+def _floats(wave: np.ndarray) -> np.ndarray:
+    """float32 as they are, without NaN at the end (padding)."""
     known = np.flatnonzero(~np.isnan(wave).all(axis=1))
     return wave[: known[-1] + 1 if len(known) else 0].astype(np.float32)
 

@@ -27,7 +27,16 @@ from labelfree.data.encoded import (
     spread,
 )
 from labelfree.data.named import open_listed, recognise_listed, recognise_names
-from labelfree.data.sound import RECORDINGS, SUFFIXES, Header, decode, header, looks_like_recording
+from labelfree.data.sound import (
+    RECORDINGS,
+    SUFFIXES,
+    Header,
+    decode,
+    header,
+    is_flat,
+    is_silent,
+    looks_like_recording,
+)
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.audio.mel import Mel, log_mels
 
@@ -157,6 +166,7 @@ class Sounds(Dataset):
         self.source, self.form, self.usual, self.parts = source, form, usual, parts
         self._found, self._group = found, group
         self._groups = _numbers(source, group)
+        self._silent: dict[int, bool] = {}
         self.unreadable = source.closed
         self.shards = source.shards if parts is None else np.searchsorted(parts[:, 0], source.shards).tolist()
 
@@ -195,11 +205,20 @@ class Sounds(Dataset):
     def _wave(self, index: int, item: Any) -> np.ndarray | Unreadable:
         start, seconds = (0.0, None) if self.parts is None else self.parts[index, 1:].tolist()
         try:
-            return decode(item, self.form.mel.rate, self.usual, start, seconds)
+            wave = decode(item, self.form.mel.rate, self.usual, start, seconds)
+            if is_flat(wave) and self._is_silent(self._owner(index), item):
+                raise ValueError("is silent")
+            return wave
         except LabelfreeError:  # a package is missing
             raise
         except Exception as error:  # damaged files make decoders raise nearly anything
             return Unreadable(index, self.name(index), reason_of(error))
+
+    def _is_silent(self, owner: int, item: Any) -> bool:
+        """Whether a recording is as a whole, looked at once for all its windows: a pause of another is a sample."""
+        if owner not in self._silent:
+            self._silent[owner] = is_silent(item, self.usual)
+        return self._silent[owner]
 
     def _group_of(self, index: int) -> int:
         owner = self._owner(index)
