@@ -8,6 +8,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.loader import Loader, batches
+from labelfree.data.partners import PARTNER, Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
 
@@ -106,3 +107,18 @@ def test_an_error_while_reading_ahead_reaches_the_reader():
 
     with pytest.raises(OSError, match="gone"):
         next(loader(Broken(20)).steps(0, 3))
+
+
+def test_the_partner_of_a_stand_in_is_of_its_own_case():
+    cases = np.repeat(np.arange(8), 2).astype(object)
+    partners = Partners(cases, seed=0)
+    source = Numbers(16, bad=[3, 8])  # one of the second case, one of the fifth
+    order = Order(16, 8, seed=3)
+    seen = set()
+    for batch in Loader(source, Plain(), order, CPU, partners=partners).steps(0, 8):
+        other = batch.parts[PARTNER]
+        for own, partner, group in zip(batch.index.tolist(), other.index.tolist(), batch.group.tolist(), strict=True):
+            assert cases[own] == cases[partner] == group
+            assert own == partner if own in (2, 9) else own != partner, "alone where its partner cannot be read"
+            seen.add(own)
+    assert seen == {*range(16)} - {3, 8}

@@ -50,28 +50,39 @@ class _Stream(torch.utils.data.Dataset):
         self.partners = partners
 
     def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]]:
-        wanted = self.order.batch(step, self.part, self.parts)
-        if self.partners is None:
-            return self._read(wanted)
-        # read together, so that both are padded alike
-        both, bad = self._read(np.concatenate([wanted, self.partners.of(wanted, self.order.epoch(step))]))
-        return self.partners.tie(both, wanted), bad
-
-    def _read(self, wanted: np.ndarray) -> tuple[Batch, list[Unreadable]]:
+        places, epoch = self.order.batch(step, self.part, self.parts), self.order.epoch(step)
         if isinstance(self.dataset, Cached):
-            return self.dataset.batch(wanted), []
-        items = self.dataset.read(wanted.tolist())
-        bad = [item for item in items if isinstance(item, Unreadable)]
-        samples = [item if isinstance(item, Sample) else self._stand_in(item.index) for item in items]
-        return self.modality.collate(samples), bad
+            if self.partners is None:
+                return self.dataset.batch(places), []
+            both = self.dataset.batch(np.concatenate([places, self.partners.of(places, epoch)]))
+            return self.partners.tie(both, places), []
+        samples, places, bad = self._read(places)
+        if self.partners is None:
+            return self.modality.collate(samples), bad
+        others = self.dataset.read(self.partners.of(places, epoch).tolist())
+        bad += [item for item in others if isinstance(item, Unreadable)]
+        # whose partner cannot be read is its own; collated together, so that both are padded alike
+        samples += [other if isinstance(other, Sample) else own for own, other in zip(samples, others, strict=True)]
+        return self.partners.tie(self.modality.collate(samples), places), bad
 
-    def _stand_in(self, index: int) -> Sample:
+    def _read(self, wanted: np.ndarray) -> tuple[list[Sample], np.ndarray, list[Unreadable]]:
+        """Samples, the places they are from (others than wanted where they stand in), and what could not be read."""
+        items, places = self.dataset.read(wanted.tolist()), wanted.copy()
+        bad = [item for item in items if isinstance(item, Unreadable)]
+        samples = []
+        for row, item in enumerate(items):
+            if isinstance(item, Unreadable):
+                places[row], item = self._stand_in(item.index)
+            samples.append(item)
+        return samples, places, bad
+
+    def _stand_in(self, index: int) -> tuple[int, Sample]:
         """The next readable sample after an unreadable one: a function of the source, whoever reads it."""
         count = len(self.dataset)
-        for offset in range(1, min(count, 1000)):
-            item = self.dataset.read([(index + offset) % count])[0]
+        for place in ((index + offset) % count for offset in range(1, min(count, 1000))):
+            item = self.dataset.read([place])[0]
             if isinstance(item, Sample):
-                return item
+                return place, item
         raise LabelfreeError(f"A thousand samples in a row, from number {index}, cannot be read.", "Check the source.")
 
 
