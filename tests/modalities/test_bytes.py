@@ -55,6 +55,19 @@ def test_long_files_are_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyP
     assert packed == together[: len(packed)]
 
 
+def test_no_more_of_a_file_is_read_than_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modality = Bytes(BytesSettings(max_length=100))
+    dataset = modality.open(folder / "one.exe")
+    asked: list[int] = []
+    encode = dataset.encode
+    monkeypatch.setattr(dataset, "encode", lambda texts: asked.extend(map(len, texts)) or encode(texts))
+    (whole,) = dataset.read([0])
+    assert asked == [100]
+    assert content(modality, whole.data) == EVERY[:98]
+    (longer,) = Bytes(BytesSettings(max_length=1024)).open(dataset).read([0])
+    assert len(longer.data) == 1023
+
+
 def test_bytes_are_counted_all_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "disk.img").write_bytes(bytes(1 << 16) + np.random.default_rng(0).bytes(15 << 16))
     modality = Bytes()

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from labelfree.data.batch import Batch, Unreadable
+from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns
@@ -89,11 +89,22 @@ class ByteVocabulary:
 class ByteFiles(Files):
     """Files, or pieces of them, as the characters of their bytes."""
 
+    #: Bytes of a file at most that `texts` reads.
+    most: int = LONGEST
+    #: Those that are encoded; set by the modality.
+    encoded: int = LONGEST
+
     def __init__(self, paths: Sequence[Path], root: Path, encode: Encode) -> None:
         super().__init__(paths, root, encode)
         self.words = f"{len(paths):,} files as bytes"
         self._start = np.zeros(len(self.paths), dtype=np.int64)
         self._length = np.array([path.stat().st_size for path in self.paths], dtype=np.int64)
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        """No more of a file is read than is encoded."""
+        short = copy.copy(self)
+        short.most = self.encoded
+        return super(ByteFiles, short).read(indices)
 
     def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
         found: list[str | Unreadable] = []
@@ -101,7 +112,7 @@ class ByteFiles(Files):
             try:
                 with self.paths[index].open("rb") as file:
                     file.seek(int(self._start[index]))
-                    found.append(file.read(min(int(self._length[index]), LONGEST)).decode("latin-1"))
+                    found.append(file.read(min(int(self._length[index]), self.most)).decode("latin-1"))
             except OSError as error:
                 found.append(Unreadable(int(index), self.name(index), reason_of(error)))
         return found
@@ -152,16 +163,20 @@ class Bytes(Text):
         return 0.01, f"nothing else fits {kinds.total():,} file(s): they are read as bytes"
 
     def open(self, source: Any) -> Documents:
-        if isinstance(source, Documents):
-            return source.with_encode(self._encode)
-        documents = self._open(source)
+        documents = source.with_encode(self._encode) if isinstance(source, Documents) else self._open(source)
+        if isinstance(documents, ByteFiles):
+            documents.encoded = self.settings.max_length
+        return documents
+
+    def _open(self, source: Any) -> Documents:
+        documents = self._documents(source)
         documents.modality, documents.unit = self.name, "bytes"
         if not len(documents) or not documents.characters().any():
             what = f"'{source}'" if isinstance(source, str | Path) else "The source"
             raise LabelfreeError(f"{what} holds no bytes: {len(documents)} files, all empty.", "Name another source.")
         return documents
 
-    def _open(self, source: Any) -> Documents:
+    def _documents(self, source: Any) -> Documents:
         if isinstance(source, str | Path):
             path = existing(source)
             if path.is_dir():
