@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +25,7 @@ from labelfree.encoders.towers import Towers
 from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.pair import Pair, PairSettings
+from labelfree.modalities.pair.sources import sniff
 from labelfree.needs import Need
 from labelfree.objectives.clip import CLIP, CLIPSettings
 from labelfree.training.plan import make_plan, recognise
@@ -320,3 +323,36 @@ def test_a_row_without_any_side_is_quarantined(tmp_path: Path) -> None:
     assert [(entry["name"], entry["reason"]) for entry in map(json.loads, listed)] == [
         ("row 7", "every side is missing")
     ]
+
+
+def test_a_file_that_is_no_text_is_a_missing_side(tmp_path: Path) -> None:
+    rows = ["picture,words"]
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_bytes(b"\0\1\2" if number == 2 else f"this is picture {number}".encode())
+        rows.append(f"{number}.png,{number}.txt")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    _, dataset = opened(tmp_path / "pairs.csv")
+    assert dataset.there().tolist() == [[True, number != 2] for number in range(6)]
+
+
+@pytest.mark.parametrize("make", [list, tuple, pd.Series, lambda texts: np.array(texts, dtype=object), pa.array])
+def test_rows_without_a_caption_lack_it_whatever_holds_them(make: Callable[[list[Any]], Any]) -> None:
+    texts = [f"this is picture {number}" for number in range(8)]
+    texts[2], texts[5] = None, " "  # type: ignore[call-overload]
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 12, 12, 3), dtype=np.uint8)
+    _, dataset = opened({"image": pictures, "text": make(texts)})
+    assert dataset.there()[:, 1].tolist() == [number not in (2, 5) for number in range(8)]
+
+
+@pytest.mark.parametrize("missing", [float("nan"), pd.NA])
+def test_what_a_frame_has_for_nothing_is_a_missing_side(missing: Any) -> None:
+    items = pd.Series([missing if number == 3 else picture(number) for number in range(6)], dtype=object)
+    texts = pd.Series([missing if number == 1 else f"this is picture {number}" for number in range(6)], dtype="string")
+    _, dataset = opened({"image": items, "text": texts})
+    assert dataset.there().tolist() == [[number != 3, number != 1] for number in range(6)]
+
+
+def test_every_mp3_is_sound() -> None:
+    for start in (b"\xff\xfb\x90\x00", b"\xff\xf3\x90\x00", b"\xff\xe3\x18\xc4", b"ID3", b"FORM\0\0\0\0AIFF"):
+        assert sniff(start + bytes(8)) == "audio"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from labelfree.data.characters import decode
 from labelfree.data.encoded import encoded_columns, is_hugging_face
 from labelfree.data.named import naming_columns, none_there
 from labelfree.data.pictures import looks_like_picture
+from labelfree.data.sound import looks_like_recording
 from labelfree.data.sources import (
     HEAD_ROWS,
     TABLES,
@@ -170,22 +171,33 @@ def _from_mapping(source: Mapping[str, Any]) -> Found:
 
 
 def _without_gaps(kind: str, values: Any) -> Side:
-    """A list may have None where a row lacks the side."""
-    if not isinstance(values, list | tuple) or all(value is not None for value in values):
-        return Side(kind, values, _rows_of_texts(values) if kind == "text" and isinstance(values, list) else None)
-    there = np.array([value is not None for value in values])
-    return Side(kind, [value for value in values if value is not None], _counted(there))
+    """A list, or any other row of objects, may have nothing, and of texts a blank one, where a row lacks the side."""
+    values = _listed(values)
+    if not isinstance(values, list | tuple):
+        return Side(kind, values)
+    there = np.array([not _is_missing(value) for value in values], dtype=bool)
+    kept = [value for value, is_there in zip(values, there, strict=True) if is_there]
+    return Side(kind, values) if there.all() else Side(kind, kept, _counted(there))
+
+
+def _listed(values: Any) -> Any:
+    """Objects of a Series, of an array or of Arrow as a list; anything else as it is."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.to_pylist()
+    objects = len(getattr(values, "shape", ())) == 1 and np.asarray(values).dtype.kind in "OUS"
+    return np.asarray(values).tolist() if objects else values
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, what pandas has in their place, and blank texts."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
 
 
 def _counted(there: np.ndarray) -> np.ndarray:
     """(N,) bool → (N,) int64: places among those that are there, -1 elsewhere."""
     return np.where(there, np.cumsum(there) - 1, -1)
-
-
-def _rows_of_texts(texts: Iterable[Any]) -> np.ndarray:
-    """Each text its own row, blank ones missing."""
-    there = np.array([isinstance(text, str) and bool(text.strip()) for text in texts], dtype=bool)
-    return np.where(there, np.arange(len(there)), -1)
 
 
 # ---- files
@@ -292,7 +304,7 @@ def sniff(start: bytes) -> str:
     """The kind of encoded data that begins with these bytes; "" for none that is known."""
     if looks_like_picture(start):
         return "image"
-    if (start[:4] == b"RIFF" and start[8:12] == b"WAVE") or start.startswith((b"fLaC", b"OggS", b"ID3", b"\xff\xfb")):
+    if looks_like_recording(start):
         return "audio"
     if start[4:8] == b"ftyp" or start.startswith((b"\x1aE\xdf\xa3", b"\0\0\x01\xba", b"\0\0\x01\xb3")):
         return "video"
@@ -350,13 +362,21 @@ def _path_columns(table: pa.Table, folder: Path) -> dict[str, str]:
 
 
 def _paths(table: pa.Table, name: str, kind: str, folder: Path) -> Side:
-    """Files named by a column; a row without a value, or whose file is not there, lacks the side."""
-    files = [folder / value if value else None for value in table.column(name).to_pylist()]
-    there = np.array([file is not None and os.path.isfile(file) for file in files])
-    kept: list[Any] = [file for file, is_there in zip(files, there, strict=True) if is_there]
-    if kind == "text":
-        kept = [decode(file.read_bytes()) for file in kept]
-    return Side(kind, kept, _counted(there), given_by=name)
+    """Files named by a column; a row without a value, or whose file is not there or no text, lacks the side."""
+    values = table.column(name).to_pylist()
+    files = [folder / value if value and os.path.isfile(folder / value) else None for value in values]
+    items: list[Any] = [file and _text_of(file) for file in files] if kind == "text" else files
+    there = np.array([item is not None for item in items], dtype=bool)
+    return Side(kind, [item for item in items if item is not None], _counted(there), given_by=name)
+
+
+def _text_of(file: Path) -> str | None:
+    """The text in a file; None where it is blank, or no text."""
+    try:
+        text = decode(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return text if text.strip() else None
 
 
 def _texts(table: pa.Table, name: str) -> Side:
