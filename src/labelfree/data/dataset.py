@@ -20,7 +20,7 @@ class Description:
         modality: its name.
         count: samples.
         facts: words to print, in order ("sizes": "28×28 … 640×480", "channels": "3").
-        numbers: the same as numbers, for choosing defaults ("height", "width", "channels", "length", "documents").
+        numbers: the same as numbers, for choosing defaults ("height", "width", "length", "documents").
     """
 
     modality: str

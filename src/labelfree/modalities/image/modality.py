@@ -183,13 +183,7 @@ def _description(
     if unreadable:
         facts["unreadable"] = f"{len(unreadable)} of {len(headers) + len(unreadable):,} looked at"
     middle = np.median([(found.height, found.width) for _, found in headers], axis=0)
-    numbers = {key: float(value) for key, value in asdict(form).items()}
-    numbers |= {
-        "kept_height": form.height,
-        "kept_width": form.width,
-        "height": float(middle[0]),
-        "width": float(middle[1]),
-    }
+    numbers = {"height": float(middle[0]), "width": float(middle[1])}
     return Description("image", len(source), facts, numbers)
 
 
@@ -302,15 +296,9 @@ class Image(Modality):
             bad = next(f"'{item.name}': {item.reason}" for item in items if isinstance(item, Unreadable))
             words = f"Only {len(samples)} of {len(where)} pictures tried can be read; {bad}."
             raise LabelfreeError(words, "Check the source.")
-        numbers = dataset.describe().numbers
-        self._form = Form(
-            channels=len(samples[0].data),
-            height=int(numbers["kept_height"]),
-            width=int(numbers["kept_width"]),
-            bits=int(numbers["bits"]),
-            low=numbers["low"],
-            high=numbers["high"],
-        )
+        pictures, _ = dataset.origin()
+        assert isinstance(pictures, Pictures)
+        self._form = pictures.form
         pixels = np.concatenate([sample.data.reshape(len(sample.data), -1)[:, ::3] for sample in samples], axis=1)
         means = pixels.mean(axis=1, dtype=np.float64) / self._form.top
         stds = pixels.std(axis=1, dtype=np.float64) / self._form.top

@@ -223,15 +223,9 @@ class Video(Modality):
                 f"Learning needs at least two clips; {len(samples)} of {len(where)} tried can be read.",
                 "Give more or longer films, or set a smaller stride.",
             )
-        numbers, count = dataset.describe().numbers, samples[0].data.shape[1]
-        form = Form(
-            channels=count,
-            height=int(numbers["kept_height"]),
-            width=int(numbers["kept_width"]),
-            bits=int(numbers["bits"]),
-            low=numbers["low"],
-            high=numbers["high"],
-        )
+        clips, _ = dataset.origin()
+        assert isinstance(clips, Clips)
+        form = clips.form
         pixels = np.stack([sample.data[:: len(sample.data) - 1, :, ::3, ::3] for sample in samples]) / form.top
         means, stds = pixels.mean(axis=(0, 1, 3, 4)), pixels.std(axis=(0, 1, 3, 4))
         if not (stds > 1e-6).any():
@@ -240,7 +234,7 @@ class Video(Modality):
                 "Check how they were written.",
             )
         moved = [np.diff(sample.data[:, :, ::3, ::3].astype(np.float32), axis=0) / form.top for sample in samples]
-        self._form, self._cut = form, _cut_of(dataset)
+        self._form, self._cut = form, clips.cut
         self._mean, self._std = means.tolist(), np.maximum(stds, 1e-3).tolist()
         self._motion = float(max(np.sqrt(np.mean([np.square(m).mean() for m in moved])) / max(stds.mean(), 1e-3), 1e-2))
 
@@ -435,13 +429,6 @@ class Video(Modality):
 
 #: Every order of the segments.
 ORDERS = tuple(itertools.permutations(range(SEGMENTS)))
-
-
-def _cut_of(dataset: Dataset) -> Cut:
-    """The cut of the clips that `dataset` stands for."""
-    clips = dataset.origin()[0]
-    assert isinstance(clips, Clips)
-    return clips.cut
 
 
 # ---- guessing the kind of data

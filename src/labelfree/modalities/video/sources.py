@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +297,6 @@ class Clips(Dataset):
         if self.unreadable:
             facts["unreadable"] = f"{len(self.unreadable):,} films"
         kept = [self.cut.kept(found) for found in known]
-        numbers = {key: float(value) for key, value in asdict(self.form).items()}
-        numbers |= {"kept_height": numbers["height"], "kept_width": numbers["width"], "films": float(len(known))}
-        numbers |= {"height": float(np.median([f.height for f in known])), "span": float(self.cut.span)}
-        numbers |= {"width": float(np.median([f.width for f in known])), "length": float(np.median(kept))}
+        values = {"height": [f.height for f in known], "width": [f.width for f in known], "length": kept}
+        numbers = {name: float(np.median(found)) for name, found in values.items()}
         return Description("video", len(self), facts, numbers)
