@@ -12,7 +12,7 @@ import weakref
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -437,62 +437,13 @@ def has_feature(source: Any, kind: Kind) -> bool:
     return kind.feature in {type(found).__name__ for found in getattr(source, "features", {}).values()}
 
 
-#: Sources that are open, by path, kind, column and time of change: opening one again costs nothing.
-_open_paths: weakref.WeakValueDictionary[tuple[str, str, str, int], Source] = weakref.WeakValueDictionary()
-
-
-def open_once(path: Path, kind: Kind, column: str, opener: Callable[[Path, str], Source]) -> Source:
-    """`opener(path, column)`, or the source that it gave before, where `path` is a file that did not change."""
-    key = (str(path.resolve()), kind.name, column, path.stat().st_mtime_ns)
-    opened = _open_paths.get(key) if path.is_file() else None
-    if opened is None:
-        opened = opener(path, column)
-        _open_paths[key] = opened
-    return opened
-
-
-@dataclass(frozen=True)
-class Openers:
-    """How each form of a source becomes a `Source`.
-
-    Attributes:
-        path: of (path, column): a folder or a file.
-        arrays: of (arrays by name, column, what to call them in errors).
-        items: of a list, or a map-style dataset.
-        wanted: what a person may give, in words.
-    """
-
-    path: Callable[[Path, str], Source]
-    arrays: Callable[[Mapping[str, np.ndarray], str, object], Source]
-    items: Callable[[Any], Source]
-    wanted: str
-
-
-def open_any(source: Any, kind: Kind, column: str, openers: Openers) -> Source:
-    """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    if isinstance(source, str | Path):
-        return open_once(sources.existing(source), kind, column, openers.path)
-    if (paths := sources.listed_files(source, kind.suffixes)) is not None:
-        return Files(paths, sources.common_folder(paths))
-    if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
-        array = source if isinstance(source, np.ndarray) else source.detach().cpu().numpy()
-        return openers.arrays({"": array}, "auto", "the array")
-    if isinstance(source, Mapping) and all(hasattr(value, "ndim") or np.isscalar(value) for value in source.values()):
-        return openers.arrays({key: np.asarray(value) for key, value in source.items()}, column, "the arrays")
-    if is_hugging_face(source):
-        return HuggingFace(source, kind, column)
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return openers.items(source)
-    raise LabelfreeError(f"A {type(source).__name__} is no source of {kind.name}.", f"Give {openers.wanted}.")
-
-
-def open_table(path: Path, kind: Kind, column: str = "auto") -> Source | None:
+def open_table(path: Path, kind: Kind, column: str) -> Source | None:
     """The Parquet or Arrow file at `path`; None where it is something else."""
     tables = any(path.suffix.lower() in suffixes for suffixes in TABLES)
     return Table([path], kind, column) if tables and path.is_file() else None
 
 
-def open_folder(path: Path, kind: Kind, column: str = "auto") -> Source:
+def open_folder(path: Path, kind: Kind, column: str) -> Source:
     """Files of this kind below the folder `path`, or else tables of them. Raises LabelfreeError where there is none."""
     errors: list[OSError] = []
     if files := sources.list_files(path, kind.suffixes, errors.append):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,18 +15,9 @@ from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.columns import group_numbers
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.encoded import (
-    Files,
-    Openers,
-    Source,
-    has_feature,
-    is_hugging_face,
-    open_any,
-    open_folder,
-    open_table,
-    spread,
-)
-from labelfree.data.named import open_listed, recognise_listed, recognise_names
+from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
+from labelfree.data.named import recognise_listed, recognise_names
+from labelfree.data.opening import Opener
 from labelfree.data.sound import (
     RECORDINGS,
     SUFFIXES,
@@ -40,8 +31,6 @@ from labelfree.data.sound import (
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.audio.mel import Mel, log_mels
 
-#: What a source may be, in words.
-WANTED = "a path, an array (N, T[, C]), a list of arrays, a map-style dataset or a Hugging Face dataset"
 #: Recordings whose headers are read before training.
 LOOK_AT = 1000
 #: Samples a second of arrays that do not say, and the most that is kept unless more is asked for.
@@ -116,28 +105,19 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], wanted: str, where: object) -
     return Waves(waves, rate, columns)
 
 
-def _open_path(path: Path, column: str) -> Source:
-    if path.is_dir():
-        return open_folder(path, RECORDINGS, column)
-    if path.suffix.lower() in sources.ARRAYS:
-        return _from_arrays(sources.load_arrays(path), column, path)
-    if (listed := open_listed(path, RECORDINGS, column)) is not None:
-        return listed
-    if (table := open_table(path, RECORDINGS, column)) is not None:
-        return table
-    with path.open("rb") as file:
-        if looks_like_recording(file.read(12)):
-            return Files([path], path.parent)
-    if path.suffix.lower() in SUFFIXES:
-        raise sources.misnamed(path, "a recording", lambda: header(path, USUAL_RATE))
-    raise LabelfreeError(
-        f"'{path}' is no source of recordings: a folder, Parquet, Arrow, .npy, .npz or a sound file was expected."
-    )
+OPENER = Opener(
+    kind=RECORDINGS,
+    arrays=_from_arrays,
+    items=Waves,
+    looks_like=looks_like_recording,
+    header=partial(header, rate=USUAL_RATE),
+    wanted="a path, an array (N, T[, C]), a list of arrays, a map-style dataset or a Hugging Face dataset",
+)
 
 
 def open_source(source: Any, column: str = "auto") -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    return open_any(source, RECORDINGS, column, Openers(_open_path, _from_arrays, Waves, WANTED))
+    return OPENER.open(source, column)
 
 
 class Sounds(Dataset):

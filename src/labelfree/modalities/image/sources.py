@@ -10,23 +10,12 @@ from typing import Any
 import numpy as np
 
 from labelfree.data import sources
-from labelfree.data.encoded import (
-    Files,
-    Kind,
-    Openers,
-    Source,
-    choose_column,
-    encoded_columns,
-    open_any,
-    open_folder,
-    open_table,
-)
-from labelfree.data.named import open_listed, recognise_listed
+from labelfree.data.encoded import Kind, Source, choose_column, encoded_columns
+from labelfree.data.named import recognise_listed
+from labelfree.data.opening import Opener
 from labelfree.data.pictures import SUFFIXES, as_array, header, looks_like_picture
 from labelfree.errors import LabelfreeError
 
-#: What a source may be, in words.
-WANTED = "a path, an array (N, H, W[, C]), a map-style dataset or a Hugging Face dataset"
 PICTURES = Kind("pictures", SUFFIXES, ("image", "images", "img", "picture", "x", "data"), "Image")
 
 
@@ -136,28 +125,19 @@ def first_of(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) else item
 
 
-def _open_path(path: Path, column: str) -> Source:
-    if path.is_dir():
-        return open_folder(path, PICTURES, column)
-    if path.suffix.lower() in sources.ARRAYS:
-        return from_arrays(sources.load_arrays(path), column, path)
-    if (listed := open_listed(path, PICTURES, column)) is not None:
-        return listed
-    if (table := open_table(path, PICTURES, column)) is not None:
-        return table
-    with path.open("rb") as file:
-        if looks_like_picture(file.read(16)):
-            return Files([path], path.parent)
-    if path.suffix.lower() in SUFFIXES:
-        raise sources.misnamed(path, "a picture", lambda: header(path))
-    raise LabelfreeError(
-        f"'{path}' is no source of pictures: a folder, Parquet, Arrow, .npy, .npz or a picture file was expected."
-    )
+OPENER = Opener(
+    kind=PICTURES,
+    arrays=from_arrays,
+    items=Items,
+    looks_like=looks_like_picture,
+    header=header,
+    wanted="a path, an array (N, H, W[, C]), a map-style dataset or a Hugging Face dataset",
+)
 
 
 def open_source(source: Any, column: str = "auto") -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    return open_any(source, PICTURES, column, Openers(_open_path, from_arrays, Items, WANTED))
+    return OPENER.open(source, column)
 
 
 # ---- guessing the kind of data

@@ -16,16 +16,14 @@ import numpy as np
 from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.encoded import Files, Kind, Openers, Source, open_any, open_folder, open_table
+from labelfree.data.encoded import Files, Kind, Source
 from labelfree.data.films import Header
-from labelfree.data.named import open_listed
+from labelfree.data.opening import Opener
 from labelfree.data.pictures import Form, common_shape, value_range
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.image.sources import Items
 from labelfree.modalities.series.modality import cut_windows
 
-#: What a source may be, in words.
-WANTED = "a path, an array (N, T, H, W, C), a list of films or a Hugging Face dataset"
 FILMS = Kind("films", films.SUFFIXES, ("video", "videos", "film", "clip", "mp4", "x", "data"), "Video")
 #: Clips that there ought to be, so that they are cut to overlap where there would be fewer.
 ENOUGH = 256
@@ -84,28 +82,22 @@ def from_arrays(arrays: Mapping[str, np.ndarray], wanted: str, where: object) ->
     return FilmItems(chosen, columns)
 
 
-def _open_path(path: Path, column: str) -> Source:
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        folders = {} if sources.list_files(path, films.SUFFIXES) else frame_folders(path)
-        return FrameFolders(folders, path) if folders else open_folder(path, FILMS, column)
-    if suffix in films.SUFFIXES:
-        return Files([path], path.parent)
-    if suffix in sources.ARRAYS:
-        return from_arrays(sources.load_arrays(path), column, path)
-    if (listed := open_listed(path, FILMS, column)) is not None:
-        return listed
-    if table := open_table(path, FILMS, column):
-        return table
-    raise LabelfreeError(
-        f"'{path}' is no source of films: a folder, Parquet, Arrow, .npy, .npz or a file ending in "
-        f"{', '.join(films.SUFFIXES)} was expected."
-    )
+OPENER = Opener(
+    kind=FILMS,
+    arrays=from_arrays,
+    items=FilmItems,
+    looks_like=None,
+    header=films.header,
+    wanted="a path, an array (N, T, H, W, C), a list of films or a Hugging Face dataset",
+)
 
 
 def open_source(source: Any, column: str) -> Source:
     """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
-    return open_any(source, FILMS, column, Openers(_open_path, from_arrays, FilmItems, WANTED))
+    path = Path(source).expanduser() if isinstance(source, str | Path) else None
+    if path and path.is_dir() and not sources.list_files(path, films.SUFFIXES) and (folders := frame_folders(path)):
+        return FrameFolders(folders, path)
+    return OPENER.open(source, column)
 
 
 def frame_folders(path: Path) -> dict[Path, list[Path]]:
