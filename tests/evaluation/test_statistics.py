@@ -91,7 +91,7 @@ def test_a_difference_on_the_same_samples_is_sharper_than_two_intervals() -> Non
     assert gain.low > 0
     assert part.interval("accuracy", better).low < part.interval("accuracy", worse).high
     same = part.interval("accuracy", worse, worse)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert (same.mean, -same.low, same.high) == (0, *[pytest.approx(1.96**2 / (200 + 1.96**2))] * 2)
 
 
 def test_one_seed_leaves_the_uncertainty_of_the_test_samples() -> None:

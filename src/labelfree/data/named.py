@@ -40,7 +40,7 @@ def none_there(table: pa.Table, names: Sequence[str], folder: Path) -> Labelfree
         return None
     return LabelfreeError(
         f"'{absent}' names files, none of which is in '{folder}'.",
-        "Put the table beside its files, or write their paths as seen from it.",
+        "Put the table beside its files, write their paths as seen from it, or say --modality table.",
     )
 
 
@@ -57,7 +57,7 @@ def refuse_names(path: Path) -> None:
     if names:
         raise LabelfreeError(
             f"'{names[0]}' of '{tables[0].name}' names files, which have to be opened themselves.",
-            "Put the table beside them as metadata.csv, and name their folder.",
+            "Put the table beside them as metadata.csv and name their folder, or say --modality table.",
         )
 
 

@@ -79,7 +79,9 @@ class DeepCluster(Objective):
         self.bank: Bank | None = None
         self.clusterings = nn.ModuleList()
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
-        self._clustered: bool | None = None
+        self._clustered = False
+        # a step may not ask the device; what is loaded may be asked
+        self.register_load_state_dict_post_hook(lambda module, _: module._recall())
         self._seen: tuple[Tensor, Tensor] | None = None
         self._draw: Draw | None = None
 
@@ -111,7 +113,7 @@ class DeepCluster(Objective):
         """Mean cross-entropy of every view's clusters with the label of its sample."""
         cosines = similarities(z, clustering.centroids)
         label = clustering.labels[index]
-        if self._first_pass:
+        if not self._clustered:
             even = [sinkhorn(view, 0.05).argmax(dim=1) for view in cosines[:2].detach()]
             # the first view's label is the second's cluster; all others' is the first's
             label = torch.stack([even[1], *[even[0]] * (len(z) - 1)])
@@ -121,12 +123,9 @@ class DeepCluster(Objective):
         )
         return weighted_mean(error, label.flatten() >= 0)
 
-    @property
-    def _first_pass(self) -> bool:
-        """Whether nothing was clustered yet; a resumed training looks once, so that no step waits for the device."""
-        if self._clustered is None:
-            self._clustered = bool(self.passes > 0)
-        return not self._clustered
+    def _recall(self) -> None:
+        """Whether something was clustered before the training was resumed."""
+        self._clustered = bool(self.passes > 0)
 
     def after_step(self, progress: float) -> None:
         if self.bank is not None and self._seen is not None:

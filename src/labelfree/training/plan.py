@@ -85,7 +85,7 @@ def recognise(source: Any) -> tuple[str, str]:
     with remembering():
         guesses = {name: cls.guess(source) for name, cls in registry.modalities().items()}
         name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
-        if path is not None and (name == "text" or sure <= UNSURE):
+        if path is not None and (name in ("text", "table") or sure <= UNSURE):
             refuse_names(path)
         if sure <= 0:
             _check_readable(source if path is None else path)
