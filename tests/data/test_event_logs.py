@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from labelfree.data import events
 from labelfree.data.events import Histories, Log, LogOptions, RecentEvents, read_log
 from labelfree.errors import LabelfreeError
 from labelfree.training.plan import recognise
@@ -77,6 +78,25 @@ def test_features_are_numbers_and_categories_and_never_the_label() -> None:
     np.testing.assert_array_equal(again.features[:, 1:], [[0, 1], [0, 0], [np.nan, np.nan], [1, 0]])
     with pytest.raises(LabelfreeError, match="trained encoder names the column 'kind'"):
         read_log(table(amount=[1, 2, 3, 4]), LogOptions(channels=log.channels))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_categories_are_found_in_every_type_of_text_and_a_missing_one_is_none(kind: pa.DataType) -> None:
+    log = read_log(table(kind=pa.array(["x", None, "y", "x"]).cast(kind), fast=[True, False, None, True]), LogOptions())
+    assert log.channels == ("kind=x", "kind=y", "fast=True", "fast=False")
+    np.testing.assert_array_equal(log.features[:, 0], [1, np.nan, 0, 1])
+    np.testing.assert_array_equal(log.features[:, 2], [1, 0, np.nan, 1])
+
+
+def test_columns_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    values = events.column_values
+    monkeypatch.setattr(events, "column_values", lambda table, name: made.append(name) or values(table, name))
+    log = read_log(table(time=[3.0, 1.0, 2.0, 0.0], note=list("pqrs"), other=list("tuvw")), LogOptions())
+    assert made == ["from", "to"]
+    assert log.columns["note"].tolist() == ["s", "q", "r", "p"]
+    assert list(log.columns) == ["from", "to", "note", "other"]
+    assert made == ["from", "to", "note"]
 
 
 def test_users_and_items_of_one_name_are_two_nodes() -> None:

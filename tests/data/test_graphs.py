@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +45,9 @@ def test_a_neighbourhood_is_a_subgraph_around_its_roots(nodes: int, share: float
         assert sum(tuple(sorted((root, int(node)))) in linked for node in own[1:]) >= hops
 
 
-def test_a_neighbourhood_depends_on_its_root_alone() -> None:
-    lists = Neighbours.of(random_edges(60, 0.5), 60)
+@pytest.mark.parametrize("share", [0.5, 0.9])  # of .9 nodes have more neighbours than are looked through
+def test_a_neighbourhood_depends_on_its_root_alone(share: float) -> None:
+    lists = Neighbours.of(random_edges(60, share), 60)
     roots, key = np.arange(60)[:, None], np.arange(60, dtype=np.uint64)
     together = neighbourhoods(lists, roots, key, (5, 3))
     alone = neighbourhoods(lists, roots[17:18], key[17:18], (5, 3))

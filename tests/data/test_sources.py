@@ -237,6 +237,14 @@ def test_telling_what_is_in_a_folder_reads_the_head_of_one_table(
     assert walks == [tmp_path]
 
 
+def test_telling_what_an_array_file_holds_loads_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).normal(size=(9, 30)))
+    loads, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda path, **more: loads.append(path) or load(path, **more))
+    assert recognise(tmp_path / "a.npz")[0] == "series"
+    assert len(loads) == 1
+
+
 def test_of_many_graphs_one_is_read_to_tell_that_they_are_graphs(tmp_path: Path) -> None:
     path = tmp_path / "graphs.jsonl"
     path.write_text('{"edges": [[0, 1], [1, 2]]}\n' + "not read\n" * 3)

@@ -97,9 +97,10 @@ def test_what_the_encoder_sees_is_no_label(bank: Path, level: str, feature: str,
         dataset.column(feature)
 
 
-def test_many_graphs_are_samples_with_kinds_of_nodes_and_edges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_many_graphs_are_samples_with_kinds_of_nodes_and_edges(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "rings.json"
-    path.write_text(json.dumps(molecules()))
+    path.write_text(json.dumps(molecules()), encoding)
     modality, dataset = fitted(path)
     assert (len(dataset), dataset.level, modality.width, modality.edge_width) == (12, "graph", 3, 2)
     sample = dataset.read([1])[0]

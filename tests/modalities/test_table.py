@@ -114,6 +114,15 @@ def test_missing_and_unseen_values_are_input_like_any_other() -> None:
         assert encoder(modality.prepare(found.collated())).pooled.isfinite().all()
 
 
+def test_values_far_outside_of_training_are_clipped_however_large() -> None:
+    modality, dataset = fitted()
+    batch = dataset.collated()
+    far = batch.data[:4].clone()
+    far[:, 0] = torch.tensor([1e25, -1e25, 3e38, -3e38])
+    found = modality.prepare(batch.with_(data=far)).data[:, 0]
+    torch.testing.assert_close(found, torch.tensor([3.0, -3.0, 3.0, -3.0]))
+
+
 def test_dates_are_days_months_weekdays_and_hours() -> None:
     moments = ["2024-02-29 13:30:00", "1969-12-31 23:00:00", "2024-03-01 00:00:00", None] * 6
     _, dataset = fitted({"when": pa.array(moments), "x": np.arange(24) % 7 * 1.5})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Log:
         features: (N, F) float32, NaN where missing; categories are columns of 0 and 1.
         channels: names of the F features ("amount", "kind=card").
         rows: (N,) the row of the source that each event stood in.
-        columns: further columns, by name, a value an event.
+        columns: further columns, by name, a value an event; made when asked for.
         facts: words about what was found.
         unreadable: rows that are no events.
         fingerprint: hash of the content.
@@ -94,6 +94,24 @@ class Log:
 
     def __len__(self) -> int:
         return len(self.time)
+
+
+class Ordered(Mapping[str, np.ndarray]):
+    """The columns of a table, its rows in the order of `rows`; each is made when it is asked for, as few are."""
+
+    def __init__(self, table: pa.Table, rows: np.ndarray) -> None:
+        self._table, self._rows = table, rows
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._table.column_names:
+            raise KeyError(name)
+        return column_values(self._table, name)[self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return len(self._table.column_names)
 
 
 def as_table(source: Any) -> tuple[pa.Table, str]:
@@ -208,7 +226,7 @@ def read_log(source: Any, options: LogOptions) -> Log:
         features=features[order],
         channels=channels,
         rows=order,
-        columns={name: column_values(table, name)[order] for name in table.column_names if name != time_name},
+        columns=Ordered(table.drop_columns([time_name]), order),
         facts=facts,
         unreadable=bad,
         fingerprint=hash_of(time[order], ends, *channels, features.reshape(-1)[:: max(1, features.size // 1_000_000)]),
@@ -285,12 +303,17 @@ def _choose(table: pa.Table, taken: Sequence[str], options: LogOptions) -> tuple
 
 def _categories(column: pa.ChunkedArray) -> list[str]:
     """The values of a column of text or truth values, the most frequent first; none where they are too many."""
-    if not (pa.types.is_boolean(column.type) or pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)):
+    if not (pa.types.is_boolean(column.type) or col.is_words(column.type) or pa.types.is_dictionary(column.type)):
         return []
-    if not 2 <= pc.count_distinct(column).as_py() <= _CATEGORIES:
+    found = pc.value_counts(_spelt(column).drop_null())
+    if not 2 <= len(found) <= _CATEGORIES:
         return []
-    found = [(-item["counts"], str(item["values"])) for item in pc.value_counts(column).to_pylist()]
-    return [value for _, value in sorted(found)]
+    return [value for _, value in sorted((-item["counts"], item["values"]) for item in found.to_pylist())]
+
+
+def _spelt(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values as channels name them."""
+    return pc.if_else(column, "True", "False") if pa.types.is_boolean(column.type) else pc.cast(column, pa.string())
 
 
 def _channel(table: pa.Table, channel: str) -> np.ndarray:
@@ -303,8 +326,7 @@ def _channel(table: pa.Table, channel: str) -> np.ndarray:
         return col.numbers(table, channel)
     name, _, value = channel.rpartition("=")
     col.require(table, [name or channel], "The trained encoder")
-    known = table.column(name).to_pylist()
-    return np.array([np.nan if one is None else float(str(one) == value) for one in known])
+    return np.asarray(pc.cast(pc.equal(_spelt(table.column(name)), value), pa.float64()).to_numpy())
 
 
 def _facts(

@@ -141,7 +141,7 @@ def neighbourhoods(
     order = np.argsort(owner, kind="stable")
     owner, node = owner[order], node[order]
     first = np.searchsorted(owner, np.arange(len(roots) + 1))
-    ends, edge, of = _inside(near, owner, node, first, key, total, look)
+    ends, edge, of = _inside(near, owner, node, first, _key(key[owner], node, len(fanouts)), total, look)
     return Neighbourhoods(node, first, ends, edge, np.searchsorted(of, np.arange(len(roots) + 1)))
 
 
@@ -155,7 +155,7 @@ def _inside(
     look: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges between nodes of the same owner: (K, 2) places, (K,) edge numbers, (K,) owners, ascending."""
-    rows, place = near.draw(node, _key(key[owner], node, len(first)), look)
+    rows, place = near.draw(node, key, look)
     ids = owner * total + node
     order = np.argsort(ids)
     wanted = owner[rows] * total + near.target[place]

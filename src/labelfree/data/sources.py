@@ -301,6 +301,7 @@ def column_values(table: pa.Table, name: str) -> np.ndarray:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
+@once
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Arrays of a .npy ({"": array}) or .npz file by name; memory-mapped where possible; pickled objects refused.
 

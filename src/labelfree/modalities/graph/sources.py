@@ -290,7 +290,7 @@ def _json_graphs(path: Path, first: bool = False) -> list[Any] | None:
     if path.suffix.lower() not in JSON:
         return None
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".json":
                 graphs = json.load(file)
             else:

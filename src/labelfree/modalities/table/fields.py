@@ -81,6 +81,7 @@ class Fields:
         "Better by Default", §3: robust scaling and smooth clipping).
         """
         z = (x[..., : self.numbers] - self.centre.to(x.device)) / self.scale.to(x.device)
+        z = z.clamp(-1e6, 1e6)  # ±3 as good as reached, and its square is still a number
         return torch.cat([z / (1 + (z / 3).square()).sqrt(), x[..., self.numbers :]], dim=-1)
 
     def restore(self, x: Tensor) -> Tensor:

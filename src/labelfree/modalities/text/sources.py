@@ -171,10 +171,8 @@ class Rows(Documents):
 
     def __init__(self, table: pa.Table, column: str, encode: Encode, words: str, stamp: str) -> None:
         self.encode, self.words, self.text_column = encode, words, column
-        text = table.column(column)
-        if not pa.types.is_large_string(text.type):
-            text = text.cast(pa.large_string())
-        self._text: pa.ChunkedArray = text
+        # in one piece: taking rows from many joins them first, each time
+        self._text: pa.Array = table.column(column).cast(pa.large_string()).combine_chunks()
         self._others = table.drop_columns([column])
         self._stamp = stamp
         self._numbers = np.arange(len(table))
