@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labelfree.data.columns import seconds
+from labelfree.data import written
+from labelfree.data.columns import order_of_dates, seconds
 from labelfree.data.events import LogOptions, read_log
 from labelfree.data.recordings import ReadOptions, read_recordings
 from labelfree.data.tables import open_rows
+from labelfree.data.written import HEAD
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.table.columns import Wanted, encode, find_columns
 
@@ -64,5 +66,122 @@ def test_one_unreadable_date_is_missing_where_a_table_is_read_again() -> None:
     assert found.notes["when"] == "dates written as text, 1 of them unreadable"
     coded = encode(column, pa.chunked_array([[DAYS[0], "2024-13-45 10:00:00", DAYS[1]]]))
     assert np.isnan(coded).any(axis=1).tolist() == [False, True, False]
-    with pytest.raises(LabelfreeError, match="Column 'when' holds string, not dates"):
+    with pytest.raises(
+        LabelfreeError, match=r"'when' holds string, most of which are no dates\. Give dates, or train with"
+    ):
         encode(column, pa.chunked_array([["soon", "later", DAYS[1]]]))
+
+
+ZONED = {
+    "2024-01-01T10:00:00+02:00": 8.0,
+    "2024-01-01T10:00:00+0200": 8.0,
+    "2024-01-01 10:00:00-03": 13.0,
+    "2024-01-01T10:00Z": 10.0,
+    "2024-01-01 10:00:00 UTC": 10.0,
+    "2024-01-01T10:00:36.5+00:00": 10.0 + 36.5 / 3600,
+    "2024-01-01T10:00:36.5-05:30": 15.5 + 36.5 / 3600,
+    "2024/01/01 10:00": 10.0,
+    "01.01.2024 10:00": 10.0,
+    "01.01.2024": 0.0,
+    "01/01/2024 10:00:00": 10.0,
+    "1-1-2024": 0.0,
+}
+
+
+@pytest.mark.parametrize("cell", ZONED)
+def test_dates_are_read_in_the_forms_of_several_countries_and_zones(cell: str) -> None:
+    start = np.datetime64("2024-01-01", "s").astype(float)
+    np.testing.assert_allclose(times([cell, None]), [start + 3600 * ZONED[cell], np.nan])  # type: ignore[arg-type]
+
+
+def test_a_year_of_two_digits_is_not_guessed() -> None:
+    assert times(["1/31/24", "2/1/24"]) is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "last", "order"),
+    [
+        (["01/02/2024", "01/31/2024"], "2024-01-31", "month/day/year"),
+        (["01/02/2024", "31/01/2024"], "2024-01-31", "day/month/year"),
+        (["01/02/2024", "03/04/2024"], "2024-03-04", "month/day/year (the days do not tell)"),
+        (["01/02/2024"] * HEAD + ["13/02/2024"] * 2, "2024-02-13", "day/month/year"),
+        (["2024-01-02", "2024-01-03"], "2024-01-03", ""),
+    ],
+)
+def test_whether_the_month_comes_first_is_told_by_the_whole_column(cells: list[str], last: str, order: str) -> None:
+    column = pa.chunked_array([cells])
+    found = seconds(column)
+    assert found is not None
+    assert found[-1] == np.datetime64(last, "s").astype(float)
+    assert order_of_dates(column) == order
+
+
+@pytest.mark.parametrize(
+    ("cells", "read"),
+    [
+        (["1,234.56", "12", "-1,000"], [1234.56, 12, -1000]),
+        (["$12.50", "-$3", " 4 € ", "+5"], [12.5, -3, 4, 5]),
+        (["1", "02", "error"], [1, 2, None]),
+        (["1,5", "1,234", "2"], None),
+        (["1 2", "3 4", "5"], None),
+        ([None, "a", "3"], [None, None, 3]),
+        (["1e3", ".5", "7."], [1000, 0.5, 7]),
+    ],
+)
+def test_numbers_written_as_text_are_read_and_what_is_none_is_missing(
+    cells: list[str | None], read: list[float | None] | None
+) -> None:
+    found = written.numbers(pa.chunked_array([pa.array(cells, pa.string())]))
+    assert (found if found is None else found.to_pylist()) == read
+
+
+PRICES = [f"{number * 37 % 1000}.5" for number in range(200)]
+
+
+@pytest.mark.parametrize("cell", ["error", "1,234.50", "$12.50"])
+def test_one_odd_cell_leaves_a_column_of_numbers_what_it_is(cell: str) -> None:
+    """In a table, a series and events; an encoder that was trained reads it in a new source too."""
+    cells = [*PRICES[:-1], cell]
+    table = pa.table({"price": cells, "n": np.arange(200) % 7})
+    found = find_columns(open_rows(table), Wanted())
+    assert [column.kind for column in found.columns] == ["number", "number"]
+    note = "numbers written as text" + (", 1 of them unreadable" if cell == "error" else "")
+    assert found.notes == {"price": note}
+    again = encode(found.columns[0], pa.chunked_array([["1.5", cell, "2.5"]]))[:, 0]
+    assert again[[0, 2]].tolist() == [1.5, 2.5]
+    assert np.isnan(again[1]) == (cell == "error")
+
+    ends = [{"time": float(n), "source": n % 5, "target": n % 3, "price": cells[n]} for n in range(200)]
+    log = read_log(pa.Table.from_pylist(ends), LogOptions())
+    series = read_recordings(table, ReadOptions())
+    said = "price (1 of them unreadable)" if cell == "error" else "price"
+    for channels, values, facts in (
+        (log.channels, log.features, log.facts),
+        (series.channels, series.values, series.facts),
+    ):
+        assert "price" in channels
+        assert np.isnan(values).sum() == (cell == "error")
+        assert facts["numbers written as text"] == said
+
+
+def test_codes_some_of_which_are_numbers_stay_categories() -> None:
+    sizes = pa.chunked_array([["38", "40", "42", "S", "M"] * 20])
+    found = find_columns(open_rows(pa.table({"size": sizes, "n": np.arange(100) % 7})), Wanted())
+    assert found.columns[0].kind == "category"
+    table = pa.table({"code": ["1", "2"] * 50, "x": np.linspace(0.5, 3, 100)})
+    assert read_recordings(table, ReadOptions()).channels == ("x",)
+
+
+def test_two_numbers_written_as_text_are_one_column_wherever_they_stand() -> None:
+    column = find_columns(open_rows(pa.table({"paid": ["$0", "$1"] * 20, "n": np.arange(40) % 7})), Wanted()).columns[0]
+    assert encode(column, pa.chunked_array([["$0", "$1", None]]))[:2, 0].tolist() == [1, 2]
+
+
+def test_a_series_in_american_dates_is_sorted_by_them_and_unread_ones_are_named() -> None:
+    dates = [f"01/{day:02}/2024 10:00" for day in range(1, 29)]
+    table = pa.table({"time": dates[::-1], "x": np.linspace(0.5, 3, 28)})
+    found = read_recordings(table, ReadOptions())
+    assert found.values[:, 0].tolist() == np.linspace(3, 0.5, 28).astype(np.float32).tolist()
+    assert found.facts["time"] == "'time', a step every 86400; read as month/day/year"
+    unread = read_recordings(table.set_column(0, "time", pa.array(["noon"] * 28)), ReadOptions())
+    assert unread.facts["time"] == "'time' holds none that can be read ('noon'): rows are taken in their order"

@@ -57,6 +57,13 @@ def test_thousands_of_an_english_table_are_no_decimals(tmp_path: Path) -> None:
     assert found.column("people").to_pylist() == ["1,234", "56,789"]
 
 
+def test_decimal_commas_beside_an_odd_cell_are_no_thousands(tmp_path: Path) -> None:
+    path = written(tmp_path, "ort;länge\nA;1,234\nB;Fehler\nC;2,345\nD;1.234,5\n10.100.200,x;3,456\n")
+    found = read_table(path)
+    assert found.column("länge").to_pylist() == ["1.234", "Fehler", "2.345", "1234.5", "3.456"]
+    assert found.column("ort")[-1].as_py() == "10.100.200,x"
+
+
 @pytest.mark.parametrize("text", ['text\n"one; two, three"\n"four; five"\n', "text;kind,n\nx;y,2\nz,3\n"])
 def test_separators_inside_cells_separate_nothing(tmp_path: Path, text: str) -> None:
     assert read_table(written(tmp_path, text)).column_names == text.splitlines()[0].split(",")

@@ -141,7 +141,9 @@ def test_what_was_learnt_travels_and_another_source_must_have_the_columns() -> N
     torch.testing.assert_close(modality.fields.marginals, again.fields.marginals, equal_nan=True)
     with pytest.raises(LabelfreeError, match=r"The trained encoder names the column 'height'"):
         again.open(source().drop_columns(["height"]))
-    with pytest.raises(LabelfreeError, match=r"Column 'height' holds string, not numbers\. Write categories=height"):
+    with pytest.raises(
+        LabelfreeError, match=r"'height' holds string, most of which are no numbers\. .* train with categories=height"
+    ):
         again.open(source().set_column(2, "height", pa.array(["tall"] * COUNT)))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from labelfree.data import written
 from labelfree.errors import LabelfreeError, nearest
 
 _TIME = "time timestamp datetime date date_time timestep time_step step ts ds t seconds"
@@ -25,11 +26,8 @@ _IDENTITY = (
     "unique_id group"
 )
 TIME_NAMES, LABEL_NAMES, IDENTITY_NAMES = (frozenset(words.split()) for words in (_TIME, _LABEL, _IDENTITY))
-#: How dates are written, where Arrow did not find them by itself.
-_DATES = (
-    "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y/%m/%d %H:%M:%S", "%d.%m.%Y %H:%M:%S", "%Y-%m-%d",
-)  # fmt: skip
-HEAD = 1000  #: Rows that are tried before a whole column is read as something.
+#: Text of at most so many different values is categories, also where these are numbers.
+CATEGORIES = 32
 _FEW = 20  #: whole numbers with at most so many distinct values look like codes of classes
 
 
@@ -88,6 +86,31 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
     return values
 
 
+def with_numbers(table: pa.Table, wanted: Collection[str] = ()) -> pa.Table:
+    """The table with its columns of numbers written as text as numbers, null where a cell is none.
+
+    Text of few different values stays, which are codes, but for columns that are `wanted` as numbers.
+    """
+    for place, field in enumerate(table.schema):
+        if not is_words(field.type):
+            continue
+        column = table.column(place)
+        few = field.name not in wanted and pc.count_distinct(column).as_py() <= CATEGORIES
+        if not few and (found := written.numbers(column)) is not None:
+            table = table.set_column(place, field.name, found)
+    return table
+
+
+def words_of_numbers(table: pa.Table, measured: pa.Table, names: Sequence[str]) -> str:
+    """Which of the columns are numbers in `measured` that `table` has as text, and how many of their cells are none."""
+    found = []
+    for name in names:
+        if name in table.column_names and is_words(table.schema.field(name).type):
+            bad = measured.column(name).null_count - table.column(name).null_count
+            found.append(f"{name} ({bad:,} of them unreadable)" if bad else name)
+    return ", ".join(found)
+
+
 def require(table: pa.Table, names: Sequence[str], what: str) -> None:
     """Raises LabelfreeError where a column is missing, naming what `what` asked for."""
     for name in names:
@@ -105,7 +128,7 @@ def seconds(column: pa.ChunkedArray) -> np.ndarray | None:
     """
     if is_words(column.type):
         found = dates(column)
-        return _scaled(_numbers_among(column)) if found is None else found
+        return _scaled(written.numbers(column)) if found is None else found
     if is_moment(column.type):
         return _from_epoch(column)
     return _scaled(column) if is_number(column.type) else None
@@ -113,33 +136,7 @@ def seconds(column: pa.ChunkedArray) -> np.ndarray | None:
 
 def dates(column: pa.ChunkedArray) -> np.ndarray | None:
     """(R,) float64 seconds of moments or of dates written as text, NaN where a cell holds none; None where most do."""
-    if not is_words(column.type):
-        return _from_epoch(column)
-    fraction = pc.struct_field(pc.extract_regex(column, r":\d\d(?P<of>\.\d+)Z?$"), "of")
-    spelt = pc.replace_substring_regex(column, r"(:\d\d)(\.\d+)?Z?$", r"\1")
-    head = spelt.drop_null().slice(0, HEAD)
-    fitting = [pattern for pattern in _DATES if _strptime(head, pattern).null_count < len(head)]
-    nothing = pa.chunked_array([pa.nulls(len(spelt), pa.timestamp("us"))])
-    moments = pc.coalesce(nothing, *[_strptime(spelt, pattern) for pattern in fitting])
-    if not _mostly(moments, column):
-        return None
-    return _from_epoch(moments) + np.nan_to_num(pc.cast(fraction, pa.float64()).to_numpy())
-
-
-def _strptime(spelt: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
-    return pc.strptime(spelt, format=pattern, unit="us", error_is_null=True)
-
-
-def _mostly(found: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
-    """Whether at least half of the cells that hold something could be read."""
-    return 2 * (found.null_count - column.null_count) <= len(column) - column.null_count
-
-
-def _numbers_among(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The cells of a column of text that are numbers, null elsewhere; None where most are none."""
-    is_one = pc.match_substring_regex(column, r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
-    found = pc.if_else(is_one, pc.utf8_trim_whitespace(column), None)
-    return pc.cast(found, pa.float64()) if _mostly(found, column) else None
+    return written.dates(column) if is_words(column.type) else _from_epoch(column)
 
 
 def _scaled(column: pa.ChunkedArray | None) -> np.ndarray | None:
@@ -170,6 +167,19 @@ def time_column(table: pa.Table, options: ReadOptions) -> str | None:
     moments = [f.name for f in free if is_moment(f.type)]
     both = [name for name in moments if name in named]
     return next((name for name in both + moments + named if seconds(table.column(name)) is not None), None)
+
+
+def unread_times(table: pa.Table, taken: Collection[str]) -> str:
+    """What is to be said where the table's column of text that is named like a time cannot be read as one."""
+    named = [f.name for f in table.schema if is_words(f.type) and plain(f.name) in TIME_NAMES and f.name not in taken]
+    known = table.column(named[0]).drop_null() if named else []
+    example = f" ('{known[0]}')" if len(known) else ""
+    return f"'{named[0]}' holds none that can be read{example}: rows are taken in their order" if named else ""
+
+
+def order_of_dates(column: pa.ChunkedArray) -> str:
+    """How dates written as text are read ("month/day/year"), where that is not plain to see; else ""."""
+    return written.order_of_dates(column) if is_words(column.type) else ""
 
 
 def identity_columns(table: pa.Table, options: ReadOptions) -> list[str]:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from labelfree.data.characters import decode, encoding_of
@@ -22,6 +23,7 @@ MOST = 1 << 31
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d+)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 _WITH_POINT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _WITH_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+_COMMA_CELL = r"^\s*[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+\s*$"
 _THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
 
 
@@ -71,12 +73,13 @@ def _parse(source: Path | bytes, size: int, form: Form) -> pa.Table:
     """Types are guessed from the first megabyte; from all of it where that guess turns out to be wrong."""
 
     def read(block: int | None) -> pa.Table:
-        return read_csv(
+        table = read_csv(
             source if isinstance(source, Path) else pa.BufferReader(source),
             ReadOptions(block_size=block, autogenerate_column_names=not form.header),
             ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
             ConvertOptions(decimal_point=form.decimal),
         )
+        return _with_points(table) if form.decimal == "," else table
 
     try:
         return read(None)
@@ -84,6 +87,17 @@ def _parse(source: Path | bytes, size: int, form: Form) -> pa.Table:
         if "conversion error" not in str(error) or size >= MOST:
             raise
         return read(size + 1)
+
+
+def _with_points(table: pa.Table) -> pa.Table:
+    """Numbers with a decimal comma that stand among other words in a column, as those of other columns are read."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            column = table.column(place)
+            pointed = pc.replace_substring(pc.replace_substring(column, ".", ""), ",", ".")
+            column = pc.if_else(pc.match_substring_regex(column, _COMMA_CELL), pointed, column)
+            table = table.set_column(place, field, column)
+    return table
 
 
 def _form_of(head: bytes, suffix: str, whole: bool) -> Form:

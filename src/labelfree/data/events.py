@@ -38,8 +38,6 @@ _PAIRS: tuple[tuple[str, str, bool], ...] = (
     ("customer", "merchant", True),
     ("customer_id", "merchant_id", True),
 )
-#: Text columns with at most so many different values are categories.
-_CATEGORIES = 32
 
 
 @dataclass(frozen=True)
@@ -217,8 +215,13 @@ def read_log(source: Any, options: LogOptions) -> Log:
         raise LabelfreeError(f"{what} has no events{reason}.", "Name a table with events.")
     order = kept[np.argsort(time[kept], kind="stable")]
     ends, nodes = _numbered(starts[order], stops[order], two)
-    features, channels, left = _features(table, (time_name, source_name, target_name), options)
+    measured = col.with_numbers(table, options.channels or ())
+    features, channels, left = _features(table, measured, (time_name, source_name, target_name), options)
     facts = _facts(time, kept, order, ends, channels, left)
+    if order_of_dates := col.order_of_dates(table.column(time_name)):
+        facts["times"] = f"read as {order_of_dates}"
+    if as_text := col.words_of_numbers(table, measured, channels):
+        facts["numbers written as text"] = as_text
     return Log(
         time=time[order],
         ends=ends,
@@ -263,19 +266,21 @@ def _plain(values: np.ndarray) -> np.ndarray:
 
 
 def _features(
-    table: pa.Table, taken: Sequence[str], options: LogOptions
+    table: pa.Table, measured: pa.Table, taken: Sequence[str], options: LogOptions
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, str]]:
-    """(R, F) features of every row, their names, and what was left out with the reason."""
+    """(R, F) features of every row, their names, and what was left out with the reason; `measured` has the numbers."""
     left: dict[str, str] = {}
     channels = options.channels
     if channels is None:
-        channels, left = _choose(table, taken, options)
-    found = [_channel(table, channel) for channel in channels]
+        channels, left = _choose(table, measured, taken, options)
+    found = [_channel(table, measured, channel) for channel in channels]
     matrix = np.stack(found, axis=1) if found else np.zeros((len(table), 0))
     return matrix.astype(np.float32), channels, left
 
 
-def _choose(table: pa.Table, taken: Sequence[str], options: LogOptions) -> tuple[tuple[str, ...], dict[str, str]]:
+def _choose(
+    table: pa.Table, measured: pa.Table, taken: Sequence[str], options: LogOptions
+) -> tuple[tuple[str, ...], dict[str, str]]:
     col.require(table, options.columns, "columns")
     col.require(table, options.exclude, "exclude")
     wanted = [name for name in options.columns or table.column_names if name not in (*taken, *options.exclude)]
@@ -284,10 +289,10 @@ def _choose(table: pa.Table, taken: Sequence[str], options: LogOptions) -> tuple
         telling = [name for name in wanted if col.plain(name) in col.LABEL_NAMES]
         left |= dict.fromkeys(telling, "named like a label")
         wanted = [name for name in wanted if name not in left]
-    numeric = [name for name in wanted if name in col.numeric_names(table)]
+    numeric = [name for name in wanted if name in col.numeric_names(measured)]
     if numeric and not options.columns:
         try:
-            numeric, others = col.choose_channels(table.select(numeric), (), ReadOptions())
+            numeric, others = col.choose_channels(measured.select(numeric), (), ReadOptions())
         except LabelfreeError:
             others = dict.fromkeys(numeric, "numbers the rows")
             numeric = []
@@ -297,7 +302,7 @@ def _choose(table: pa.Table, taken: Sequence[str], options: LogOptions) -> tuple
         if name not in numeric and name not in left:
             values = _categories(table.column(name))
             channels += [f"{name}={value}" for value in values]
-            left |= {} if values else {name: f"more than {_CATEGORIES} different values, or only one"}
+            left |= {} if values else {name: f"more than {col.CATEGORIES} different values, or only one"}
     return tuple(channels), left
 
 
@@ -306,7 +311,7 @@ def _categories(column: pa.ChunkedArray) -> list[str]:
     if not (pa.types.is_boolean(column.type) or col.is_words(column.type) or pa.types.is_dictionary(column.type)):
         return []
     found = pc.value_counts(_spelt(column).drop_null())
-    if not 2 <= len(found) <= _CATEGORIES:
+    if not 2 <= len(found) <= col.CATEGORIES:
         return []
     return [value for _, value in sorted((-item["counts"], item["values"]) for item in found.to_pylist())]
 
@@ -316,14 +321,14 @@ def _spelt(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(column, "True", "False") if pa.types.is_boolean(column.type) else pc.cast(column, pa.string())
 
 
-def _channel(table: pa.Table, channel: str) -> np.ndarray:
+def _channel(table: pa.Table, measured: pa.Table, channel: str) -> np.ndarray:
     """(R,) values of one feature: a numeric column, or whether a column has a value."""
     if channel in table.column_names:
-        if channel not in col.numeric_names(table):
+        if channel not in col.numeric_names(measured):
             raise LabelfreeError(
                 f"Column '{channel}' holds {table.schema.field(channel).type}, not numbers.", "Give it as numbers."
             )
-        return col.numbers(table, channel)
+        return col.numbers(measured, channel)
     name, _, value = channel.rpartition("=")
     col.require(table, [name or channel], "The trained encoder")
     return np.asarray(pc.cast(pc.equal(_spelt(table.column(name)), value), pa.float64()).to_numpy())

@@ -198,10 +198,14 @@ def _from_table(table: pa.Table, options: ReadOptions, what: str, recording: boo
     """A table; `recording` where it is known to be one recording of many, hence long."""
     if not len(table):
         raise LabelfreeError(f"{what} has no rows.", "Name a table with measurements.")
-    layout, why = ("long", "one file a recording") if recording else _layout(table, options)
+    measured = col.with_numbers(table, (*options.columns, *options.channels))
+    layout, why = ("long", "one file a recording") if recording else _layout(measured, options)
     read = _wide if layout == "wide" else _long
-    found = read(table, options, what)
-    return Recordings(**{**vars(found), "facts": {"read as": f"{layout} table ({why})", **found.facts}})
+    found = read(table, measured, options, what)
+    facts = {"read as": f"{layout} table ({why})", **found.facts}
+    if as_text := col.words_of_numbers(table, measured, found.channels):
+        facts["numbers written as text"] = as_text
+    return Recordings(**{**vars(found), "facts": facts})
 
 
 def _layout(table: pa.Table, options: ReadOptions) -> tuple[str, str]:
@@ -226,11 +230,13 @@ def _unnamed(channels: Sequence[str]) -> bool:
     return channels == ("value",) or list(channels) == [str(number) for number in range(len(channels))]
 
 
-def _wide(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
+def _wide(table: pa.Table, measured: pa.Table, options: ReadOptions, what: str) -> Recordings:
+    """A row a series; `measured` is the table with all its numbers."""
     if options.group:
         col.require(table, [options.group], "group")
-    names, left = col.choose_channels(table, [options.group], _without_channels(options), suspects=_beside_steps(table))
-    matrix = np.stack([col.numbers(table, name) for name in names], axis=1)
+    own, suspects = _without_channels(options), _beside_steps(table)
+    names, left = col.choose_channels(measured, [options.group], own, suspects=suspects)
+    matrix = np.stack([col.numbers(measured, name) for name in names], axis=1)
     others = {name: column_values(table, name) for name in table.column_names if name not in names}
     found = _from_arrays({"": matrix, **others}, options, what)
     facts = {"left out": _words(left)} if left else {}
@@ -250,7 +256,8 @@ def _without_channels(options: ReadOptions) -> ReadOptions:
     return ReadOptions(**{**vars(options), "channels": ()})
 
 
-def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
+def _long(table: pa.Table, measured: pa.Table, options: ReadOptions, what: str) -> Recordings:
+    """A row a time step; `measured` is the table with all its numbers."""
     clock = col.time_column(table, options)
     identities = [name for name in col.identity_columns(table, options) if name != clock]
     time = col.seconds(table.column(clock)) if clock else None
@@ -260,14 +267,17 @@ def _long(table: pa.Table, options: ReadOptions, what: str) -> Recordings:
         identity = col.codes(identity * (int(values.max()) + 1) + values)
     order, bounds, gaps = col.cut(identity, time, options.gap)
     taken = [*identities, *([clock] if clock else [])]
-    constant = _constant_inside(table, taken, order, bounds) if len(bounds) > 2 else {}
+    constant = _constant_inside(measured, taken, order, bounds) if len(bounds) > 2 else {}
     free = _unnamed(options.channels) and not set(options.channels) <= set(table.column_names)
-    names, left = col.choose_channels(table, taken, _without_channels(options) if free else options, constant)
+    names, left = col.choose_channels(measured, taken, _without_channels(options) if free else options, constant)
     channels = _check_count(tuple(names), options, what) if free else tuple(names)
-    values = _clean(np.stack([col.numbers(table, name) for name in names], axis=1)[order])
+    values = _clean(np.stack([col.numbers(measured, name) for name in names], axis=1)[order])
     facts = {"left out": _words(left)} if left else {}
     if clock and time is not None:
         facts["time"] = _time_words(clock, time[order], bounds, gaps)
+        facts["time"] += f"; read as {form}" if (form := col.order_of_dates(table.column(clock))) else ""
+    elif untold := col.unread_times(table, taken):
+        facts["time"] = untold
     return Recordings(
         values=values,
         spans=_trim(values, bounds),

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
-from labelfree.data.columns import ReadOptions, group_numbers, is_number, looks_wide, numeric_names
+from labelfree.data.columns import ReadOptions, group_numbers, is_number, looks_wide, numeric_names, with_numbers
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
@@ -545,6 +545,7 @@ def _recognise_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[float, str]:
 
 
 def _recognise_table(table: pa.Table) -> tuple[float, str]:
+    table = with_numbers(table)
     numeric = numeric_names(table)
     share = len(numeric) / max(len(table.column_names), 1)
     if not any(is_number(table.schema.field(name).type) for name in numeric):

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelfree.data import columns as col
+from labelfree.data import written
 from labelfree.data.tables import Rows
 from labelfree.errors import LabelfreeError
 
 Kind = Literal["number", "boolean", "category", "date", "text"]
 #: Words that stand for a missing value.
-MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown")
+MISSING = ("", "?", "-", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "nil", "missing", "unknown")
 #: Features that a text is hashed into, and the share of its values that hold several words.
 TEXT_FIELDS, WORDY = 8, 0.3
 #: Shares of distinct values: almost all name the rows; more than half are no categories, where they are words.
@@ -180,7 +181,7 @@ def _typed(name: str, values: pa.ChunkedArray, wanted: Wanted, named: bool) -> t
     if values.null_count == len(values):
         raise Unused("holds no value")
     if col.is_number(kind):
-        return _numeric(name, values, named), ""
+        return _numeric(name, values, words(values), named), ""
     if col.is_moment(kind):
         return _date(name, values), ""
     if pa.types.is_boolean(kind):
@@ -192,7 +193,8 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
-def _numeric(name: str, values: pa.ChunkedArray, named: bool) -> Column:
+def _numeric(name: str, values: pa.ChunkedArray, spelt: pa.ChunkedArray, named: bool) -> Column:
+    """A column of numbers, also as words. Raises Unused with the reason why it is none."""
     known = col.numbers(pa.table({name: values}), name)
     known = known[~np.isnan(known)]
     if not len(known):
@@ -201,7 +203,7 @@ def _numeric(name: str, values: pa.ChunkedArray, named: bool) -> Column:
     if low == high and len(known) == len(values):
         raise Unused("constant")
     if low == high or (low == 0 and high == 1 and bool(((known == 0) | (known == 1)).all())):
-        return _boolean(name, words(values))
+        return _boolean(name, spelt)
     if not named and pa.types.is_integer(values.type) and len(known) >= FEW_ROWS:
         steps = np.diff(known)
         if len(known) == len(values) and bool((steps == 1).all()):
@@ -237,12 +239,13 @@ def _from_words(name: str, spelt: pa.ChunkedArray, wanted: Wanted, named: bool) 
     known = spelt.drop_null()
     if not len(known):
         raise Unused("holds no value")
-    if (numbers := _as_numbers(spelt)) is not None:
-        return _numeric(name, numbers, named), "numbers written as text"
-    if (moments := col.dates(known)) is not None:
-        bad = int(np.isnan(moments).sum())
-        return _date(name, spelt), "dates written as text" + (f", {bad:,} of them unreadable" if bad else "")
     distinct = pc.count_distinct(known).as_py()
+    if (numbers := written.numbers(spelt)) is not None:
+        bad = numbers.null_count - spelt.null_count
+        if not bad or distinct > min(col.CATEGORIES, MANY * len(known)):  # else codes, some of which are numbers
+            return _numeric(name, numbers, spelt, named), _note("numbers", bad)
+    if (moments := written.dates(known)) is not None:
+        return _date(name, spelt), _note("dates", int(np.isnan(moments).sum()), written.order_of_dates(known))
     wordy = pc.mean(pc.cast(pc.match_substring_regex(known, r"\S\s+\S"), pa.float64())).as_py()
     enough = len(known) >= FEW_ROWS
     if enough and wordy >= WORDY and distinct > MANY * len(known):
@@ -250,6 +253,11 @@ def _from_words(name: str, spelt: pa.ChunkedArray, wanted: Wanted, named: bool) 
     if enough and not named and distinct >= NAMING * len(known):
         raise Unused("identifier: nearly every row has another value")
     return _category(name, spelt, wanted.most_values)
+
+
+def _note(what: str, bad: int, order: str = "") -> str:
+    note = f"{what} written as text" + (f" as {order}" if order else "")
+    return note + (f", {bad:,} of them unreadable" if bad else "")
 
 
 def _category(name: str, spelt: pa.ChunkedArray, most: int) -> tuple[Column, str]:
@@ -285,30 +293,26 @@ def _is_small(values: pa.ChunkedArray) -> bool:
     return all(end is None or abs(end) < 2**53 for end in ends.values())
 
 
-def _as_numbers(spelt: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """(R,) the strings as numbers; None where one is none."""
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            pc.cast(spelt.slice(0, col.HEAD), kind)  # a cast of a million words that fails takes its time
-            return pc.cast(spelt, kind)
-        except pa.ArrowInvalid:
-            continue
-    return None
-
-
 def _seconds(name: str, values: pa.ChunkedArray) -> np.ndarray:
     """(R,) float64 seconds, NaN where missing or unreadable. Raises LabelfreeError where most are no dates."""
     found = col.dates(values if col.is_moment(values.type) else words(values))
     if found is None:
-        raise LabelfreeError(f"Column '{name}' holds {values.type}, not dates.", f"Write categories={name}.")
+        raise _other_kind(name, values, "dates")
     return found
 
 
+def _other_kind(name: str, values: pa.ChunkedArray, expected: str) -> LabelfreeError:
+    return LabelfreeError(
+        f"Column '{name}' holds {values.type}, most of which are no {expected}.",
+        f"Give {expected}, or train with categories={name}.",
+    )
+
+
 def encode(column: Column, values: pa.ChunkedArray) -> np.ndarray:
-    """(R, fields) float32 of a column: values, codes of categories (0 where unseen), NaN where missing.
+    """(R, fields) float32 of a column: values, codes of categories (0 where unseen), NaN where missing or unreadable.
 
     Raises:
-        LabelfreeError: numbers are expected and something else is there.
+        LabelfreeError: numbers or dates are expected, and most of what is there are none.
     """
     return np.asarray(_ENCODERS[column.kind](column, values), dtype=np.float32).reshape(len(values), -1)
 
@@ -316,11 +320,9 @@ def encode(column: Column, values: pa.ChunkedArray) -> np.ndarray:
 def _encode_number(column: Column, values: pa.ChunkedArray) -> np.ndarray:
     found = values
     if not (col.is_number(values.type) or pa.types.is_null(values.type)):
-        plain = pc.cast(values, pa.int8()) if pa.types.is_boolean(values.type) else _as_numbers(words(values))
+        plain = pc.cast(values, pa.int8()) if pa.types.is_boolean(values.type) else written.numbers(words(values))
         if plain is None:
-            raise LabelfreeError(
-                f"Column '{column.name}' holds {values.type}, not numbers.", f"Write categories={column.name}."
-            )
+            raise _other_kind(column.name, values, "numbers")
         found = plain
     return col.numbers(pa.table({"": found}), "").clip(-3e38, 3e38)
 
