@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from labelfree.data import sources
+from labelfree.data.events import LogOptions, read_log
+from labelfree.data.recordings import ReadOptions, read_recordings
 from labelfree.data.sources import read_head, read_table
 from labelfree.data.tables import open_rows
 from labelfree.errors import LabelfreeError
@@ -99,3 +102,88 @@ def test_columns_that_are_numbers_in_one_file_and_words_in_another_fit_together(
     written(tmp_path, "a,b\nx,4.5\n,5.5\n", name="2.csv")
     rows = open_rows(tmp_path)
     assert rows.read(["a", "b"]).to_pydict() == {"a": ["1", "2", "x", ""], "b": [2.5, 3.5, 4.5, 5.5]}
+
+
+@pytest.mark.parametrize("rows", [30, 200_000])
+def test_a_row_of_too_many_or_few_cells_is_missing_and_listed(tmp_path: Path, rows: int) -> None:
+    lines = [f"{n},{n % 7}.5" for n in range(rows)]
+    lines[4], lines[rows - 2] = "4,1,2", "7"
+    path = written(tmp_path, "\n".join(["a,b", *lines]) + "\n")
+    dataset = Table().open(path)
+    why = {4: "3 cells where 2 are expected", rows - 2: "1 cells where 2 are expected"}
+    assert [(bad.index, bad.name, bad.reason) for bad in dataset.unreadable] == [
+        (row, f"row {row}", words) for row, words in why.items()
+    ]
+    assert (len(dataset), dataset.source_count(), dataset.describe().facts["unreadable"]) == (rows, rows, "2")
+    assert np.flatnonzero(np.isnan(dataset.values).all(axis=1)).tolist() == list(why)
+    assert len(read_head(path)) == min(rows, 1000)
+    with pytest.raises(LabelfreeError, match="Expected 2 columns, got"):
+        read_table(path)
+
+
+def test_odd_rows_keep_their_place_without_a_header_and_in_a_folder(tmp_path: Path) -> None:
+    for name in ("1.csv", "2.csv"):
+        written(tmp_path, "\n".join(["1.5,2.25"] * 19 + ["3,4,5", "6.5,7"]) + "\n", name=name)
+    rows = open_rows(tmp_path)
+    assert list(rows.ragged) == [19, 40]
+    assert rows.read(["f1"]).column("f1").to_pylist()[18:21] == [2.25, None, 7]
+
+
+def test_a_file_of_rows_of_all_lengths_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b\n" + "1,2\n" * 8 + "1,2,3\n" * 2)
+    with pytest.raises(LabelfreeError, match="2 of its 10 rows have another number of cells than the first"):
+        open_rows(path)
+
+
+def test_odd_rows_of_texts_events_and_series_are_said(tmp_path: Path) -> None:
+    texts = [f"a sentence of several words with the number {n},x" for n in range(20)]
+    documents = Text().open(written(tmp_path, "\n".join(["text,kind", *texts, "one, two, three"])))
+    assert [item.name for item in documents.unreadable] == ["table.csv: row 20"]
+    assert (documents.describe().facts["unreadable"], documents.texts([20])) == ("1", [""])
+    log = read_log(written(tmp_path, "time,source,target\n" + "1,2,3\n" * 20 + "1,2\n"), LogOptions())
+    assert [(item.index, item.reason) for item in log.unreadable] == [(20, "2 cells where 3 are expected")]
+    steps = "\n".join(["time,x", *(f"{n},{n}.5" for n in range(20)), "20,1,2"])
+    found = read_recordings(written(tmp_path, steps), ReadOptions())
+    assert found.facts["rows of missing values"] == "1, with too many or too few cells"
+
+
+def test_a_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
+    long = "word " * 500_000
+    path = written(tmp_path, f'a,text\n1,x\n2,"{long}"\n')
+    assert read_table(path).column("text")[1].as_py() == long
+    path = written(tmp_path, f'{{"text": "x"}}\n{{"text": "{long}"}}\n', name="table.jsonl")
+    assert read_table(path).column("text")[1].as_py() == long
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_json_may_be_a_list_of_records(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path, '[{"a": 1},\n {"a": 2, "b": "ü"}]', encoding, "table.json")
+    assert read_table(path).to_pydict() == {"a": [1, 2], "b": [None, "ü"]}
+    with pytest.raises(LabelfreeError, match="cannot be read as json: it holds a list, and not of records"):
+        read_table(written(tmp_path, "[1, 2]", name="table.json"))
+
+
+SENTENCES = [f"This is the sentence number {n}, and it is about {['good', 'bad'][n % 2]} things." for n in range(9)]
+
+
+def test_a_file_of_texts_without_a_name_keeps_its_first_text(tmp_path: Path) -> None:
+    path = written(tmp_path, "".join(f'"{text}"\n' for text in SENTENCES))
+    documents = Text().open(path)
+    assert documents.texts(range(9)) == SENTENCES
+    assert documents.describe().facts["source"] == ("9 texts, column 'f0' of 'table.csv'; the first row holds no names")
+    path = written(tmp_path, "".join(f'"{text}",{["good", "bad"][n % 2]}\n' for n, text in enumerate(SENTENCES)))
+    assert read_table(path).column_names == ["f0", "f1"]
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        ("text", SENTENCES),
+        ("What do you think of it?", ["good", "bad"] * 5),
+        ('"What do you think of it, all in all?",age', [f'"{text}",{n}' for n, text in enumerate(SENTENCES)]),
+        ("What of it all then", [" ".join(SENTENCES).replace(",", "")] * 3),
+    ],
+)
+def test_names_that_are_questions_are_names(tmp_path: Path, first: str, rest: list[str]) -> None:
+    rest = rest if "," in first else [f'"{text}"' for text in rest]
+    assert len(read_table(written(tmp_path, "\n".join([first, *rest])))) == len(rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, feather, parquet
 
+from labelfree.data import tables
 from labelfree.data.tables import open_rows
 from labelfree.errors import LabelfreeError
-from labelfree.modalities.table import Table
+from labelfree.modalities.table import Table, TableSettings
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", None, "z"], "c": [0.5, None, 2.5]})
 
@@ -148,3 +150,26 @@ def test_values_of_several_types_become_words() -> None:
     frame = pd.DataFrame({"a": [1, "two", None, 4.0], "b": [1, 2, 3, 4]})
     assert open_rows(frame).read(["a"]).column("a").to_pylist() == ["1", "two", None, "4.0"]
     assert Table.recognise(frame)[0] > 0
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "json lines", "folder", "Arrow"])
+def test_a_table_travels_to_another_process(form: str, tmp_path: Path) -> None:
+    source = FORMS[form](tmp_path)
+    dataset = Table(TableSettings(columns=("a", "c"))).open(source)
+    other = pickle.loads(pickle.dumps(dataset))
+    assert other.column("b").tolist() == dataset.column("b").tolist()
+
+
+def test_a_file_is_parsed_once_to_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads, read = FORMS["csv"](tmp_path), [], tables.read_table
+    monkeypatch.setattr(
+        tables, "read_table", lambda path, *more, **named: reads.append(path) or read(path, *more, **named)
+    )
+    dataset = Table(TableSettings(columns=("a", "c"))).open(path)
+    assert len(reads) == 1
+    assert dataset.column("b")[0] == "x"
+    assert len(reads) == 2, "it is not kept in memory for the labels"
+
+
+def test_records_need_not_all_have_the_same_columns() -> None:
+    assert open_rows([{"a": 1}, {"a": 2, "b": "x"}]).read(["b"]).to_pydict() == {"b": [None, "x"]}

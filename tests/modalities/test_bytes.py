@@ -123,3 +123,14 @@ def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
         Bytes().open([b"a", 3])
     with pytest.raises(LabelfreeError, match="All texts are the same"):
         Bytes().fit(Bytes().open([b"same", b"same"]))
+
+
+@pytest.mark.parametrize("name", ["data.csv.gz", "folder/data.ZIP"])
+def test_what_is_packed_is_to_be_unpacked_and_not_learnt_by_chance(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(EVERY)
+    source = path if path.parent == tmp_path else path.parent
+    with pytest.raises(LabelfreeError, match=r"is packed \(\.\w+\)\. Unpack it .* --modality bytes"):
+        recognise(source)
+    assert len(Bytes().open(source)) == 1

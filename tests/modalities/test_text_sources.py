@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
-from labelfree.modalities.text import Text
+from labelfree.modalities.text import Text, TextSettings
+from labelfree.needs import Need
 
 
 def test_a_table_in_many_pieces_is_held_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +19,18 @@ def test_a_table_in_many_pieces_is_held_in_one(monkeypatch: pytest.MonkeyPatch) 
     for rows in (documents, documents.chosen(range(39, -1, -1))):
         assert isinstance(rows._text, pa.Array)
     assert documents.texts([39, 0]) == [texts[39], texts[0]]
+
+
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_files_that_cannot_be_read_are_counted_however_texts_are_cut(document: str, tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(f"a line with {number}\nand another line\n")
+    (tmp_path / "9.txt").write_bytes(bytes(range(256)))
+    modality = Text(TextSettings(document=document))
+    documents = modality.open(tmp_path)
+    modality.fit(documents)
+    for needs in (frozenset(), frozenset({Need.VIEWS})):
+        found = modality.training_set(documents, needs)
+        if document == "line" or not needs:  # whole files are read, and counted, while training goes on
+            assert ([item.name for item in found.unreadable], found.source_count()) == (["9.txt"], 10)
+    assert documents.describe().facts["unreadable"] == "1"

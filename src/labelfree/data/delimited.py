@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
+from pyarrow.csv import ConvertOptions, InvalidRow, ParseOptions, ReadOptions, read_csv
 
 from labelfree.data.characters import decode, encoding_of
 
 SUFFIXES = (".csv", ".tsv")
 #: Rows that are looked at, and the share of them that must have as many cells as the first.
 LOOK_AT, REGULAR = 200, 0.9
+#: Words of a cell from which on it may be a text; names of columns have fewer, or are longer than what they name.
+SENTENCE = 4
 #: Bytes beyond which types are not guessed from the whole.
 MOST = 1 << 31
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d+)?|[.,]\d+)([eE][+-]?\d+)?\s*")
@@ -25,6 +29,11 @@ _WITH_POINT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _WITH_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 _COMMA_CELL = r"^\s*[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+\s*$"
 _THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
+
+
+def nameless(names: Sequence[str]) -> bool:
+    """Whether columns have the names that they are given where the first row of a file holds none."""
+    return list(names) == [f"f{number}" for number in range(len(names))]
 
 
 @dataclass(frozen=True)
@@ -36,23 +45,25 @@ class Form:
     header: bool = True
 
 
-def read_whole(path: Path, head: bytes) -> pa.Table:
+def read_whole(path: Path, head: bytes, ragged: dict[int, str] | None = None) -> pa.Table:
     """A file as a table.
 
     Args:
         path: the file.
         head: its first bytes, by which its form is told.
+        ragged: takes in the numbers of rows that have too many or too few cells, and the words for it, where these are
+            to be rows of missing values.
 
     Raises:
         ValueError, pa.ArrowException: it is no text, or no table.
     """
     form = _form_of(head, path.suffix.lower(), len(head) == path.stat().st_size)
     if encoding_of(head) == "utf-8-sig":
-        table = _parse(path, path.stat().st_size, form)
+        table = _parse(path, path.stat().st_size, form, ragged)
         if not any(pa.types.is_binary(field.type) for field in table.schema):
             return table  # else a character that is none in UTF-8 came after the head
     content = decode(path.read_bytes()).encode()
-    return _parse(content, len(content), form)
+    return _parse(content, len(content), form, ragged)
 
 
 def read_start(head: bytes, suffix: str) -> pa.Table:
@@ -66,27 +77,62 @@ def read_start(head: bytes, suffix: str) -> pa.Table:
     while text.count('"', 0, end) % 2:  # within a cell
         end = text.rfind("\n", 0, end - 1) + 1
     content = text[:end].encode()
-    return _parse(content, len(content), _form_of(head, suffix, False))
+    return _parse(content, len(content), _form_of(head, suffix, False), {})
 
 
-def _parse(source: Path | bytes, size: int, form: Form) -> pa.Table:
-    """Types are guessed from the first megabyte; from all of it where that guess turns out to be wrong."""
+def _parse(source: Path | bytes, size: int, form: Form, ragged: dict[int, str] | None) -> pa.Table:
+    """Types are guessed from the first megabyte; all is taken together where that guess turns out to be wrong, or a row
+    is longer. Rows of another number of cells are skipped where they have to be.
+    """
+    block: int | None = None
+    odd: dict[int, str] | None = None
+    while True:
+        try:
+            table = _read(source, form, block, odd)
+            break
+        except pa.ArrowInvalid as error:
+            if odd is None and ragged is not None and "columns, got" in str(error):
+                odd = {}
+            elif block is None and size < MOST and re.search("conversion error|straddling", str(error)):
+                block = size + 1
+            else:
+                raise
+    if form.decimal == ",":
+        table = _with_points(table)
+    if not odd or ragged is None:
+        return table
+    ragged |= odd
+    return _with_gaps(table, list(odd))
 
-    def read(block: int | None) -> pa.Table:
-        table = read_csv(
-            source if isinstance(source, Path) else pa.BufferReader(source),
-            ReadOptions(block_size=block, autogenerate_column_names=not form.header),
-            ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
-            ConvertOptions(decimal_point=form.decimal),
-        )
-        return _with_points(table) if form.decimal == "," else table
 
-    try:
-        return read(None)
-    except pa.ArrowInvalid as error:
-        if "conversion error" not in str(error) or size >= MOST:
-            raise
-        return read(size + 1)
+def _read(source: Path | bytes, form: Form, block: int | None, odd: dict[int, str] | None) -> pa.Table:
+    def skip(row: InvalidRow) -> str:
+        assert odd is not None
+        odd[row.number - 1 - form.header] = f"{row.actual_columns} cells where {row.expected_columns} are expected"
+        return "skip"
+
+    return read_csv(
+        source if isinstance(source, Path) else pa.BufferReader(source),
+        # one thread knows the numbers of rows
+        ReadOptions(use_threads=odd is None, block_size=block, autogenerate_column_names=not form.header),
+        ParseOptions(
+            delimiter=form.delimiter, newlines_in_values=True, invalid_row_handler=None if odd is None else skip
+        ),
+        ConvertOptions(decimal_point=form.decimal),
+    )
+
+
+def _with_gaps(table: pa.Table, skipped: list[int]) -> pa.Table:
+    """The table with rows of missing values where rows were skipped.
+
+    Raises:
+        ValueError: they are so many that it is none.
+    """
+    total = len(table) + len(skipped)
+    if len(skipped) > (1 - REGULAR) * total:
+        raise ValueError(f"{len(skipped):,} of its {total:,} rows have another number of cells than the first")
+    gone = np.isin(np.arange(total), skipped)
+    return table.take(pa.array(np.cumsum(~gone) - 1, mask=gone))
 
 
 def _with_points(table: pa.Table) -> pa.Table:
@@ -107,7 +153,8 @@ def _form_of(head: bytes, suffix: str, whole: bool) -> Form:
     fitting = [mark for mark, found in rows.items() if _splits(found)]
     mark = max(fitting, key=lambda mark: _share_of_numbers(rows[mark]), default=usual)
     decimal = _decimal(rows[mark], mark)
-    return Form(mark, decimal, not (rows[mark] and _is_data([cell.replace(decimal, ".") for cell in rows[mark][0]])))
+    names = [cell.replace(decimal, ".") for cell in rows[mark][0]] if rows[mark] else []
+    return Form(mark, decimal, not (names and (_is_data(names) or _is_text(rows[mark]))))
 
 
 def _rows(text: str, mark: str, whole: bool) -> list[list[str]]:
@@ -147,3 +194,20 @@ def _is_data(names: list[str]) -> bool:
     except ValueError:
         return False
     return numbers != [numbers[0] // 1 + place for place in range(len(numbers))]
+
+
+def _is_text(rows: list[list[str]]) -> bool:
+    """Whether the first row has a text like those below it, and is not the names: in a file of texts alone, or beside a
+    word that stands below it again, as a label does and a name does not.
+    """
+    first, *others = [row for row in rows if len(row) == len(rows[0])]
+    below = list(zip(*others, strict=True)) or [()] * len(first)
+    if not any(_is_sentence(cell, column) for cell, column in zip(first, below, strict=True)):
+        return False
+    return len(first) == 1 or any(cell in column for cell, column in zip(first, below, strict=True))
+
+
+def _is_sentence(cell: str, below: Sequence[str]) -> bool:
+    """Whether a cell has several words, as the cells below it have."""
+    counts = sorted(len(other.split()) for other in below)
+    return bool(counts) and SENTENCE <= counts[len(counts) // 2] <= 4 * len(cell.split()) >= 4 * SENTENCE

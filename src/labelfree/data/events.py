@@ -112,8 +112,9 @@ class Ordered(Mapping[str, np.ndarray]):
         return len(self._table.column_names)
 
 
-def as_table(source: Any) -> tuple[pa.Table, str]:
+def as_table(source: Any, ragged: dict[int, str] | None = None) -> tuple[pa.Table, str]:
     """A source as a table, and what to call it: a path, Arrow, a data frame, arrays by name, `TemporalData` of PyG.
+    `ragged` is as of `read_table`.
 
     Raises:
         LabelfreeError: nothing there, or no table of events.
@@ -121,7 +122,7 @@ def as_table(source: Any) -> tuple[pa.Table, str]:
     if isinstance(source, str | Path):
         path = existing(source)
         if path.suffix.lower() in TABLES:
-            return read_table(path), f"'{path}'"
+            return read_table(path, ragged=ragged), f"'{path}'"
         if path.suffix.lower() in ARRAYS:
             return _from_arrays(load_arrays(path), f"'{path}'"), f"'{path}'"
         raise LabelfreeError(f"'{path}' is no table of events.", f"Expected {', '.join((*TABLES, '.npz'))}.")
@@ -195,7 +196,8 @@ def read_log(source: Any, options: LogOptions) -> Log:
     Raises:
         LabelfreeError: nothing there, columns missing, or no event in it.
     """
-    table, what = as_table(source)
+    ragged: dict[int, str] = {}
+    table, what = as_table(source, ragged)
     found = find_columns(table, options)
     if found is None:
         raise LabelfreeError(
@@ -208,7 +210,7 @@ def read_log(source: Any, options: LogOptions) -> Log:
     if time is None:
         raise LabelfreeError(f"Column '{time_name}' holds no times.", "Name the column of times with time=….")
     starts, stops = (column_values(table, name) for name in (source_name, target_name))
-    bad = _unreadable(time, {source_name: starts, target_name: stops}, time_name)
+    bad = _unreadable(time, {source_name: starts, target_name: stops}, time_name, ragged)
     kept = np.setdiff1d(np.arange(len(table)), [item.index for item in bad])
     if len(kept) == 0:
         reason = f"; {bad[0].name}: {bad[0].reason}" if bad else ""
@@ -236,8 +238,11 @@ def read_log(source: Any, options: LogOptions) -> Log:
     )
 
 
-def _unreadable(time: np.ndarray, ends: Mapping[str, np.ndarray], time_name: str) -> list[Unreadable]:
+def _unreadable(
+    time: np.ndarray, ends: Mapping[str, np.ndarray], time_name: str, ragged: Mapping[int, str]
+) -> list[Unreadable]:
     reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(time)).tolist(), f"no time in '{time_name}'")
+    reasons |= ragged
     for name, values in ends.items():
         absent = values == "" if values.dtype == object else np.isnan(values) if values.dtype.kind == "f" else None
         if absent is not None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from labelfree.data import columns as col
 from labelfree.data.batch import Unreadable
 from labelfree.data.columns import ReadOptions
+from labelfree.data.delimited import nameless
 from labelfree.data.sources import (
     ARRAYS,
     TABLES,
@@ -246,7 +247,7 @@ def _wide(table: pa.Table, measured: pa.Table, options: ReadOptions, what: str) 
 def _beside_steps(table: pa.Table) -> list[str]:
     """Columns of a wide table that may be a label: not numbered; or, without a header, the first and the last."""
     names = table.column_names
-    if names == [f"f{number}" for number in range(len(names))]:  # as pyarrow names columns that have no names
+    if nameless(names):
         return [names[0], names[-1]]
     return [name for name in names if not name[-1:].isdigit()]
 
@@ -326,7 +327,11 @@ def _from_file(path: Path, options: ReadOptions, recording: bool = False) -> Rec
     if suffix in ARRAYS:
         found = _from_arrays(_one_recording(path) if recording else load_arrays(path), options, f"'{path}'")
     elif suffix in TABLES:
-        found = _from_table(read_table(path), options, f"'{path}'", recording)
+        ragged: dict[int, str] = {}
+        found = _from_table(read_table(path, ragged=ragged), options, f"'{path}'", recording)
+        if ragged:
+            facts = {**found.facts, "rows of missing values": f"{len(ragged):,}, with too many or too few cells"}
+            found = Recordings(**{**vars(found), "facts": facts})
     else:
         raise LabelfreeError(f"'{path}' is not a source of series.", f"Expected {', '.join(FILES)}, or a folder.")
     return Recordings(**{**vars(found), "fingerprint": hash_of(hash_files([path], path), found.fingerprint)})

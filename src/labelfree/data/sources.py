@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from labelfree.data import delimited
+from labelfree.data import delimited, records
 from labelfree.data.once import once
+from labelfree.data.records import array_of
 from labelfree.errors import LabelfreeError, reason_of
 
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
 ARRAYS = (".npy", ".npz")
+#: Endings of files that hold other files, or one, in fewer bytes.
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz")
 #: Bytes of a text file, and rows of a table, that are read to tell what it holds.
 HEAD_BYTES, HEAD_ROWS = 1 << 20, 1000
 #: What the table beside files is called.
@@ -121,26 +124,32 @@ def readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def read_table(path: Path, names: Sequence[str] | None = None) -> pa.Table:
-    """A CSV, TSV, Parquet, Arrow/Feather or JSON-lines file as a table, or the columns of these names.
+def read_table(path: Path, names: Sequence[str] | None = None, ragged: dict[int, str] | None = None) -> pa.Table:
+    """A CSV, TSV, Parquet, Arrow/Feather or JSON file as a table, or the columns of these names.
+
+    Args:
+        path: the file.
+        names: of the columns; None for all.
+        ragged: takes in, by their number, rows of delimited text that have another number of cells than the first, and
+            what is wrong with them; they become rows of missing values. Without it such rows are refused.
 
     Raises:
         LabelfreeError: it cannot be read as what its name says, or has two columns of one name.
     """
-    from pyarrow import feather, json, parquet
+    from pyarrow import feather, parquet
 
     suffix = path.suffix.lower()
     if suffix not in TABLES:
         raise LabelfreeError(f"'{path}' is not a table.", f"Tables end in {', '.join(TABLES)}.")
     with readable(path):
         if suffix in delimited.SUFFIXES:
-            table = delimited.read_whole(path, _start_of(path))
+            table = delimited.read_whole(path, _start_of(path), ragged)
         elif suffix == ".parquet":
             table = parquet.read_table(path, columns=names)
         elif suffix in (".arrow", ".feather"):
             table = plain(feather.read_table(path))
         else:
-            table = json.read_json(path)
+            table = records.read_records(path)
     check_names(table.column_names, f"'{path}'")
     return table if names is None else table.select(names)
 
@@ -176,7 +185,7 @@ def read_head(path: Path, rows: int = HEAD_ROWS) -> pa.Table:
                 return found.slice(0, rows)
     except (pa.ArrowException, OSError, ValueError):
         pass  # a cell or a record may be longer than the head: the whole says what is wrong, if anything
-    return read_table(path).slice(0, rows)
+    return read_table(path, ragged={}).slice(0, rows)
 
 
 def _start_of(path: Path) -> bytes:
@@ -262,14 +271,6 @@ def frame(source: Any, rows: int | None = None) -> pa.Table | None:
 
 def _names_of(source: Any) -> Sequence[Any]:
     return source.column_names if isinstance(source, pa.Table | pa.RecordBatch) else list(source.columns)
-
-
-def array_of(values: Any) -> pa.Array:
-    """A column; values of several types become text."""
-    try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
 
 
 def plain(table: pa.Table) -> pa.Table:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from labelfree.data.records import array_of, table_of
 from labelfree.data.sources import (
     TABLES,
-    array_of,
     check_names,
     concatenate,
     existing,
@@ -35,6 +37,10 @@ SKETCH = 1000
 FETCH = 50_000
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Rows:
     """A table, not yet read.
@@ -43,9 +49,11 @@ class Rows:
         what: what it is called in errors.
         names: of its columns.
         count: rows.
-        read: names of columns → a table of these. Files are read anew, so that nothing stays in memory.
+        read: names of columns → a table of these.
         by_column: whether a column costs no more than its share of the reading.
         fingerprint: hash of what it holds.
+        ragged: rows that have another number of cells than the others, and the words for it; all missing in the table.
+        let_go: called when most has been read: files that were held are read anew from then on.
     """
 
     what: str
@@ -54,6 +62,8 @@ class Rows:
     read: Callable[[Sequence[str]], pa.Table]
     by_column: bool
     fingerprint: str
+    ragged: Mapping[int, str] = field(default_factory=dict)
+    let_go: Callable[[], None] = _nothing
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
         """The columns of these names, one after another, with as few of them in memory as the source allows."""
@@ -102,7 +112,7 @@ def as_table(source: Any) -> pa.Table:
         if isinstance(source, Mapping):
             return pa.table({str(name): array_of(column) for name, column in source.items()})
         if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
-            return pa.Table.from_pylist([dict(row) for row in source])
+            return table_of(source)
         array = np.asarray(source)
         if array.ndim == 2 and array.dtype.kind in "fiub":
             return pa.table({str(number): column for number, column in enumerate(array.T)})
@@ -126,27 +136,36 @@ def _sketch(table: pa.Table) -> str:
 # ---- files
 
 
+class _Held:
+    """A file's table, which is held until it is let go, and then read anew when a label is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ragged: dict[int, str] = {}
+        self.table: pa.Table | None = read_table(path, ragged=self.ragged)
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        return read_table(self.path, names, {}) if self.table is None else self.table.select(names)
+
+    def let_go(self) -> None:
+        self.table = None
+
+
 def _from_file(path: Path) -> Rows:
-    fingerprint = hash_files([path], path)
+    what, fingerprint = f"'{path}'", hash_files([path], path)
     if path.suffix.lower() != ".parquet":
-        table = read_table(path)
-        # what was read is let go, and read again when a label is asked for
-        return Rows(
-            f"'{path}'",
-            tuple(table.column_names),
-            len(table),
-            lambda names: read_table(path, names),
-            False,
-            fingerprint,
-        )
+        held = _Held(path)
+        assert held.table is not None
+        names, count = tuple(held.table.column_names), len(held.table)
+        return Rows(what, names, count, held.read, False, fingerprint, held.ragged, held.let_go)
     with _opened(path) as file:
         names, count = tuple(file.schema_arrow.names), file.metadata.num_rows
+    return Rows(what, names, count, partial(_read_parquet, path), True, fingerprint)
 
-    def read(names: Sequence[str]) -> pa.Table:
-        with _opened(path) as file:
-            return file.read(columns=list(names))
 
-    return Rows(f"'{path}'", names, count, read, True, fingerprint)
+def _read_parquet(path: Path, names: Sequence[str]) -> pa.Table:
+    with _opened(path) as file:
+        return file.read(columns=list(names))
 
 
 def _opened(path: Path) -> parquet.ParquetFile:
@@ -166,11 +185,22 @@ def _from_folder(folder: Path) -> Rows:
                 f"The tables in '{folder}' have different columns: '{odd}' is not in all of them.", "Name one file."
             )
 
-    def read(names: Sequence[str]) -> pa.Table:
-        return concatenate([part.read(names) for part in parts], f"The tables in '{folder}'")
-
     count, by_column = sum(part.count for part in parts), all(part.by_column for part in parts)
-    return Rows(f"'{folder}'", parts[0].names, count, read, by_column, hash_files(paths, folder))
+    starts = accumulate((part.count for part in parts[:-1]), initial=0)
+    ragged = {start + row: f"{why} in {part.what}" for start, part in zip(starts, parts, strict=True)
+              for row, why in part.ragged.items()}  # fmt: skip
+    what, read = f"'{folder}'", partial(_read_parts, parts, folder)
+    fingerprint, let_go = hash_files(paths, folder), partial(_let_go_parts, parts)
+    return Rows(what, parts[0].names, count, read, by_column, fingerprint, ragged, let_go)
+
+
+def _read_parts(parts: Sequence[Rows], folder: Path, names: Sequence[str]) -> pa.Table:
+    return concatenate([part.read(names) for part in parts], f"The tables in '{folder}'")
+
+
+def _let_go_parts(parts: Sequence[Rows]) -> None:
+    for part in parts:
+        part.let_go()
 
 
 # ---- databases

@@ -18,6 +18,7 @@ from labelfree.data.once import remembering
 from labelfree.data.sources import (
     ARRAYS,
     HEAD_ROWS,
+    PACKED,
     TABLES,
     existing,
     frame,
@@ -94,6 +95,8 @@ def recognise(source: Any) -> tuple[str, str]:
                 f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
                 "Name it with --modality.",
             )
+        if path is not None and name == "bytes":
+            _refuse_packed(path)
         if path is not None and path.is_dir():
             _check_kinds(path, name)
     return name, words
@@ -111,6 +114,17 @@ def _check_readable(source: Any) -> None:
         _check_filled(read_head(source), f"'{source}'")
     elif source.suffix.lower() in ARRAYS:
         load_arrays(source)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raises LabelfreeError where what nothing but bytes fits is, mostly, packed: what it holds is meant."""
+    files = list_files(path) if path.is_dir() else [path]
+    packed = [file for file in files if file.suffix.lower() in PACKED]
+    if 2 * len(packed) > len(files):
+        raise LabelfreeError(
+            f"'{packed[0]}' is packed ({packed[0].suffix}).",
+            "Unpack it and name what it holds, or learn its bytes as they are with --modality bytes.",
+        )
 
 
 def _check_filled(head: pa.Table, what: str) -> None:

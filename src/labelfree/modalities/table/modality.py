@@ -16,6 +16,7 @@ from torch import Tensor
 from labelfree.data import columns as col
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
+from labelfree.data.delimited import nameless
 from labelfree.data.draw import Draw
 from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, is_address, read_head, share_of
 from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
@@ -80,12 +81,17 @@ class TableDataset(Dataset):
     def __init__(self, rows: Rows, fields: Fields, group: str = "", found: Found | None = None) -> None:
         self.rows, self.fields, self.found = rows, fields, found
         self.values = _encoded(rows, fields)
+        rows.let_go()
+        self.unreadable = [Unreadable(row, f"row {row}", why) for row, why in rows.ragged.items()]
         self.value_names = [field.name for field in fields.all]
         self.group = np.full(rows.count, -1, dtype=np.int64) if not group else _group_numbers(rows, group)
         self._group_name = group
 
     def __len__(self) -> int:
         return self.rows.count
+
+    def source_count(self) -> int:
+        return len(self)  # rows that cannot be read are among them, empty
 
     def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         return [Sample(self.values[index], int(index), int(self.group[index])) for index in indices]
@@ -111,6 +117,7 @@ class TableDataset(Dataset):
     def describe(self) -> Description:
         columns = self.fields.columns
         facts = {"columns": f"{len(columns)} of {len(self.rows.names)}"}
+        facts["columns"] += "; the first row holds no names" if nameless(self.rows.names) else ""
         for kind in ("number", "boolean", "category", "date", "text"):
             if own := [column for column in columns if column.kind == kind]:
                 facts[kind] = _listed([_with_count(column) for column in own])
@@ -119,6 +126,8 @@ class TableDataset(Dataset):
             facts["missing"] = f"{missing:.1%} of the values"
         if empty := int(np.isnan(self.values).all(axis=1).sum()):
             facts["empty rows"] = f"{empty:,}"
+        if self.unreadable:
+            facts["unreadable"] = f"{len(self.unreadable):,}"
         if self._group_name:
             facts["groups"] = f"{len(np.unique(self.group)):,} ({self._group_name})"
         if self.found:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.characters import HEAD, decode, refuse_binary
 from labelfree.data.dataset import Dataset, Description
+from labelfree.data.delimited import nameless
 from labelfree.data.named import naming_columns
 from labelfree.data.sources import (
     TABLES,
@@ -167,10 +168,24 @@ class Files(Documents):
 
 
 class Rows(Documents):
-    """A document a row of a table that is held in memory as it is stored."""
+    """A document a row of a table that is held in memory as it is stored.
 
-    def __init__(self, table: pa.Table, column: str, encode: Encode, words: str, stamp: str) -> None:
+    Arguments:
+        unreadable: rows that are empty because they cannot be read; of documents cut from `files` files, such files.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        column: str,
+        encode: Encode,
+        words: str,
+        stamp: str,
+        unreadable: Sequence[Unreadable] = (),
+        files: int = 0,
+    ) -> None:
         self.encode, self.words, self.text_column = encode, words, column
+        self.unreadable, self._files = unreadable, files
         # in one piece: taking rows from many joins them first, each time
         self._text: pa.Array = table.column(column).cast(pa.large_string()).combine_chunks()
         self._others = table.drop_columns([column])
@@ -182,6 +197,12 @@ class Rows(Documents):
 
     def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
         return [text or "" for text in self._text.take(pa.array(indices, pa.int64())).to_pylist()]
+
+    def source_count(self) -> int:
+        return self._files or len(self)
+
+    def known_unreadable(self) -> list[Unreadable]:
+        return list(self.unreadable)
 
     def characters(self) -> np.ndarray:
         length = pc.utf8_length(pc.utf8_trim_whitespace(self._text))
@@ -326,26 +347,36 @@ def _from_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> 
 
 
 def _from_tables(paths: Sequence[Path], root: Path, column: str | None, encode: Encode) -> Documents:
-    tables = [read_table(path) for path in paths]
+    tables, unreadable, start = [], [], 0
+    for path in paths:
+        ragged: dict[int, str] = {}
+        tables.append(read_table(path, ragged=ragged))
+        unreadable += [Unreadable(start + row, f"{path.name}: row {row}", why) for row, why in ragged.items()]
+        start += len(tables[-1])
     name = text_column(tables[0], column, f"'{paths[0].name}'")
     table = concatenate(tables, f"The {len(paths)} tables below '{root}'")
     where = f"'{paths[0].name}'" if len(paths) == 1 else f"{len(paths):,} tables"
-    return Rows(table, name, encode, f"{len(table):,} texts, column '{name}' of {where}", hash_files(paths, root))
+    where += "; the first row holds no names" if nameless(table.column_names) else ""
+    words = f"{len(table):,} texts, column '{name}' of {where}"
+    return Rows(table, name, encode, words, hash_files(paths, root), unreadable)
 
 
 def _cut_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> Documents:
     """Paragraphs or lines of files as rows, the file's folder beside them."""
     texts: list[str] = []
     folders: list[str] = []
+    unreadable: list[Unreadable] = []
     files = Files(paths, root, encode)
     for number, text in enumerate(files.texts(range(len(files)))):
         if isinstance(text, str):
             parts = split(text, cut)
             texts += parts
             folders += [paths[number].parent.name] * len(parts)
+        else:
+            unreadable.append(text)
     table = pa.table({"text": pa.array(texts, pa.large_string()), "folder": folders})
     words = f"{len(texts):,} {'lines or paragraphs' if cut == 'auto' else cut + 's'} of {len(paths):,} text file(s)"
-    return Rows(table, "text", encode, words, hash_of(files.fingerprint(), cut))
+    return Rows(table, "text", encode, words, hash_of(files.fingerprint(), cut), unreadable, len(paths))
 
 
 def named(source: Any) -> Any:

@@ -175,7 +175,7 @@ class Blocks(Dataset):
         self, documents: Documents, vocabulary: Vocabulary, length: int, known: np.ndarray | None = None
     ) -> None:
         self.documents = documents
-        self.unreadable: list[Unreadable] = []
+        self.unreadable: list[Unreadable] = [*documents.unreadable]
         self._ids = self._pack(vocabulary) if known is None else known
         # Text shorter than two blocks is cut in halves: one sample teaches nothing.
         self.length = max(1, min(length, len(self._ids) // 2))
@@ -209,7 +209,7 @@ class Blocks(Dataset):
         return -(-len(self._ids) // self.length)
 
     def source_count(self) -> int:
-        return len(self.documents)
+        return self.documents.source_count()
 
     @property
     def ids(self) -> np.ndarray:
