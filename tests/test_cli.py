@@ -77,6 +77,13 @@ def test_neither_help_nor_import_loads_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("words", [["pretrain", "gone"], ["embed", "run", "gone", "--out", "x.npy"]])
+def test_data_that_are_not_there_are_told_without_loading_torch(words: list[str]) -> None:
+    code = f"import sys, labelfree.cli; assert labelfree.cli.main({words}) == 2; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "There is nothing at 'gone'." in done.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, verb, "--help")
@@ -173,6 +180,7 @@ def test_list_shows_a_table_to_people(capsys: pytest.CaptureFixture[str]) -> Non
     assert code == 0
     assert "simclr" in out
     assert "{" not in out
+    assert "…" not in out, "nothing is cut off where no one looks at a terminal"
 
 
 def test_pretrain_answers_with_stable_keys(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +215,9 @@ def test_the_line_goes_over_the_file_and_the_file_over_defaults(
         given.update(values)
         raise LabelfreeError("Seen.")
 
+    monkeypatch.chdir(tmp_path)
+    for name in "abt":
+        Path(name).touch()
     (tmp_path / "all.yaml").write_text("source: a\nseeds: 1\nseed: 7\nbudgets: [5%]\nforce: true\nlabel: of-file\n")
     file = ["--config", tmp_path / "all.yaml"]
     monkeypatch.setattr("labelfree.run.Run.__init__", lambda *_: None)
@@ -232,7 +243,7 @@ def test_an_output_that_exists_is_refused_before_the_work(
 ) -> None:
     out = tmp_path / ("there.html" if verb == "doctor" else "there.csv")
     out.write_text("mine")
-    code, _, err = call(capsys, verb, "nowhere", *(["nowhere"] if verb != "doctor" else []), "--out", out)
+    code, _, err = call(capsys, verb, *(["nowhere"] if verb != "doctor" else []), tmp_path, "--out", out)
     assert (code, "exists already" in err) == (2, True)
     assert out.read_text() == "mine"
 
@@ -371,14 +382,14 @@ def test_trouble_with_the_machine_is_one_sentence(
         raise error
 
     monkeypatch.setattr("labelfree.training.pretrain.pretrain", fail)
-    code, _, err = call(capsys, "pretrain", "x")
+    code, _, err = call(capsys, "pretrain", __file__)
     assert code == 2
     assert expected in err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("labelfree.training.pretrain.pretrain", lambda *_, **__: 1 / 0)
-    code, out, err = call(capsys, "pretrain", "x")
+    code, out, err = call(capsys, "pretrain", __file__)
     assert (code, out) == (3, "")
     assert "Traceback" in err
     assert "ZeroDivisionError" in err
@@ -389,7 +400,7 @@ def test_an_interrupt_leaves_with_130(monkeypatch: pytest.MonkeyPatch, capsys: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr("labelfree.training.pretrain.pretrain", interrupted)
-    assert call(capsys, "pretrain", "x")[0] == 130
+    assert call(capsys, "pretrain", __file__)[0] == 130
 
 
 def test_what_child_processes_print_does_not_disturb_the_json(

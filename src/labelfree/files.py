@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name only when they are whole, and the JSON and tables in them."""
+"""What is read from a path must be there; what is written appears under its name only when it is whole."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ from labelfree.errors import LabelfreeError
 TABLES = (".csv", ".parquet", ".jsonl")
 #: Why a file may not be written though nothing is wrong with what is written.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def is_address(source: object) -> bool:
+    """Whether a source is the address of something that is no file (`sqlite:///shop.db`)."""
+    return isinstance(source, str) and "://" in source
+
+
+def existing(source: str | Path) -> Path:
+    """The path, or LabelfreeError if nothing is there."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        parent = next((p for p in path.parents if p.exists()), None)
+        raise LabelfreeError(f"There is nothing at '{source}'.", f"The nearest folder that exists is '{parent}'.")
+    return path
 
 
 def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:

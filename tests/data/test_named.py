@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+import labelfree
 from labelfree.cli import main
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.named import naming_columns
@@ -151,6 +152,20 @@ def test_a_list_of_file_names_is_these_files_in_its_order(tmp_path: Path, kind: 
     np.testing.assert_array_equal(sample.data, np.asarray(Image.open(paths[3])).transpose(2, 0, 1))
     other = Pictures().open([kind(path) for path in paths[1:]])
     assert dataset.fingerprint() != other.fingerprint()
+
+
+def test_a_table_of_names_that_is_meant_as_a_table_is_one(tmp_path: Path) -> None:
+    source = table(tmp_path / "list.csv", colour=COLOURS, size=["small", "large", "huge"] * (COUNT // 3))
+    run = labelfree.pretrain(source, modality="table", steps=1, batch_size=4, out=tmp_path / "run", threads=1)
+    assert run.state == "finished"
+
+
+def test_a_table_beside_files_that_names_none_of_them_is_named(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("name,animal\nzero,cat\none,dog\n")
+    with pytest.raises(LabelfreeError, match=r"labels.csv' names none of its files, such as '0.png'"):
+        Pictures().open(tmp_path).column("animal")
 
 
 def test_missing_files_of_a_list_are_quarantined_and_a_list_of_none_is_refused(tmp_path: Path) -> None:

@@ -370,6 +370,25 @@ def test_tables_are_told_from_series(given: Any, sure: bool) -> None:
     assert (Table.recognise(given)[0] >= 0.8) == sure
 
 
+def test_states_and_devices_beside_measurements_make_no_table_of_a_series() -> None:
+    rng = np.random.default_rng(0)
+    times = [f"2024-01-01 {i // 60:02}:{i % 60:02}:00" for i in range(400)]
+    log = {"device": ["a"] * 200 + ["b"] * 200, "timestamp": times, "temp": rng.normal(size=400).cumsum()}
+    log |= {"vibration": rng.normal(size=400).cumsum(), "state": np.repeat(rng.choice(["idle", "run"], 20), 20)}
+    assert recognise(pa.table(log))[0] == "series"
+
+
+def test_rows_sorted_by_class_are_a_table() -> None:
+    rng = np.random.default_rng(0)
+    sizes = {f"x{i}": rng.normal(size=150) + np.repeat(rng.normal(size=3), 50) * 3 for i in range(5)}
+    assert recognise(pa.table(sizes)) == ("table", "a table of 5 columns (5 numbers), neighbouring rows alike")
+
+
+def test_a_group_that_is_no_column_is_named() -> None:
+    with pytest.raises(LabelfreeError, match=r"no column 'colur' in the source: .*Did you mean 'colour'"):
+        Table(TableSettings(group="colur")).open(source())
+
+
 def test_unrelated_rows_of_a_number_and_very_many_words_are_a_table() -> None:
     generator = np.random.default_rng(0)
     noise = generator.normal(size=20_000)

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from labelfree.data import sources
 from labelfree.data.batch import Unreadable
-from labelfree.errors import LabelfreeError, nearest, reason_of
+from labelfree.data.dataset import no_column
+from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 
 #: Row groups larger than this are copied to a temporary file once, where any item can be read alone.
 LARGEST_GROUP = 64 << 20
@@ -79,7 +80,11 @@ class Source(ABC):
         return []
 
     def column(self, name: str) -> np.ndarray:
-        raise KeyError(name)
+        raise self.no_column(name)
+
+    def no_column(self, name: str) -> Refusal:
+        """Why there is no column of this name."""
+        return no_column(name, self.columns())
 
 
 def spread(count: int, shards: Sequence[int], wanted: int) -> list[int]:
@@ -134,6 +139,16 @@ class Files(Source):
         if name == "folder" or table is None:
             return np.array([path.parent.name for path in self.paths], dtype=object)
         return sources.column_values(table, name)
+
+    def no_column(self, name: str) -> Refusal:
+        beside = sources.tables_beside(self.root)
+        if self._sidecar() is not None or not beside:
+            return super().no_column(name)
+        return Refusal(
+            f"There is no column '{name}' in the source: '{beside[0]}' names none of its files, such as "
+            f"'{self.name(0)}'.",
+            "Give the table a column with their names, endings included.",
+        )
 
 
 def encoded_columns(schema: pa.Schema) -> list[str]:

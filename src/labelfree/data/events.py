@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from labelfree.data import columns as col
 from labelfree.data.batch import Unreadable
 from labelfree.data.columns import ReadOptions
-from labelfree.data.sources import ARRAYS, TABLES, column_values, existing, frame, hash_of, load_arrays, read_table
+from labelfree.data.sources import ARRAYS, TABLES, column_values, frame, hash_of, load_arrays, read_table
 from labelfree.errors import LabelfreeError
+from labelfree.files import existing
 
 #: Names of the two columns of nodes, plainly spelt, and whether the two sides are nodes of different kinds.
 _PAIRS: tuple[tuple[str, str, bool], ...] = (

@@ -14,6 +14,7 @@ from labelfree.data import sources
 from labelfree.data.encoded import Files, HuggingFace, Kind, Source, is_hugging_face, open_folder, open_table
 from labelfree.data.named import open_listed
 from labelfree.errors import LabelfreeError
+from labelfree.files import existing
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Opener:
     def open(self, source: Any, column: str) -> Source:
         """The source that `source` is. Raises LabelfreeError where it is missing, empty or of another kind."""
         if isinstance(source, str | Path):
-            return self._open_once(sources.existing(source), column)
+            return self._open_once(existing(source), column)
         if (paths := sources.listed_files(source, self.kind.suffixes)) is not None:
             return Files(paths, sources.common_folder(paths))
         if isinstance(source, np.ndarray) or type(source).__module__ == "torch":

@@ -18,7 +18,6 @@ from labelfree.data.sources import (
     ARRAYS,
     TABLES,
     column_values,
-    existing,
     frame,
     hash_files,
     hash_of,
@@ -28,6 +27,7 @@ from labelfree.data.sources import (
     sidecar,
 )
 from labelfree.errors import LabelfreeError
+from labelfree.files import existing
 
 FILES = (*ARRAYS, *TABLES)
 

@@ -21,7 +21,8 @@ from labelfree.errors import LabelfreeError, reason_of
 
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
 ARRAYS = (".npy", ".npz")
-#: Endings of files that hold other files, or one, in fewer bytes.
+#: Endings of spreadsheets; of files that hold other files, or one, in fewer bytes.
+SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz")
 #: Bytes of a text file, and rows of a table, that are read to tell what it holds.
 HEAD_BYTES, HEAD_ROWS = 1 << 20, 1000
@@ -29,20 +30,6 @@ HEAD_BYTES, HEAD_ROWS = 1 << 20, 1000
 BESIDE = ("metadata", "labels")
 #: The share of strings that end as files do where they are names of files, and how long a name may be.
 NEARLY_ALL, LONGEST = 0.9, 1000
-
-
-def is_address(source: object) -> bool:
-    """Whether a source is the address of something that is no file (`sqlite:///shop.db`)."""
-    return isinstance(source, str) and "://" in source
-
-
-def existing(source: str | Path) -> Path:
-    """The path, or LabelfreeError if nothing is there."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        parent = next((p for p in path.parents if p.exists()), None)
-        raise LabelfreeError(f"There is nothing at '{source}'.", f"The nearest folder that exists is '{parent}'.")
-    return path
 
 
 def list_files(
@@ -329,9 +316,7 @@ def sidecar(folder: Path, names: Sequence[str]) -> pa.Table | None:
     Raises:
         LabelfreeError: two rows name one file, or a row names several files.
     """
-    tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in TABLES and not p.name.startswith(".")]
-    preferred = [p for p in tables if p.stem.lower() in BESIDE] or (tables if len(tables) == 1 else [])
-    for path in preferred:
+    for path in tables_beside(folder):
         table = read_table(path)
         for key in table.column_names:
             values = [str(value) for value in table.column(key).to_pylist()]
@@ -339,6 +324,12 @@ def sidecar(folder: Path, names: Sequence[str]) -> pa.Table | None:
             if sum(name in known or Path(name).name in known for name in names) * 2 > len(names):
                 return table.take(pa.array(_rows_of(names, values, f"'{path}'"), pa.int64()))
     return None
+
+
+def tables_beside(folder: Path) -> list[Path]:
+    """The tables in a folder that may be about its files: those with the usual names, or the only one."""
+    tables = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in TABLES and not p.name.startswith(".")]
+    return [p for p in tables if p.stem.lower() in BESIDE] or (tables if len(tables) == 1 else [])
 
 
 def _rows_of(names: Sequence[str], values: Sequence[str], what: str) -> list[int | None]:

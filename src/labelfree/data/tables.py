@@ -19,18 +19,19 @@ from labelfree.data.sources import (
     TABLES,
     check_names,
     concatenate,
-    existing,
     frame,
     hash_files,
     hash_of,
-    is_address,
     list_files,
     read_table,
     readable,
 )
 from labelfree.errors import LabelfreeError, reason_of
+from labelfree.files import existing, is_address
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
+#: Addresses that databases do not have.
+REMOTE = ("http", "https", "ftp", "s3", "gs", "hf")
 #: Rows that are looked at to take a table's fingerprint.
 SKETCH = 1000
 #: Rows that a database hands over at a time.
@@ -244,6 +245,8 @@ def _ask_sqlite(address: str, query: str) -> pa.Table:
 
 
 def _ask_any(address: str, query: str) -> pa.Table:
+    if address.partition("://")[0].lower() in REMOTE:
+        raise LabelfreeError(f"'{address}' is not on this machine.", "Download it first, and name the file.")
     try:
         import sqlalchemy
     except ModuleNotFoundError:

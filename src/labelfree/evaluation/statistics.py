@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labelfree.tasks.metrics import RANKINGS, score
+from labelfree.tasks.metrics import EVEN, RANKINGS, score
 
 #: Resamplings of the test part, fewer where it is so large that they would fill the memory.
 RESAMPLES, WEIGHTS = 200, 20_000_000
@@ -76,9 +76,9 @@ class TestPart:
 
         Two uncertainties are added in quadrature: of the seeds (Student's t interval of their mean) and of the test
         samples, or their groups (bootstrap standard errors times a quantile of Student's t: 1.96 but where they are
-        few, and without bound where there is one; no less than Wilson's interval where all are right). With one seed
-        the first cannot be known and is left out. Resamplings that lack a class which the metric asks for say nothing
-        and are left out too.
+        few, and without bound where there is one; Wilson's interval where all are right). With one seed the first
+        cannot be known and is left out. Resamplings that lack a class which the metric asks for say nothing and are
+        left out too.
 
         Args:
             metric: see `score`.
@@ -92,17 +92,23 @@ class TestPart:
             spread = spread - score(metric, self._truth(metric), against, self.weights).mean(axis=0)
         of_seeds = student(len(each)) * each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
         spread = spread[~np.isnan(spread)]
-        of_samples = spread.std(ddof=1) if len(spread) > 1 else 0.0
-        half = math.hypot(of_seeds, max(self._errors() * of_samples, self._least())) if self.count > 1 else math.inf
+        half = math.hypot(of_seeds, self._of_samples(metric, float(spread.std(ddof=1)) if len(spread) > 1 else 0.0))
         return Interval.around(float(each.mean()), half, floor=0.0 if against is None else -1.0)
 
-    def _least(self) -> float:
-        """Resampling answers that are all right shows nothing: the width of Wilson's interval of so many (1927)."""
-        return 1.96**2 / (len(self.y) + 1.96**2)
-
-    def _errors(self) -> float:
-        """Bootstrap standard errors to each side: resampling few units shows (n − 1)/n of their variance."""
-        return student(self.count) * math.sqrt(self.count / (self.count - 1))
+    def _of_samples(self, metric: str, error: float) -> float:
+        """How far to each side a score may be off for its test samples, by its bootstrap standard error."""
+        if self.count == 1:
+            return math.inf
+        if error > 1e-9:  # resampling few units shows (n − 1)/n of their variance
+            return error * student(self.count) * math.sqrt(self.count / (self.count - 1))
+        # right in every resampling, or alike: Wilson's interval of so many successes (1927)
+        classes = np.bincount(self.y)
+        successes = len(self.y)
+        if metric in RANKINGS:
+            successes = int(classes[self.positive])
+        elif metric in EVEN:
+            successes = int(classes[classes > 0].min())
+        return 1.96**2 / (successes + 1.96**2)
 
 
 def student(count: int) -> float:

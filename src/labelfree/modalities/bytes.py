@@ -22,8 +22,9 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns
-from labelfree.data.sources import ARRAYS, TABLES, existing, frame, hash_of, list_files, read_table
+from labelfree.data.sources import ARRAYS, TABLES, frame, hash_of, list_files, read_table
 from labelfree.errors import LabelfreeError, reason_of
+from labelfree.files import existing
 from labelfree.modalities.base import Budget, Choice
 from labelfree.modalities.text import Text
 from labelfree.modalities.text.sources import Documents, Encode, Files, Rows, text_column

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from labelfree.data.sources import is_address
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.files import write_table
+from labelfree.files import is_address, write_table
 from labelfree.tasks.embed import embed
 from labelfree.training.logs import say
 

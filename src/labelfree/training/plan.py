@@ -19,16 +19,16 @@ from labelfree.data.sources import (
     ARRAYS,
     HEAD_ROWS,
     PACKED,
+    SHEETS,
     TABLES,
-    existing,
     frame,
-    is_address,
     list_files,
     listed_files,
     load_arrays,
     read_head,
 )
 from labelfree.errors import LabelfreeError
+from labelfree.files import existing, is_address
 from labelfree.modalities.base import Budget, Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
@@ -119,6 +119,8 @@ def _check_readable(source: Any) -> None:
 def _refuse_packed(path: Path) -> None:
     """Raises LabelfreeError where what nothing but bytes fits is, mostly, packed: what it holds is meant."""
     files = list_files(path) if path.is_dir() else [path]
+    if sheet := next((file for file in files if file.suffix.lower() in SHEETS), None):
+        raise LabelfreeError(f"'{sheet}' is a spreadsheet, which is not read.", "Save its sheet as CSV.")
     packed = [file for file in files if file.suffix.lower() in PACKED]
     if 2 * len(packed) > len(files):
         raise LabelfreeError(

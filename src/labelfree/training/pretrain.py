@@ -20,11 +20,10 @@ from labelfree import distributed
 from labelfree.data import doctor
 from labelfree.data.batch import Unreadable
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.sources import is_address
 from labelfree.encoders.saved import save_encoder
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import json_text, no_place, read_json, write_bytes, write_json
+from labelfree.files import is_address, json_text, no_place, read_json, write_bytes, write_json
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs

@@ -255,7 +255,7 @@ class Sounds(Dataset):
 
     def column(self, name: str) -> np.ndarray:
         if name not in self.columns():
-            return super().column(name)
+            raise self.source.no_column(name)
         values = self.source.column(name)
         return values if self.parts is None else values[self.parts[:, 0].astype(int)]
 

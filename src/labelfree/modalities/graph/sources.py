@@ -16,18 +16,9 @@ import pyarrow.compute as pc
 
 from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_number, plain, require
 from labelfree.data.graphs import Graphs
-from labelfree.data.sources import (
-    ARRAYS,
-    TABLES,
-    column_values,
-    existing,
-    frame,
-    list_files,
-    load_arrays,
-    read_head,
-    read_table,
-)
+from labelfree.data.sources import ARRAYS, TABLES, column_values, frame, list_files, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
+from labelfree.files import existing
 from labelfree.modalities.graph.items import MOST_WORDS, Found, many
 
 #: Names under which the two ends of an edge are known.

@@ -114,7 +114,7 @@ class Pictures(Dataset):
 
     def column(self, name: str) -> np.ndarray:
         if name not in self.columns():
-            return super().column(name)
+            raise self.source.no_column(name)
         return self.source.column(name)
 
 

@@ -22,7 +22,6 @@ from labelfree.data.sources import (
     HEAD_ROWS,
     TABLES,
     concatenate,
-    existing,
     frame,
     list_files,
     parquet_head,
@@ -32,6 +31,7 @@ from labelfree.data.sources import (
     sidecar,
 )
 from labelfree.errors import LabelfreeError, nearest
+from labelfree.files import existing
 
 #: Kinds that are no side: a pair itself, and bytes, which everything is.
 NO_SIDE = frozenset({"pair", "bytes"})

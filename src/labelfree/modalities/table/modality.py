@@ -18,9 +18,10 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.delimited import nameless
 from labelfree.data.draw import Draw
-from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, is_address, read_head, share_of
+from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, read_head, share_of
 from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
+from labelfree.files import is_address
 from labelfree.modalities.base import Budget, Choice, Modality, token_mask
 from labelfree.modalities.table.columns import (
     Column,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Values that are shown of a row, and columns that are named.
 SHOWN, NAMED = 14, 12
+#: Rows so far apart are less alike in series, by so much more than neighbours are.
+FAR, FADING = 5, 1.6
 #: One column for each category, beyond so many only where memory is spared by a sparse matrix.
 DENSE = 512
 
@@ -106,7 +109,7 @@ class TableDataset(Dataset):
 
     def column(self, name: str) -> np.ndarray:
         if name not in self.rows.names:
-            raise no_column(name, self.columns())
+            raise no_column(name, self.rows.names)
         if name not in self.columns():
             raise seen_by_encoder(name, "a feature")
         return column_values(self.rows.read([name]), name)
@@ -209,6 +212,8 @@ class Table(Modality):
         rows = source if isinstance(source, Rows) else open_rows(source, own.query)
         if self.fields.marginals.numel():
             return TableDataset(rows, self.fields, own.group if own.group in rows.names else "")
+        if own.group and own.group not in rows.names:
+            raise no_column(own.group, rows.names)
         exclude = (*own.exclude, *((own.group,) if own.group else ()))
         found = find_columns(rows, Wanted(own.columns, exclude, own.numbers, own.categories, own.most_values))
         return TableDataset(rows, Fields(found.columns), own.group, found)
@@ -405,15 +410,19 @@ def _recognise_rows(table: pa.Table) -> tuple[float, str]:
     said = f"a table of {len(table.column_names)} columns ({count} number{'s' * (count != 1)}"
     said += f", {len(found.left_out)} left out)" if found.left_out else ")"
     numbers = [column.name for column in found.columns if column.kind == "number"]
-    wide, along = _alikeness(table, numbers)
+    wide, along, fades = _alikeness(table, numbers)
     if kinds.count("text") * 2 >= len(kinds):
         # long texts are what is learnt; short ones beside numbers, rather than left out as no channel of a series
         return (0.58 if numbers and along < 0.4 else 0.3), said
     if col.looks_wide(table) and wide >= 0.2:
         return 0.2, said
-    if along >= 0.4 and len(numbers) * 2 >= len(kinds):
+    # times, and what stays as it is for many rows (a device, a state), come with series
+    beside = [column for column in found.columns if column.kind == "date" or _lasts(table, column.name)]
+    timed = any(column.kind == "date" or col.plain(column.name) in col.TIME_NAMES for column in found.columns)
+    if along >= 0.4 and (timed or fades) and len(numbers) * 2 >= len(kinds) - len(beside):
         return 0.3, said
-    return (0.92 if col.looks_wide(table) else 0.85), f"{said}, neighbouring rows unrelated"
+    said += ", neighbouring rows alike" if along >= 0.4 else ", neighbouring rows unrelated"
+    return (0.92 if col.looks_wide(table) else 0.85), said
 
 
 def _has_identifier(table: pa.Table, found: Found) -> bool:
@@ -422,14 +431,27 @@ def _has_identifier(table: pa.Table, found: Found) -> bool:
     return any(col.is_words(table.schema.field(n).type) and col.plain(n) not in col.TIME_NAMES for n in left)
 
 
-def _alikeness(table: pa.Table, names: Sequence[str]) -> tuple[float, float]:
-    """Median correlation of neighbouring columns, and of neighbouring rows within a column; 0 where there is none."""
-    if len(names) == 0 or len(table) < 3:
-        return 0.0, 0.0
+def _lasts(table: pa.Table, name: str) -> bool:
+    """Whether words, or true and false, are mostly those of the row before."""
+    kind = table.schema.field(name).type
+    if not (col.is_words(kind) or pa.types.is_boolean(kind)) or len(table) < 2:
+        return False
+    values = np.array(table.column(name).to_pylist(), dtype=object)
+    return bool((values[1:] == values[:-1]).mean() > 0.8)
+
+
+def _alikeness(table: pa.Table, names: Sequence[str]) -> tuple[float, float, bool]:
+    """Median correlation of neighbouring columns, and of neighbouring rows within a column; 0 where there is none.
+
+    And whether rows farther away are less alike: those of a table that is sorted by class are as much so.
+    """
+    if len(names) == 0 or len(table) < 2 * FAR:
+        return 0.0, 0.0, False
     x = np.stack([encode(Column(name, "number"), table.column(name))[:, 0] for name in names], axis=1)
     x = np.where(np.isnan(x), np.nanmedian(x, axis=0), x).astype(np.float64)
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
     columns = np.abs((x[:, 1:] * x[:, :-1]).mean(axis=0))
     moving = np.abs(np.diff(x, axis=0)).max(axis=0) > 0
-    rows = np.abs((x[1:] * x[:-1]).mean(axis=0))[moving]
-    return float(np.median(columns)) if len(columns) else 0.0, float(np.median(rows)) if len(rows) else 0.0
+    near, far = (np.abs((x[lag:] * x[:-lag]).mean(axis=0))[moving] for lag in (1, FAR))
+    fades = len(near) > 0 and float(np.median((1 - far) / (1 - near).clip(1e-9))) >= FADING
+    return float(np.median(columns)) if len(columns) else 0.0, float(np.median(near)) if len(near) else 0.0, fades

@@ -22,7 +22,6 @@ from labelfree.data.sources import (
     column_values,
     common_folder,
     concatenate,
-    existing,
     frame,
     hash_files,
     hash_of,
@@ -34,6 +33,7 @@ from labelfree.data.sources import (
     what_is_in,
 )
 from labelfree.errors import LabelfreeError, nearest, reason_of
+from labelfree.files import existing
 
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".log")
 #: Of these, the endings by which a list of strings is known to name files: others may end other words.

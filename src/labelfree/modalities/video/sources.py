@@ -196,6 +196,7 @@ class Clips(Dataset):
         spans = np.stack([np.zeros_like(counts), counts], axis=1)
         self._spans, owners = cut_windows(spans, cut.span, cut.stride)
         self._film = numbers[owners] if len(owners) else owners
+        self.cut_from = self._film
         self.left_out = len(numbers) - len(np.unique(owners))
         self.shards = np.flatnonzero(np.diff(self._film, prepend=-1)).tolist() or (0,)
 
@@ -263,7 +264,7 @@ class Clips(Dataset):
         if name == "film":
             names = {film: self.source.name(film) for film in self.headers}
             return np.array([names[film] for film in self._film.tolist()], dtype=object)
-        return super().column(name)
+        raise self.source.no_column(name)
 
     def fingerprint(self) -> str:
         return sources.hash_of(self.source.fingerprint(), self.form, self.cut, sorted(self.headers))
