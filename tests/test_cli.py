@@ -288,7 +288,7 @@ def test_embed_counts_apart_what_cannot_be_read(run: Path, tmp_path: Path, capsy
     out = tmp_path / "features.parquet"
     code, words, _ = call(capsys, "embed", run, tmp_path, "--out", out)
     assert code == 0
-    assert re.search(r"^2 vectors of \d+ numbers are in '.*'; 1 unreadable sample is left empty\.$", words.strip())
+    assert re.search(r"^2 vectors of \d+ numbers in '.*'; 1 unreadable sample is left empty\.$", words.strip())
     assert parquet.read_table(out)["feature"].is_null().to_pylist() == [False, True, False]
     found = answer(capsys, "embed", run, tmp_path, "--out", out, "--force")
     assert (found["count"], found["unreadable"]) == (2, 1)

@@ -274,9 +274,10 @@ def predict(
     A row each; prediction and confidence of a sample that cannot be read are empty.
     """
     from labelfree.tasks.predict import predict
+    from labelfree.training.logs import counted
 
     count, unreadable = predict(model, source, out, force, probabilities)
-    print(f"{count:,} predictions are in '{out}'{_left_empty(unreadable)}.")
+    print(f"{counted(count, 'prediction')} in '{out}'{_left_empty(unreadable)}.")
     return {"out": out, "count": count, "unreadable": unreadable}
 
 
@@ -298,10 +299,11 @@ def embed(
     """
     from labelfree.run import Run
     from labelfree.tasks.embed import write_embeddings
+    from labelfree.training.logs import counted
 
     pretrained = Run(run)
     (count, unreadable), dim = write_embeddings(pretrained, source, out, force), pretrained.encoder.dim
-    print(f"{count:,} vectors of {dim} numbers are in '{out}'{_left_empty(unreadable)}.")
+    print(f"{counted(count, 'vector')} of {dim} numbers in '{out}'{_left_empty(unreadable)}.")
     return {"out": out, "count": count, "unreadable": unreadable, "dim": dim}
 
 
@@ -421,12 +423,13 @@ def forecast(
 ) -> Answer:
     """Continue series with a run of `--method next`."""
     from labelfree.run import Run
+    from labelfree.training.logs import counted
 
     writable(out, force, TABLES)
     found = Run(run).forecast(source, steps)
     found.write(out, force)
     count = len(found.names)
-    print(f"{steps:,} steps after each of {count:,} recordings are in '{out}'.")
+    print(f"{counted(steps, 'step')} after each of {counted(count, 'recording')} in '{out}'.")
     return {"out": out, "count": count, "steps": steps}
 
 

@@ -203,7 +203,7 @@ def test_pieces_of_a_recording_stay_on_one_side(tmp_path: Path) -> None:
     assert any("pieces of 30 recordings" in words for words in parts.warnings)
     alone = read_parts(run, source, {name: values[:4] for name, values in source.items()}, "y", None, 0)
     assert alone.test.groups is None
-    assert any("intervals are about these" in words for words in alone.warnings)
+    assert any("intervals say nothing of others" in words for words in alone.warnings)
 
 
 def test_pieces_of_one_recording_a_class_are_split_by_time(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_samples_found_unreadable_late_are_left_out_of_labels_and_scores(
     assert found.about["train"] == 87
     assert found.about["test"] == 57
     assert {r.labels for r in found.results} == {6, 87}
-    assert "6 samples cannot be read and are left out." in found.warnings
+    assert "6 samples left out, not readable." in found.warnings
 
 
 def test_a_fresh_encoder_has_new_weights_by_seed_and_leaves_the_generator_alone(run: Run) -> None:

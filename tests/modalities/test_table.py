@@ -376,6 +376,8 @@ def test_states_and_devices_beside_measurements_make_no_table_of_a_series() -> N
     log = {"device": ["a"] * 200 + ["b"] * 200, "timestamp": times, "temp": rng.normal(size=400).cumsum()}
     log |= {"vibration": rng.normal(size=400).cumsum(), "state": np.repeat(rng.choice(["idle", "run"], 20), 20)}
     assert recognise(pa.table(log))[0] == "series"
+    log["temp"] = ["#DIV/0!", *map(str, log["temp"][1:])]
+    assert recognise(pa.table(log))[0] == "series"
 
 
 def test_rows_sorted_by_class_are_a_table() -> None:

@@ -28,7 +28,7 @@ from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, Part, choose, is_uneven
 from labelfree.tasks.logistic import Scaler
 from labelfree.tasks.metrics import RANKINGS
-from labelfree.training.logs import duration, say
+from labelfree.training.logs import counted, duration, say
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -228,7 +228,7 @@ class Bench:
             self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
             self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.positive)
         if bad:
-            self.parts.warnings.append(f"{bad:,} samples cannot be read and are left out.")
+            self.parts.warnings.append(f"{counted(bad, 'sample')} left out, not readable.")
         return found
 
     def rows(self, budget: LabelBudget, number: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from labelfree.data.batch import Sample
 from labelfree.data.doctor import Finding
 from labelfree.evaluation.page import page, together
+from labelfree.training.logs import counted
 
 if TYPE_CHECKING:
     from labelfree.tasks.doctor import Checkup
@@ -67,9 +68,7 @@ def _pair(name: str, value: str) -> str:
 
 
 def _examples(checkup: Checkup, finding: Finding) -> str:
-    title = (
-        f"<h2>{escape(finding.check.capitalize())}</h2><p>{len(finding.samples):,} samples {escape(finding.words)}.</p>"
-    )
+    title = f"<h2>{escape(finding.check.capitalize())}</h2><p>{counted(len(finding.samples), 'sample')} {escape(finding.words)}.</p>"
     if finding.check == "unreadable":
         rows = "".join(
             f"<tr><td>{escape(checkup.dataset.name(row))}</td><td>{escape(finding.reasons[row])}</td></tr>"

@@ -19,6 +19,7 @@ from labelfree.errors import LabelfreeError
 from labelfree.files import read_json
 from labelfree.modalities.base import Modality
 from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, read_labels
+from labelfree.training.logs import counted
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -83,7 +84,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     warnings += _guard_words(duplicates, shared, group, part, held, labels.classes)
     if labels.pieces and held.groups is not None and (count := len(np.unique(held.groups))) < FEWEST:
         held = replace(held, groups=None)
-        warnings.append(f"The test part is pieces of {count} recordings: intervals are about these, not about others.")
+        warnings.append(f"The test part is pieces of {counted(count, 'recording')}: intervals say nothing of others.")
     return Parts(part, held, labels.classes, duplicates, shared, warnings)
 
 
@@ -156,7 +157,7 @@ def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarr
 
 
 def _unreadable_words(part: str, count: int) -> list[str]:
-    return [f"{count:,} {part} samples cannot be read and are left out."] if count else []
+    return [f"{counted(count, f'{part} sample')} left out, not readable."] if count else []
 
 
 def _piece_words(whole: Part, labels: Labels) -> list[str]:
@@ -165,7 +166,7 @@ def _piece_words(whole: Part, labels: Labels) -> list[str]:
         return []
     if whole.groups is not None:
         count = len(np.unique(whole.groups))
-        return [f"Samples are pieces of {count:,} recordings, each of which stays on one side of every split."]
+        return [f"Samples are pieces of {counted(count, 'recording')}, each of which stays on one side of every split."]
     return [
         "Samples are pieces of recordings, and all of some class are of one: time splits them, and scores on other "
         "recordings may be lower."

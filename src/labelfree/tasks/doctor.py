@@ -21,6 +21,7 @@ from labelfree.run import Run
 from labelfree.settings import share_out
 from labelfree.tasks.labels import Labels, Subset, read_labels
 from labelfree.tasks.near import comparable, near_groups, near_pairs, usual_distance
+from labelfree.training.logs import counted
 from labelfree.training.plan import recognise
 
 #: Samples that are compared with each other.
@@ -88,10 +89,10 @@ class Checkup:
     @property
     def verdict(self) -> str:
         if not self.faults and not self.dataset.unreadable:
-            return f"Nothing is wrong with the {self.looked:,} samples looked at."
+            return f"Nothing is wrong with the {counted(self.looked, 'sample')} looked at."
         relation = "more" if self.failed else "no more"
         return (
-            f"{self.share:.1%} of the {self.looked:,} samples looked at have a fault, "
+            f"{self.share:.1%} of the {counted(self.looked, 'sample')} looked at have a fault, "
             f"{relation} than the {self.threshold:.0%} that is allowed."
         )
 
@@ -400,7 +401,7 @@ def _neighbour_distance(x: np.ndarray, block: int = 1024) -> np.ndarray:
 def show(checkup: Checkup, tell: Callable[[str], None]) -> None:
     """Say all that is no table: facts, labels, missing values, notes, verdict."""
     facts = " · ".join(f"{key} {value}" for key, value in checkup.facts.items())
-    tell(f"{checkup.count:,} samples of {checkup.modality} data: {facts}")
+    tell(f"{counted(checkup.count, 'sample')} of {checkup.modality} data: {facts}")
     if checkup.labels:
         tell("labels: " + ", ".join(f"{name} {count:,}" for name, count in checkup.labels.items()))
     if checkup.missing:

@@ -37,6 +37,11 @@ def silence() -> Iterator[None]:
         console.quiet = before
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 sample", "1,200 samples"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: "45 s", "3 min 20 s", "2 h 5 min"."""
     seconds = round(seconds)

@@ -35,6 +35,7 @@ from labelfree.training.logs import (
     Meter,
     MetricsFile,
     check_tensorboard,
+    counted,
     duration,
     parse_duration,
     say,
@@ -291,7 +292,7 @@ def _say_quick_look(dataset: Dataset, data: Modality) -> None:
     if findings:
         words = ", ".join(f"{len(found.samples):,} {found.check}" for found in findings)
         say(
-            f"Of {looked:,} samples looked at: {words}. Near copies, labels and outliers were not looked for; "
+            f"Of {counted(looked, 'sample')} looked at: {words}. Near copies, labels and outliers were not looked for; "
             "`labelfree doctor SOURCE` does, and shows examples.",
             "yellow",
         )
@@ -300,11 +301,7 @@ def _say_quick_look(dataset: Dataset, data: Modality) -> None:
 def say_found(found: Description) -> None:
     """Print what a source holds."""
     facts = " · ".join(f"{key} {value}" for key, value in found.facts.items())
-    say(f"Found {found.count:,} samples of {found.modality} data{': ' if facts else ''}{facts}", "bold")
-
-
-def _steps(count: int) -> str:
-    return f"{count:,} step{'' if count == 1 else 's'}"
+    say(f"Found {counted(found.count, 'sample')} of {found.modality} data{': ' if facts else ''}{facts}", "bold")
 
 
 def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
@@ -312,7 +309,7 @@ def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
         say(f"  {choice['key']} = {choice['value']}  ({choice['reason']})", "dim")
     epochs = plan.steps * plan.training.batch_size / plan.count
     say(
-        f"Will train {plan.encoder} with {plan.method} for {_steps(plan.steps)} of {plan.training.batch_size} "
+        f"Will train {plan.encoder} with {plan.method} for {counted(plan.steps, 'step')} of {plan.training.batch_size} "
         f"({epochs:.1f} passes): about {duration(plan.steps * step_seconds)}, peak memory {memory / 2**30:.1f} GiB."
     )
 
@@ -322,7 +319,7 @@ def _say_short(plan: Plan, step_seconds: float) -> None:
     whole = -(-plan.count // plan.training.batch_size)
     if plan.time_left is not None and plan.steps < min(FEW, whole):
         say(
-            f"A training of {_steps(plan.steps)} is hardly a beginning: one pass over the source would take about "
+            f"A training of {counted(plan.steps, 'step')} is hardly a beginning: one pass over the source would take about "
             f"{duration(whole * step_seconds)}. Give more time, or a smaller batch_size.",
             "yellow",
         )
@@ -566,7 +563,7 @@ class Recorder:
             write_metrics_table(self.folder)
         write_quarantine(self.folder / "quarantine.jsonl", bad)
         if state == "finished":
-            say(f"Finished {_steps(done)} in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
+            say(f"Finished {counted(done, 'step')} in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
         elif state == "stopped":
             say(
                 f"Stopped at step {done:,} of {self.training.steps:,}, all saved. "

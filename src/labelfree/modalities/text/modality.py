@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from labelfree.data import written
 from labelfree.data.batch import Batch, Sample
-from labelfree.data.columns import dates
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw, hash_int
 from labelfree.data.named import ENDINGS
@@ -409,7 +409,8 @@ def _recognise_table(table: pa.Table) -> tuple[float, str]:
     except LabelfreeError:
         return 0.0, ""
     typical = mean_length(table, name)
-    if dates(table.column(name)) is not None:
+    words = table.column(name).cast(pa.string())
+    if written.dates(words) is not None or written.numbers(words) is not None:
         return 0.0, ""
     sure = 0.9 if typical >= 40 else 0.6 if typical >= 15 else 0.1
     return sure, f"column '{name}' of texts of {typical:,.0f} characters"
