@@ -68,7 +68,8 @@ def _pair(name: str, value: str) -> str:
 
 
 def _examples(checkup: Checkup, finding: Finding) -> str:
-    title = f"<h2>{escape(finding.check.capitalize())}</h2><p>{counted(len(finding.samples), 'sample')} {escape(finding.words)}.</p>"
+    count = counted(len(finding.samples), "sample")
+    title = f"<h2>{escape(finding.check.capitalize())}</h2><p>{count} {escape(finding.words)}.</p>"
     if finding.check == "unreadable":
         rows = "".join(
             f"<tr><td>{escape(checkup.dataset.name(row))}</td><td>{escape(finding.reasons[row])}</td></tr>"

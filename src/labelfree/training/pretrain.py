@@ -319,8 +319,8 @@ def _say_short(plan: Plan, step_seconds: float) -> None:
     whole = -(-plan.count // plan.training.batch_size)
     if plan.time_left is not None and plan.steps < min(FEW, whole):
         say(
-            f"A training of {counted(plan.steps, 'step')} is hardly a beginning: one pass over the source would take about "
-            f"{duration(whole * step_seconds)}. Give more time, or a smaller batch_size.",
+            f"A training of {counted(plan.steps, 'step')} is hardly a beginning: one pass over the source would take "
+            f"about {duration(whole * step_seconds)}. Give more time, or a smaller batch_size.",
             "yellow",
         )
 
