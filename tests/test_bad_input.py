@@ -209,7 +209,7 @@ def test_a_source_of_no_known_kind(tmp_path: Path, out: Path, capsys: Capture) -
     quick_ones = ("--steps", 1, "--encoder", "nano", "threads=1")
     assert main([str(word) for word in ("pretrain", tmp_path / "tool.exe", "--out", out, *quick_ones)]) == 0
     said = capsys.readouterr().err
-    assert "Found 1 samples of bytes data" in said
+    assert "Found 1 sample of bytes data" in said
     assert "nothing else fits 1 file(s): they are read as bytes" in said
 
 

@@ -169,9 +169,15 @@ def missing(
     return gaps
 
 
-def check_fit(objective: type[Objective], modality: Modality, encoder: Encoder | None = None) -> None:
-    """Raises Refusal with the needs that are missing and the methods that would fit."""
+def check_fit(objective: type[Objective], modality: Modality, encoder: Encoder | None = None, name: str = "") -> None:
+    """Raises Refusal with the needs that are missing and the methods that would fit, or the encoder that would.
+
+    Args:
+        name: what the user calls the objective, where that is not its own name.
+    """
     gaps = missing(objective, modality, encoder)
     if gaps:
         fitting = [name for name, cls in objectives().items() if not missing(cls, modality, encoder)]
-        raise Refusal(f"Method '{objective.name}' needs more: {'; '.join(gaps)}.", f"What fits: {', '.join(fitting)}.")
+        other = "" if missing(objective, modality) else "Take --encoder transformer:nano, or another method: "
+        remedy = f"{other or 'What fits: '}{', '.join(fitting)}."
+        raise Refusal(f"Method '{name or objective.name}' needs more: {'; '.join(gaps)}.", remedy)

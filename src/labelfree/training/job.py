@@ -175,7 +175,7 @@ def build_encoder(plan: Plan, modality: Modality, dataset: Dataset, network: nn.
 def build_objective(plan: Plan, modality: Modality, dataset: Dataset, encoder: Encoder) -> Objective:
     """The objective around an encoder that was built just before, so that its weights follow from the seed too."""
     cls = plan.objective_class()
-    registry.check_fit(cls, modality, encoder)
+    registry.check_fit(cls, modality, encoder, plan.method)
     objective = cls(encoder, modality, cls.settings_class.read(plan.objective_settings, cls.name))
     objective.expect(dataset.index_end())
     _encode_in_chunks(objective, plan.training)

@@ -191,7 +191,7 @@ def make_plan(
     method = choose("method", method)
     objective, recipe = registry.method(method)
     _check_recipe(method, objective, recipe, kind)
-    registry.check_fit(objective, data)
+    registry.check_fit(objective, data, name=method)
     if encoder == "auto" and recipe and recipe.encoder:
         encoder = recipe.encoder
     if encoder != "auto":
