@@ -138,6 +138,7 @@ TASKS: dict[str, tuple[str, Callable[[Path, Path], Iterable[Part]]]] = {
     "adult": ("table", adult),
     "cora": ("graph", cora),
     "cifar10-300": ("image", partial(cifar10, count=300)),
+    "cifar10-1000": ("image", partial(cifar10, count=1000)),
 }
 
 

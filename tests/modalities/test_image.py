@@ -635,6 +635,21 @@ def test_contrast_sees_small_views_in_short_trainings(side: int, view: int | Non
     assert choices.get("view_size") == view
 
 
+@pytest.mark.parametrize(
+    ("count", "budget", "method"),
+    [
+        (300, Budget(120, 4e11, False), "instance"),
+        (5000, Budget(120, 4e11, False), "simclr"),
+        (300, Budget(120, 4e11, False, case=True), "simclr"),  # of which the memory knows nothing
+        (300, Budget(None, 4e11, False), "simclr"),
+        (300, Budget(120, 2e14, True), "simclr"),
+    ],
+)
+def test_few_pictures_in_little_time_are_told_from_a_memory_of_all(count: int, budget: Budget, method: str) -> None:
+    found = Image().open(np.zeros((count, 32, 32, 3), np.uint8)).describe()
+    assert {choice.key: choice.value for choice in Image().defaults(found, budget)}["method"] == method
+
+
 def test_pictures_too_few_to_learn_from_are_named(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 6)
     for path in sorted(folder.rglob("*.png"))[1:]:

@@ -112,6 +112,7 @@ class Budget:
         views: whether the method learns from two views of a sample; None where it is still to be chosen.
         accelerator: whether there is a GPU.
         needs: what the method, where it was named, needs of the encoder that is chosen.
+        case: whether samples of one case are to be each other's positives.
     """
 
     seconds: float | None
@@ -119,6 +120,7 @@ class Budget:
     accelerator: bool
     views: bool | None = None
     needs: frozenset[Need] = frozenset()
+    case: bool = False
 
 
 class Modality(ABC):

@@ -180,7 +180,7 @@ def make_plan(
     data = kind(kind.settings_class.read(own, kind.name))
     dataset = data.open(source)
     found = dataset.describe()
-    offered = {choice.key: choice for choice in data.defaults(found, _budget(engine, seconds, method))}
+    offered = {choice.key: choice for choice in data.defaults(found, _budget(engine, seconds, method, settings))}
 
     def choose(key: str, given: str) -> str:
         if given != "auto":
@@ -296,12 +296,13 @@ def _engine(settings: Mapping[str, Any]) -> TrainSettings:
     )
 
 
-def _budget(engine: TrainSettings, seconds: float | None, method: str) -> Budget:
+def _budget(engine: TrainSettings, seconds: float | None, method: str, settings: Mapping[str, Any]) -> Budget:
     device = runtime.device(engine.accelerator)
     precision = runtime.best_precision(device) if engine.precision == "auto" else engine.precision
     needs = None if method == "auto" else registry.method(method)[0].needs
     views = None if needs is None else Need.VIEWS in needs
-    return Budget(seconds, runtime.flops(device, precision), device.type != "cpu", views, needs or frozenset())
+    flops, accelerator = runtime.flops(device, precision), device.type != "cpu"
+    return Budget(seconds, flops, accelerator, views, needs or frozenset(), bool(settings.get("case")))
 
 
 def resolve_machine(plan: Plan, streamed: bool) -> Plan:

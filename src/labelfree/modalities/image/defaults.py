@@ -26,6 +26,9 @@ class Rung:
     worth: float
 
 
+#: Pictures up to which the memory of all of them teaches more in short trainings than the other views of a batch;
+#: `benchmarks/README.md`, CIFAR-10, has the trials.
+FEW = 1000
 #: Least side of pictures of which contrast sees views half as large in short trainings; measured at 28 and 32.
 HALVED = 28
 #: From large to small; `benchmarks/README.md`, CIFAR-10, has the trials.
@@ -54,8 +57,11 @@ def choose(found: Description, budget: Budget) -> list[Choice]:
     ]
     if asked:
         network = [Choice("encoder", "transformer:tiny", f"the method needs {asked[0]}")]
+    method = Choice("method", "simclr", "contrast of two views works in short trainings already")
+    if short and found.count <= FEW and not budget.case:
+        method = Choice("method", "instance", "few pictures: each is told from all others, which a memory holds")
     choices = [
-        Choice("method", "simclr", "contrast of two views works from few pictures and short trainings on"),
+        method,
         *network,
         Choice("size", size, "many passes at a small size beat few at a large one"),
         Choice("batch_size", max(2, min(batch, found.count // 4)), f"a quarter of the pictures, at most {batch}"),
