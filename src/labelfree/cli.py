@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ import typer
 from typer import Argument, Option
 
 from labelfree.errors import LabelfreeError, machine_trouble
-from labelfree.files import TABLES, existing, is_address, json_text, writable
+from labelfree.files import TABLES, all_there, json_text, writable
 
 if TYPE_CHECKING:
     from labelfree.evaluation.protocol import Evaluation
@@ -64,7 +64,7 @@ def _verb(*examples: str) -> Callable[[Callable[..., Answer]], Callable[..., int
         def command(json: bool, **arguments: Any) -> int:
             try:
                 if "settings" not in arguments:
-                    _check_sources(arguments)
+                    all_there(arguments.get(name) for name in SOURCES)
                 with _streams(json):
                     answer = function(**arguments)
             except KeyboardInterrupt:
@@ -132,15 +132,8 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
             raise LabelfreeError(f"'{key}' is no setting.", f"Write it {how}.")
     line = {key: value for key, value in arguments.items() if value is not None and value is not False}
     values = (_read_config(config) if config else {}) | line | settings
-    _check_sources(values)
+    all_there(values.get(name) for name in SOURCES)
     return values
-
-
-def _check_sources(values: Mapping[str, Any]) -> None:
-    """Raises LabelfreeError where data that are named are not there, before seconds of imports."""
-    for name in SOURCES:
-        if isinstance(source := values.get(name), str) and not is_address(source):
-            existing(source)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ def existing(source: str | Path) -> Path:
         parent = next((p for p in path.parents if p.exists()), None)
         raise LabelfreeError(f"There is nothing at '{source}'.", f"The nearest folder that exists is '{parent}'.")
     return path
+
+
+def all_there(sources: Iterable[Any]) -> None:
+    """Raises LabelfreeError where a path among sources is not there: before seconds of imports, where it is known."""
+    for source in sources:
+        if isinstance(source, str) and not is_address(source):
+            existing(source)
 
 
 def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:

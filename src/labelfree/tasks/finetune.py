@@ -145,20 +145,10 @@ def finetune(
     torch.manual_seed(seed)
     folder = _folder(out, force, run, train)
     spec = read_json(run.path / "encoder" / "config.json")["encoder"]
-    limit = None if time_limit is None else parse_duration(time_limit)
+    until = None if time_limit is None else began + parse_duration(time_limit)
     examples, labels = _examples(run, train, label, group, budget, seed)
-    steps = wanted = chosen.steps(len(examples.y))
-    trials = len(chosen.paces(True))
-    cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
-    cost *= 1 + trials / 2  # trials of half the steps, and the training itself
-    looking = seconds_beside(run.encoder, run.modality, examples, trials)
-    if limit is not None:
-        left = limit - (time.perf_counter() - began) - looking
-        steps = max(1, min(wanted, int(0.9 * left / cost)))
-    say(
-        f"Fine-tuning on {len(examples.y):,} labels of {examples.classes} classes: {steps:,} steps, and half as many "
-        f"for each of {trials} learning rates: about {duration(looking + steps * cost)}"
-    )
+    wanted = chosen.steps(len(examples.y))
+    steps = _steps(run, examples, chosen, until)
     network, found = train_searched(
         lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed, tell=say
     )
@@ -213,6 +203,21 @@ def _examples(
     chronological = by_time or not run.modality.shuffled
     known = (dataset, rows, labels.y[rows], groups, metric)
     return Examples(*known, classes=len(labels.classes), chronological=chronological).in_memory(run.modality), labels
+
+
+def _steps(run: Run, examples: Examples, chosen: FinetuneSettings, until: float | None) -> int:
+    """Steps that can be done `until` then by the clock; says how many they are, and about how long it will all take."""
+    steps, trials = chosen.steps(len(examples.y)), len(chosen.paces(True))
+    cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
+    cost *= 1 + trials / 2  # trials of half the steps, and the training itself
+    looking = seconds_beside(run.encoder, run.modality, examples, trials)
+    if until is not None:
+        steps = max(1, min(steps, int(0.9 * (until - time.perf_counter() - looking) / cost)))
+    say(
+        f"Fine-tuning on {len(examples.y):,} labels of {examples.classes} classes: {steps:,} steps, and half as many "
+        f"for each of {trials} learning rates: about {duration(looking + steps * cost)}"
+    )
+    return steps
 
 
 def _say(model: Model, found: Search, labels: Labels) -> None:
