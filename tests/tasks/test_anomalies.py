@@ -86,5 +86,5 @@ def test_a_run_finds_pictures_unlike_those_it_learnt_from(tmp_path: Path, capsys
     np.testing.assert_allclose(table.column("score").to_numpy(), found.score, rtol=1e-5)
     assert run.anomalies(tmp_path / "new.npz", tmp_path / "new.npz").score[7] < found.score[7]
     assert main(["anomalies", str(tmp_path / "nothing"), "x", "--out", "y.csv"]) == 2
-    assert main(["anomalies", str(tmp_path / "run"), "x", "--out", "y.txt", "--json"]) == 2
+    assert main(["anomalies", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--out", "y.txt", "--json"]) == 2
     assert "not a kind of file" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 #: Values that are shown of a row, and columns that are named.
 SHOWN, NAMED = 14, 12
 #: Rows so far apart are less alike in series, by so much more than neighbours are.
-FAR, FADING = 5, 1.6
+FAR, FADING = 5, 1.5
 #: One column for each category, beyond so many only where memory is spared by a sparse matrix.
 DENSE = 512
 
