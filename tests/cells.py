@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,9 +253,8 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
 #: What these are tried with: an objective of every structure. With the transformer, all are.
 WITH_OTHERS = {"vicreg", "byol", "masked", "pretext", "ts2vec", "link", "dgi", "clip", "siglip"}
 
-#: Kinds of data that differ in all that a loss sees of them: pixels, values with gaps, ids. What is slow to try is
-#: tried on these with every objective, and on other kinds with those of `WITH_OTHERS`.
-UNLIKE = {"image", "series", "text"}
+#: Kinds of data that differ in all that a loss sees of them: pixels, values with gaps, ids.
+UNLIKE = ("image", "series", "text")
 
 #: Networks that cannot do what a method needs: no tokens to hide in a convolution, no causal order in it or in BERT;
 #: "video/…": on that kind of data, where they look at one picture at a time; "text/…": whose tokens are codes already.
@@ -290,9 +289,15 @@ def every_cell() -> list[tuple[str, str, str]]:
     ]
 
 
-def telling_cells() -> list[tuple[str, str, str]]:
-    """Those of every cell that fit and are worth a slow look."""
-    return [cell for cell in every_cell() if fits(*cell) and (cell[0] in UNLIKE or cell[1] in WITH_OTHERS)]
+def telling_cells(kinds: Sequence[str] = UNLIKE) -> list[tuple[str, str, str]]:
+    """Cells for what is slow to try: those of `WITH_OTHERS` all, each other objective with one of `kinds`, in turn."""
+    cells = [cell for cell in every_cell() if fits(*cell)]
+    found = [cell for cell in cells if cell[1] in WITH_OTHERS]
+    for number, method in enumerate(sorted({method for _, method, _ in cells} - WITH_OTHERS)):
+        first = number % len(kinds)
+        order = [*kinds[first:], *kinds[:first], *SOURCES]
+        found.append(min((cell for cell in cells if cell[1] == method), key=lambda cell: order.index(cell[0])))
+    return found
 
 
 def own(entries: Mapping[str, type]) -> list[str]:

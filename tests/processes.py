@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from labelfree.cli import main
 
 #: How processes start: what they all import is imported once, in the server that they are forked from.
 FORKED = "forkserver"
@@ -31,6 +36,22 @@ def together(function: Callable[..., Any], *args: Any, world: int = 2) -> list[A
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_enter, (world, folder, function, args), nprocs=world, start_method=FORKED)
         return [torch.load(Path(folder, str(rank)), weights_only=True) for rank in range(world)]
+
+
+def _command(words: list[str], said: Path, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    with said.open("w", encoding="utf-8", buffering=1) as sys.stderr:
+        sys.exit(main(words))
+
+
+def command(words: list[str], said: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
+    """A command in a process of its own, begun; what it says goes to a file.
+
+    How an interpreter starts from nothing is tried where that is the question; elsewhere it would import for seconds.
+    """
+    process = multiprocessing.get_context(FORKED).Process(target=_command, args=(words, said, environment or {}))
+    process.start()
+    return process
 
 
 def average_gradients(module: torch.nn.Module) -> None:

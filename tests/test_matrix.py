@@ -86,7 +86,7 @@ def check_cell(source: Path, kind: str, method: str, encoder: str, folder: Path)
     advance(training, 0, first)
     before = loss_on_fixed_draws(training)
     steps = steps_of(method)
-    stop = steps - 5
+    stop = steps - 3
     advance(training, first, stop)
     save_state(folder, stop, training.objective, training.optimizer)
     advance(training, stop, steps)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from timm.models import vision_transformer
 from torch import nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder
+from labelfree.encoders.block import Block
 from labelfree.encoders.trunk import EMBEDDED, Trunk
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import visible_positions
@@ -127,6 +129,21 @@ def test_the_trunk_is_no_encoder_of_its_own_name():
     assert issubclass(Trunk, Encoder)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["all", "some", "past"])
+def test_a_block_is_timm_s(kind, how):
+    torch.manual_seed(0)
+    theirs, ours = vision_transformer.Block(32, 4, qkv_bias=True), Block(32, 4)
+    ours.load_state_dict(theirs.state_dict())
+    x, seen = torch.randn(3, 10, 32, requires_grad=True), torch.rand(3, 1, 1, 10) > 0.3 if how == "some" else None
+    with torch.autocast("cpu", kind, enabled=kind != torch.float32):
+        a, b = theirs(x, seen, how == "past"), ours(x, seen, how == "past")
+    error = 1e-5 if kind == torch.float32 else 0.03
+    torch.testing.assert_close(b, a, atol=error, rtol=error)
+    for one, other in zip(*(torch.autograd.grad(y.square().sum(), x) for y in (a, b)), strict=True):
+        torch.testing.assert_close(other, one, atol=10 * error, rtol=10 * error)
+
+
 def test_vectors_of_words_come_back_to_the_scale_of_a_new_network():
     torch.manual_seed(0)
     trunk = Trunk(TextStem(50, 32), dim=32, depth=2, heads=4).eval()
@@ -135,5 +152,6 @@ def test_vectors_of_words_come_back_to_the_scale_of_a_new_network():
         trunk.stem.embedding.weight *= torch.linspace(1, 20, 50)[:, None]
         before = trunk(words).tokens
         trunk.rescale()
-        torch.testing.assert_close(trunk(words).tokens, before, atol=0.05, rtol=0)
+        change = (trunk(words).tokens - before).norm(dim=2) / before.norm(dim=2)
+    assert change.max() < 0.03  # the norm that follows takes the scale away, but for its epsilon
     torch.testing.assert_close(trunk.stem.embedding.weight.std(dim=1), torch.full((50,), EMBEDDED))

@@ -1,7 +1,6 @@
 """Two processes are one: started here, by torchrun, or by SLURM's srun."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import FORKED
+from processes import FORKED, command
 
 import labelfree
 from labelfree.tensors import read_tensors
@@ -59,17 +58,17 @@ def check_equal(a: Path, b: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def command(pictures: Path, out: Path) -> list[str]:
+def words(pictures: Path, out: Path) -> list[str]:
     flags = [f"--{key}={TINY[key]}" for key in ("method", "encoder", "steps")]
     rest = {key: value for key, value in TINY.items() if key not in ("method", "encoder", "steps")}
-    words = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in rest.items()]
-    return ["pretrain", str(pictures), "--out", str(out), *flags, *words]
+    settings = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in rest.items()]
+    return ["pretrain", str(pictures), "--out", str(out), *flags, *settings]
 
 
 def test_devices_two_from_the_command_line(pictures, alone, tmp_path):
     out = tmp_path / "run"
-    words = [*command(pictures, out), "devices=2", "strategy=ddp"]
-    done = subprocess.run([sys.executable, "-m", "labelfree", *words], capture_output=True, text=True)
+    both = [*words(pictures, out), "devices=2", "strategy=ddp"]
+    done = subprocess.run([sys.executable, "-m", "labelfree", *both], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_equal(alone.path, out)
 
@@ -89,7 +88,7 @@ def test_a_time_limit_means_the_same_steps_to_all(pictures, tmp_path, forked):
 def test_torchrun(pictures, alone, tmp_path):
     out = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "labelfree"]
-    done = subprocess.run([*launcher, *command(pictures, out)], capture_output=True, text=True)
+    done = subprocess.run([*launcher, *words(pictures, out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_equal(alone.path, out)
     assert torch.isfinite(next(iter(weights(out).values()))).all()
@@ -102,14 +101,14 @@ def test_srun(pictures, alone, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = {"SLURM_NTASKS": 2, "SLURM_NNODES": 1, "SLURM_STEP_NUM_TASKS": 2, "SLURM_JOB_ID": 7, "SLURM_NODEID": 0}
-    words = [sys.executable, "-m", "labelfree", *command(pictures, out)]
     tasks = []
     for rank in (0, 1):
         told = job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {key: str(value) for key, value in told.items()}
-        tasks.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [task.communicate()[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], errors
+        environment = {key: str(value) for key, value in told.items()}
+        tasks.append(command(words(pictures, out), tmp_path / f"{rank}.log", environment))
+    for rank, task in enumerate(tasks):
+        task.join()
+        assert task.exitcode == 0, (tmp_path / f"{rank}.log").read_text()
     check_equal(alone.path, out)
 
 

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import command
 
 import labelfree
 from labelfree.data.sources import read_table
@@ -59,17 +58,17 @@ def interrupted(pictures: Path, out: Path, number: signal.Signals, **options) ->
     words = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in {**TINY, **options}.items()]
     flags = tuple(f"{name}=" for name in ("encoder", "method", "steps"))
     words = [f"--{word}" if word.startswith(flags) else word for word in words]
-    command = [sys.executable, "-m", "labelfree", "pretrain", str(pictures), "--out", str(out), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = out.with_suffix(".log")
+    process = command(["pretrain", str(pictures), "--out", str(out), *words], said)
     checkpoints = out / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*[0-9]")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
-    return process.returncode
+    process.join(timeout=60)
+    return process.exitcode
 
 
 def test_kill_in_mid_epoch(pictures, unbroken, tmp_path):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import timm
 import torch
-from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -22,6 +20,13 @@ from labelfree.needs import Need
 SMALL = 64
 WORTH_LISTING = ["resnet10t", "resnet18", "resnet34", "resnet50", "regnety_004", "convnext_atto", "convnext_nano"]
 WORTH_LISTING += ["efficientnet_b0", "mobilenetv3_small_100", "vit_tiny_patch16_224", "vit_small_patch16_224"]
+
+
+def library() -> Any:
+    """timm. It brings torchvision and torch's compiler along, which take as long as all else that a command imports."""
+    import timm
+
+    return timm
 
 
 def small_stem(network: Any, size: int, stride: int = 0) -> Any:
@@ -82,7 +87,7 @@ class Timm(Encoder):
         self.can = frozenset({Need.TOKENS} if modality.patched else ())
         form = modality.picture_form()
         self.sees_order = form.count == 1
-        self._plain_vit = isinstance(network, VisionTransformer)
+        self._plain_vit = isinstance(network, library().models.VisionTransformer)
         self._class_token = form.class_token
         if self._class_token:
             self._check_class_token()
@@ -104,6 +109,7 @@ class Timm(Encoder):
 
     @classmethod
     def build(cls, variant: str, modality: Modality, causal: bool = False) -> Encoder:
+        timm = library()
         if not timm.is_model(variant):
             raise LabelfreeError(
                 f"timm {timm.__version__} has no network '{variant}'.",
@@ -111,7 +117,7 @@ class Timm(Encoder):
             )
         form = modality.picture_form()
         create = partial(timm.create_model, variant, pretrained=False, num_classes=0, in_chans=form.channels)
-        vit = is_model_in_modules(variant, ("vision_transformer", "deit"))
+        vit = timm.models.is_model_in_modules(variant, ("vision_transformer", "deit"))
         if vit and (modality.patched or not causal):
             sizes: dict[str, Any] = {
                 "img_size": (form.height, form.width),
@@ -129,7 +135,7 @@ class Timm(Encoder):
     def transformer(cls, size: str, modality: Modality, causal: bool) -> Encoder:
         """timm's Vision Transformer of one of our sizes."""
         shape, form = SIZES[size], modality.picture_form()
-        network = VisionTransformer(
+        network = library().models.VisionTransformer(
             img_size=(form.height, form.width),
             patch_size=form.patch,
             dynamic_img_size=True,
@@ -206,11 +212,9 @@ class Timm(Encoder):
         return Features(network.fc_norm(pooled), tokens, local=local)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        from timm.models import group_parameters
-
         if not hasattr(self.network, "group_matcher"):
             return [list(self.parameters())]
-        place = group_parameters(self.network, self.network.group_matcher(coarse=False), reverse=True)
+        place = library().models.group_parameters(self.network, self.network.group_matcher(coarse=False), reverse=True)
         groups: dict[int, list[nn.Parameter]] = {}
         for name, parameter in self.network.named_parameters():
             groups.setdefault(place[name], []).append(parameter)

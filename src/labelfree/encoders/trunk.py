@@ -1,22 +1,20 @@
-"""The one transformer of every kind of data but pictures (which have timm's ViT): a stem, then timm's blocks."""
+"""The one transformer of every kind of data but pictures (which have timm's ViT): a stem, then blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.data.draw import Draw
 from labelfree.encoders.base import Features, Hide, Over, mean_of, normalised
+from labelfree.encoders.block import Block, Dropout
 from labelfree.encoders.transformer import Transformer
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
@@ -26,45 +24,6 @@ from labelfree.needs import Need
 EMBEDDED = 0.02
 #: tokens (M, n, ...), their validity (M, n) or None, and which sample of the batch each row is of → tokens (M, n, D)
 Run = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout that belongs to the samples: one choice of channels for all tokens of a sample.
-
-    Padding changes nothing, and a mean over tokens does not average it away (Gal & Ghahramani 2016).
-
-    Attributes:
-        draw: the randomness of the B samples.
-        rate: probability that a channel is dropped.
-        rows: (M,) the sample that each row of the tokens belongs to; None where they are the samples.
-        name: of the place in the network.
-    """
-
-    draw: Draw
-    rate: float
-    rows: Tensor | None = None
-    name: str = ""
-
-    def at(self, name: str | int) -> Dropout:
-        return replace(self, name=f"{self.name}/{name}")
-
-    def __call__(self, name: str, x: Tensor) -> Tensor:
-        ones = torch.ones(len(self.draw), x.shape[-1], device=x.device)
-        factor = self.draw.dropout(f"{self.name}/{name}", ones, self.rate).to(x.dtype)
-        return x * (factor if self.rows is None else factor[self.rows])[:, None]
-
-
-class DrawnBlock(Block):
-    """timm's pre-norm block, its two branches dropped out by randomness that belongs to the samples."""
-
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, drop: Dropout | None = None
-    ) -> Tensor:
-        if drop is None:
-            return super().forward(x, attn_mask, is_causal)
-        x = x + drop("attention", self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
-        return x + drop("mlp", self.mlp(self.norm2(x)))
 
 
 class Trunk(Transformer):
@@ -99,17 +58,11 @@ class Trunk(Transformer):
         self.dim, self.causal, self.dropout, self.window = dim, causal, dropout, window
         self.can = frozenset({Need.TOKENS, Need.MASK}) | (frozenset({Need.CAUSAL}) if causal else frozenset())
         self.stem = stem
-        self.mask_token = nn.Parameter(trunc_normal_(torch.empty(dim), std=0.02))
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))
         self.norm_in = nn.LayerNorm(dim)
-        blocks = [DrawnBlock(dim, heads, qkv_bias=True) for _ in range(depth)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.blocks.apply(_initialise)
-        for block in blocks:
-            # On a CPU the backward pass of torch's fused attention in bf16 takes half of a whole training step;
-            # plain matrix products make the step twice as fast (measured with torch 2.15).
-            attention: Any = block.attn
-            attention.fused_attn = torch.cuda.is_available()
 
     def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         local, valid = self.stem(batch)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from labelfree.encoders.block import Block
 from labelfree.losses.masked import fill_in, hidden_positions, take
 
 #: Channels of one attention head.
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.Sequential(*(Block(width, width // HEAD, qkv_bias=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, width // HEAD) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, out)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample, Unreadable
@@ -242,7 +241,7 @@ class TextStem(nn.Module):
     def __init__(self, vocabulary: int, dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, dim)
-        trunc_normal_(self.embedding.weight, std=EMBEDDED)
+        nn.init.trunc_normal_(self.embedding.weight, std=EMBEDDED)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         return self.embedding(batch.data), valid_tokens(batch)
