@@ -85,7 +85,7 @@ def check_cell(source: Path, kind: str, method: str, encoder: str, folder: Path)
     first = EMPTY.get(method, 0)
     advance(training, 0, first)
     before = loss_on_fixed_draws(training)
-    steps = steps_of(method)
+    steps = steps_of(kind, method, encoder)
     stop = steps - 3
     advance(training, first, stop)
     save_state(folder, stop, training.objective, training.optimizer)

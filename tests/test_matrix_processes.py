@@ -15,7 +15,7 @@ from labelfree.training.batchnorm import synchronise
 from labelfree.training.processes import shard
 
 #: What is also compared with the encoders of other makes, whose batch normalisation or dropout could differ.
-OTHERWISE = {"vicreg", "byol", "masked"}
+OTHERWISE = {"byol", "masked"}
 
 
 def first_step(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, str]]) -> dict[str, Tensor]:
