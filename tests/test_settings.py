@@ -80,3 +80,8 @@ def test_settings_cannot_change_after_they_are_read() -> None:
 
 def test_nearest_is_silent_when_nothing_is_near() -> None:
     assert nearest("zzz", ["batch_size"]) == ""
+
+
+def test_a_setting_given_with_and_without_its_owner_is_refused() -> None:
+    with pytest.raises(LabelfreeError, match=r"'temperature' and 'simclr\.temperature' are one setting"):
+        share_out({"temperature": 0.3, "simclr.temperature": 0.2}, OWNERS)

@@ -49,7 +49,13 @@ class Run:
     def _load(self) -> tuple[Modality, Encoder]:
         if self._loaded is None:
             from labelfree.encoders.saved import load_encoder
+            from labelfree.training.logs import say
 
+            if self.state != "finished":
+                say(
+                    f"Note: this run is {self.state}, at step {self.info['step']:,}. "
+                    f"It goes on with `labelfree pretrain --resume {self.path}`."
+                )
             self._loaded = load_encoder(self.path / "encoder", self.own_encoder)
         return self._loaded
 

@@ -100,15 +100,16 @@ def share_out(values: Mapping[str, Any], owners: Mapping[str, type[Settings]]) -
         owners: name of each part ("training", "simclr", "image", ...) and its settings class.
 
     Raises:
-        LabelfreeError: a key that nobody has (with the nearest that exists) or that two have.
+        LabelfreeError: a key that nobody has (with the nearest that exists), that two have, or one given both ways.
     """
     shares: dict[str, dict[str, Any]] = {name: {} for name in owners}
+    named: dict[str, dict[str, Any]] = {name: {} for name in owners}
     known = {key for cls in owners.values() for key in cls.model_fields}
     inner = next(((name, cls.inner) for name, cls in owners.items() if cls.inner), None)
     for key, value in values.items():
         prefix, dot, rest = key.partition(".")
         if dot and prefix in owners:
-            shares[prefix][rest] = value
+            named[prefix][rest] = value
             continue
         if dot and inner is not None:
             shares[inner[0]].setdefault(inner[1], {})[key] = value
@@ -122,4 +123,8 @@ def share_out(values: Mapping[str, Any], owners: Mapping[str, type[Settings]]) -
             choices = " or ".join(f"{taker}.{key}" for taker in takers)
             raise LabelfreeError(f"Setting '{key}' belongs to {' and '.join(takers)}.", f"Write {choices}.")
         shares[takers[0]][key] = value
+    for name, given in named.items():
+        if twice := sorted(given.keys() & shares[name]):
+            raise LabelfreeError(f"'{twice[0]}' and '{name}.{twice[0]}' are one setting, given twice.", "Give one.")
+        shares[name] |= given
     return shares

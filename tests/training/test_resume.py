@@ -92,7 +92,7 @@ def test_sigterm_saves_and_says_stopped(pictures, unbroken, tmp_path):
     assert numbers(run) == numbers(unbroken["memory"])
 
 
-def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch):
+def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch, capsys):
     tick = Recorder._tick
 
     def stopped(recorder, step):
@@ -103,6 +103,9 @@ def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkey
     monkeypatch.setattr(Recorder, "_tick", stopped)
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", csv=True, log_every=1, **{**TINY, "steps": 10})
     assert run.state == "stopped"
+    capsys.readouterr()
+    assert labelfree.load(run.path).encoder.dim
+    assert "this run is stopped, at step 7" in capsys.readouterr().err
     assert read_table(run.path / "metrics.csv")["step"].to_pylist() == list(range(1, 8))
     run = labelfree.pretrain(resume=run.path)
     table = read_table(run.path / "metrics.csv")
