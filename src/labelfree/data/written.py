@@ -88,17 +88,21 @@ def _days(column: pa.ChunkedArray) -> tuple[list[str], bool]:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Days, or days and times to the second with a blank between; null where there is no year of four digits."""
+    """Days, or days and times to the second with a blank between, AM or PM last; null without a year of four digits."""
     spelt = pc.replace_substring_regex(column, rf"(:\d\d)(?:{_FRACTION})?\s*(?:Z|UTC|{_ZONE})?\s*$", r"\1")
-    spelt = pc.replace_substring_regex(spelt, r"(\d)[T ]\s*(\d\d?:\d\d)$", r"\1 \2:00")
+    for half in ("AM", "PM"):
+        spelt = pc.replace_substring_regex(spelt, rf"(?i)(:\d\d)\s*{half[0]}\.?M\.?\s*$", rf"\1 {half}")
+    spelt = pc.replace_substring_regex(spelt, r"(\d)[T ]\s*(\d\d?:\d\d)( [AP]M)?$", r"\1 \2:00\3")
     spelt = pc.replace_substring_regex(spelt, r"(\d)T(\d)", r"\1 \2")
     spelt = pc.replace_substring_regex(spelt, r"^\s*(\d\d?)-(\d\d?)-(\d{4})", r"\1/\2/\3")
     return pc.if_else(pc.match_substring_regex(spelt, r"\d{4}"), spelt, None)
 
 
 def _strptime(spelt: pa.ChunkedArray, day: str) -> pa.ChunkedArray:
-    timed, bare = (pc.strptime(spelt, format=form, unit="us", error_is_null=True) for form in (f"{day} %H:%M:%S", day))
-    return pc.coalesce(timed, bare)
+    forms = [f"{day} %H:%M:%S", day]
+    if pc.any(pc.ends_with(spelt, "M")).as_py():
+        forms.append(f"{day} %I:%M:%S %p")
+    return pc.coalesce(*[pc.strptime(spelt, format=form, unit="us", error_is_null=True) for form in forms])
 
 
 def _offsets(column: pa.ChunkedArray) -> np.ndarray:
