@@ -77,6 +77,12 @@ def test_neither_help_nor_import_loads_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_libraries_of_single_networks_are_loaded_by_these_alone() -> None:
+    slow = {"timm", "torchvision", "torch._dynamo", "transformers", "torch_geometric"}
+    code = "import sys; from labelfree import registry as r; r.modalities(), r.encoders(), r.objectives(); "
+    subprocess.run([sys.executable, "-c", f"{code}assert not {slow} & set(sys.modules)"], check=True)
+
+
 @pytest.mark.parametrize("words", [["pretrain", "gone"], ["embed", "run", "gone", "--out", "x.npy"]])
 def test_data_that_are_not_there_are_told_without_loading_torch(words: list[str]) -> None:
     code = f"import sys, labelfree.cli; assert labelfree.cli.main({words}) == 2; assert 'torch' not in sys.modules"
