@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -118,19 +120,29 @@ def test_the_neighbours_of_a_moment_lie_before_it() -> None:
     assert late < 0.85
 
 
-def test_a_penalty_is_chosen_on_what_came_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_penalty_is_chosen_on_what_came_after(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = blobs(100, 1.0)
-    tried: list[list[int]] = []
+    seen: list[Mapping[int, np.ndarray]] = []
 
-    def spy(part: Labelled, fold: np.ndarray, folds: list[int]) -> np.ndarray:
-        tried.append(folds)
-        return real(part, fold, folds)
+    def spy(part: Labelled, fold: np.ndarray, learnt: Mapping[int, np.ndarray]) -> np.ndarray:
+        seen.append(learnt)
+        for f, before in learnt.items() if part.chronological else ():
+            for c in range(part.classes):
+                mine = np.flatnonzero(part.y == c)
+                assert before[mine].sum() == np.flatnonzero(fold[mine] == f).min()
+        return real(part, fold, learnt)
 
     real = probes._cross_validate
     monkeypatch.setattr(probes, "_cross_validate", spy)
     for chronological in (False, True):
         linear(x, y, x, chronological=chronological)
-    assert tried == [[0, 1, 2, 3, 4], [0]]
+    assert [list(learnt) for learnt in seen] == [[0, 1, 2, 3, 4], [0, 1, 2, 3]]
+
+
+def test_moments_that_every_penalty_gets_right_take_the_strongest() -> None:
+    x, y = blobs(100, 0.1)
+    part = Labelled(x, y, 4, chronological=True)
+    assert linear_probe(part, x, Scaler.fit(x), np.random.default_rng(0)).chosen == probes.PENALTIES[-1]
 
 
 def test_one_group_alone_can_be_probed_but_not_validated() -> None:
