@@ -6,7 +6,8 @@
 `speed` counts hours of audio a CPU minute on one thread, decoding included, beside a pipeline that takes one recording
 at a time as torchaudio's transforms do (soundfile, torch.stft, power, mel matrix, logarithm): one pass of whole
 recordings to frames; and a training's several passes of two random views of .95 s, where the other side cuts the
-waveform first, as BYOL-A's published pipeline does. Both sides have the same bands, window and hop.
+waveform first, as BYOL-A's published pipeline does. Both sides have the same bands, window and hop, and the memory
+settings of a training.
 
 `prompts` pretrains without labels on four fifths of the prompts (the same words in every voice) and asks for the
 language of the other fifth; and whether a prompt is a digit or a letter, in a voice whose labels were never given, each
@@ -38,6 +39,7 @@ from labelfree.data.sampler import Order
 from labelfree.modalities.audio import Audio, AudioSettings
 from labelfree.modalities.audio.mel import FLOOR, Mel, filters
 from labelfree.needs import Need
+from labelfree.training.runtime import prepare_machine
 
 BATCH = 64
 CROP = 96
@@ -94,7 +96,7 @@ def cpu_hours(work: Callable[[], float]) -> float:
 
 
 def speed(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
+    prepare_machine(threads=1)
     paths = sorted(Path(options.source).rglob("*.wav"))
     with tempfile.TemporaryDirectory() as folder:
         for number in np.random.default_rng(0).permutation(len(paths))[: options.count].tolist():

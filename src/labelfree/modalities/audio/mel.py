@@ -61,13 +61,19 @@ def filters(bands: int, rate: int, points: int) -> Tensor:
     return torch.from_numpy(triangles.clip(0).astype(np.float32))
 
 
+@lru_cache
+def hann(window: int) -> Tensor:
+    """(w,) Hann's window, of sum 1."""
+    weights = torch.hann_window(window)
+    return weights / weights.sum()
+
+
 def _log_power(frames: Tensor, mel: Mel) -> Tensor:
     """(R, w) samples → (R, M) logarithms of power, natural."""
-    window = torch.hann_window(mel.window, device=frames.device)
-    window /= window.sum()
+    window = hann(mel.window).to(frames.device)
     bank = filters(mel.bands, mel.rate, mel.points).to(frames.device)
     with torch.autocast(frames.device.type, enabled=False):
-        spectrum = torch.fft.rfft(frames.float() * window, n=mel.points)
+        spectrum = torch.fft.rfft(F.pad(frames.float() * window, (0, mel.points - mel.window)))
         real, imaginary = spectrum.real, spectrum.imag
         return (real.square().addcmul_(imaginary, imaginary) @ bank).add_(FLOOR).log_()
 

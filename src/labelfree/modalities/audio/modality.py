@@ -275,7 +275,7 @@ class Audio(Modality):
     def _view(self, batch: Batch, x: Tensor, lengths: Tensor | None, draw: Draw | None) -> Batch:
         """A view of normalised values: 0 where there is no sound."""
         if lengths is not None:
-            x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None], 0.0)
+            x = x * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[..., None]
         return batch.with_(data=x.nan_to_num_(0.0), lengths=lengths, draw=draw)
 
     def prepare(self, batch: Batch) -> Batch:

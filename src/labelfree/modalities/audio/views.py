@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
+from labelfree.modalities.series.views import at_steps
 
 #: Natural logarithm of power per decibel.
 DECIBEL = math.log(10) / 10
@@ -35,8 +36,7 @@ def stretch(x: Tensor, lengths: Tensor, draw: Draw, count: int, low: float, high
     places = torch.minimum(places, last[:, None])
     before = places.long()
     after = torch.minimum(before + 1, last[:, None])
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    return torch.lerp(x[rows, before].float(), x[rows, after].float(), (places - before)[..., None]), inside
+    return torch.lerp(at_steps(x, before).float(), at_steps(x, after).float(), (places - before)[..., None]), inside
 
 
 def shift_bands(x: Tensor, draw: Draw, least: float) -> Tensor:
@@ -94,5 +94,5 @@ def blank(x: Tensor, draw: Draw, most: float, axis: int) -> Tensor:
     width = most * count * draw.uniform(f"{name} blanked")
     first = draw.uniform(f"{name} blanked from") * (count - width)
     place = torch.arange(count, device=x.device)
-    hidden = (place >= first[:, None]) & (place < (first + width)[:, None])
-    return x.masked_fill(hidden.unsqueeze(3 - axis), 0.0)
+    heard = (place < first[:, None]) | (place >= (first + width)[:, None])
+    return x * heard.unsqueeze(3 - axis)
