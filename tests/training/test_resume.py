@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from processes import command
@@ -53,6 +55,13 @@ def numbers(run):
     return [{key: value for key, value in line.items() if key not in timed} for line in run.metrics()]
 
 
+def runs(process):
+    """Whether a process is there, and not only waits for somebody to ask how it ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def interrupted(pictures: Path, out: Path, number: signal.Signals, **options) -> int:
     """Start a run in a process of its own and end it with a signal after some steps; its exit code."""
     words = [f"{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in {**TINY, **options}.items()]
@@ -66,8 +75,12 @@ def interrupted(pictures: Path, out: Path, number: signal.Signals, **options) ->
         assert process.is_alive(), said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    helpers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, number)
     process.join(timeout=60)
+    while any(runs(helper) for helper in helpers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     return process.exitcode
 
 

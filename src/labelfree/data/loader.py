@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import queue
 import threading
 import warnings
@@ -133,8 +135,21 @@ class Loader:
                 num_workers=self.workers,
                 prefetch_factor=AHEAD,
                 pin_memory=False,
+                worker_init_fn=_end_with_parent,
             )
             return iter(loader)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Make a worker end when the training does, even if that is killed: a fork server's are not its children."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _in_thread(
