@@ -13,7 +13,9 @@ from labelfree.distributed import all_sum, gather, weighted_mean, world_size
 from labelfree.losses.barlow import redundancy
 from labelfree.losses.coding_rate import coding_rate
 from labelfree.losses.contrastive import across_views, nt_xent
+from labelfree.losses.distillation import centred, koleo, mean_over_batch, sinkhorn, soft_cross_entropy
 from labelfree.losses.pairs import clip_loss, siglip_loss
+from labelfree.losses.quantised import unused_codes
 from labelfree.losses.regression import cosine_regression
 from labelfree.losses.sigreg import sigreg
 from labelfree.losses.vicreg import vicreg_terms
@@ -37,6 +39,13 @@ LOSSES = {
     "clip": lambda a, b, group: clip_loss(unit(a), unit(b), torch.tensor(5.0), group >= 0),
     "siglip": lambda a, b, group: siglip_loss(unit(a), unit(b), torch.tensor(5.0), torch.tensor(-3.0), group >= 0),
     "cosine": lambda a, b, group: cosine_regression(a, b),
+    "sinkhorn": lambda a, b, group: soft_cross_entropy(sinkhorn(a, 0.3), b).mean(),
+    "sinkhorn weighted": lambda a, b, group: soft_cross_entropy(sinkhorn(a, 0.3, weight=group + 1), b).mean(),
+    "centred": lambda a, b, group: soft_cross_entropy(
+        centred(a.detach(), mean_over_batch(a, group + 1), 0.1), b
+    ).mean(),
+    "koleo": lambda a, b, group: koleo(a),
+    "unused codes": lambda a, b, group: unused_codes(a.view(-1, 1, 1, 5), group[:, None] >= 0),
     "gathered twice": lambda a, b, group: (gather(a) + gather(b)).square().mean(),
     "weighted": lambda a, b, group: weighted_mean((a - b).square().mean(dim=1), group.clamp_min(0)),
 }

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from cells import assemble, series
+from torch.nn import functional as F
 
 from labelfree import registry
 from labelfree.data.draw import Draw
 from labelfree.data.partners import PARTNER
 from labelfree.errors import LabelfreeError
+from labelfree.losses.coding_rate import coding_rate
 from labelfree.losses.contrastive import nt_xent
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._teacher import cosine_between, follow, frozen_copy
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.byol import BYOL
+from labelfree.objectives.emp import EMP, EMPSettings
 from labelfree.objectives.simclr import SimCLR, SimCLRSettings
 from labelfree.training.loop import Training
 
@@ -122,6 +125,20 @@ def test_the_second_view_is_of_the_partner(source: Path) -> None:
     first, second = halves(views.data)
     torch.testing.assert_close(first, modality.view(batch, draw.view(0)).data, equal_nan=True)
     torch.testing.assert_close(second, modality.view(other, draw.view(1)).data, equal_nan=True)
+
+
+def test_every_other_crop_is_of_the_partner(source: Path) -> None:
+    training = assemble(source, "series", "simclr", "transformer:nano")
+    encoder, modality = training.objective.encoder, training.objective.modality
+    objective = EMP(encoder, modality, EMPSettings(crops=3, projector=(16,), case="patient")).eval()
+    batch, draw = first_batch(training)
+    other = batch[torch.arange(len(batch)).flip(0)]
+    crops = [modality.view(seen, draw.view(number)) for number, seen in enumerate((batch, other, batch))]
+    z = torch.stack([F.normalize(objective.projector(encoder(crop).pooled), dim=1) for crop in crops])
+    agreement = F.cosine_similarity(z, z.mean(dim=0, keepdim=True), dim=2).mean()
+    expected = 200 * (1 - agreement) - torch.stack([coding_rate(crop, 0.2) for crop in z]).mean()
+    step = objective(batch.with_(parts={PARTNER: other}), draw)
+    torch.testing.assert_close(step.loss, expected)
 
 
 def test_heads_have_the_widths_that_settings_say() -> None:

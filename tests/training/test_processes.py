@@ -1,11 +1,15 @@
 """Two processes are one: started here, by torchrun, or by SLURM's srun."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -76,6 +80,25 @@ def test_devices_two_from_the_command_line(pictures, alone, tmp_path):
 def test_shards_of_two(pictures, alone, tmp_path, forked):
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", devices=2, strategy="fsdp", **TINY)
     check_equal(alone.path, run.path)
+
+
+def test_two_stopped_by_sigterm_go_on_exactly(pictures, tmp_path, forked):
+    long = {**TINY, "steps": 20, "checkpoint_every": 4, "devices": 2}
+    whole = labelfree.pretrain(str(pictures), out=tmp_path / "whole", **long)
+    out = tmp_path / "run"
+
+    def stop():
+        while not list((out / "checkpoints").glob("step-*[0-9]")):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=stop, daemon=True).start()
+    run = labelfree.pretrain(str(pictures), out=out, **long)
+    assert run.state == "stopped"
+    assert 0 < run.info["step"] < long["steps"]
+    assert labelfree.pretrain(resume=out).state == "finished"
+    ours, theirs = weights(out), weights(whole.path)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_time_limit_means_the_same_steps_to_all(pictures, tmp_path, forked):

@@ -94,9 +94,10 @@ def test_kill_in_mid_epoch(pictures, unbroken, tmp_path):
     assert numbers(run) == numbers(unbroken["none"])
 
 
-def test_sigterm_saves_and_says_stopped(pictures, unbroken, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_stopped(pictures, unbroken, tmp_path, number):
     out = tmp_path / "run"
-    interrupted(pictures, out, signal.SIGTERM, cache="memory")
+    interrupted(pictures, out, number, cache="memory")
     stopped = labelfree.load(out)
     assert stopped.state == "stopped"
     assert (out / "encoder" / "model.safetensors").exists()

@@ -33,9 +33,14 @@ def two_views(modality: Modality, batch: Batch, draw: Draw, settings: ViewSettin
     (Azizi et al. 2021, MICLe, §3.2).
     """
     policies = ("contrast", "none") if settings.views == "one" else (settings.views, settings.views)
+    both = enumerate(of_case(batch, settings.case))
+    return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in both])
+
+
+def of_case(batch: Batch, case: str) -> tuple[Batch, Batch]:
+    """The batch, and its partners where there is a `case` (itself where not): what one sees and the other."""
     first = _alone(batch)
-    second = batch.parts[PARTNER].with_(group=batch.group) if settings.case and PARTNER in batch.parts else first
-    return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in enumerate((first, second))])
+    return first, batch.parts[PARTNER].with_(group=batch.group) if case and PARTNER in batch.parts else first
 
 
 class CropSettings(ViewSettings):

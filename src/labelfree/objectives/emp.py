@@ -16,6 +16,7 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
+from labelfree.objectives._views import of_case
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -27,6 +28,8 @@ class EMPSettings(Settings):
     """views of each sample in every step"""
     views: Literal["contrast", "light", "local"] = "contrast"
     """how they are made; local: small crops, which take less time"""
+    case: str = ""
+    """column that says whose sample it is (a patient): every other view is then of another sample of the same case"""
     projector: tuple[PositiveInt, ...] = (2048, 2048, 512)
     """widths of the projection head's layers"""
     similarity: NonNegativeFloat = 200.0
@@ -63,7 +66,8 @@ class EMP(Objective):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
-        views = [self.modality.view(batch, draw.view(number), own.views) for number in range(own.crops)]
+        seen = of_case(batch, own.case)
+        views = [self.modality.view(seen[number % 2], draw.view(number), own.views) for number in range(own.crops)]
         h = self.encoder(Batch.cat(views)).pooled
         z = F.normalize(self.projector(h).float(), dim=1).unflatten(0, (own.crops, -1))  # (V, B, D)
         agreement = F.cosine_similarity(z, z.mean(dim=0, keepdim=True), dim=2).mean()
