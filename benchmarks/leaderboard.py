@@ -155,16 +155,18 @@ TIMES = {"ucr": 2, "newsgroups": 2}
 
 
 def methods(kind: str) -> list[str]:
-    """Objectives that fit a kind of data, and recipes that are for it alone.
+    """Objectives and recipes that fit a kind of data.
 
-    Recipes for long trainings of large networks are left out: their objectives stand there already.
+    Recipes for long trainings of large networks are left out: their objectives stand there already. So is `micle`: no
+    task has cases.
     """
     from labelfree import registry
 
     modality = registry.modalities()[kind]
     found = [name for name, cls in registry.objectives().items() if not registry.missing(cls, modality)]
-    own = [name for name, (_, recipe) in registry.recipes().items() if recipe.modalities == (kind,)]
-    return found + [name for name in own if not name.endswith(LONG)]
+    fits = {name: recipe for name, (cls, recipe) in registry.recipes().items() if cls.name in found}
+    more = [name for name, recipe in fits.items() if not recipe.modalities or kind in recipe.modalities]
+    return found + [name for name in more if not name.endswith(LONG) and name != "micle"]
 
 
 def one(data: Path, task: str, method: str, seed: int, seconds: float, out: Path) -> dict[str, Any]:
@@ -279,8 +281,8 @@ def table(done: dict[tuple[str, str, int], Any]) -> str:
     """Markdown: for each task the methods from best to worst, with the baselines."""
     lines = []
     for task in dict.fromkeys(task for task, _, _ in done):
-        lines += [f"### {task}", "", "| method | encoder | steps | linear | k-NN | untrained, linear | raw |"]
-        lines += ["| --- " * 7 + "|"]
+        columns = ("method", "encoder", "steps", "linear", "k-NN", "untrained, linear", "untrained, k-NN", "raw")
+        lines += [f"### {task}", "", f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
         every: dict[str, list[Any]] = {}
         for (t, method, _), row in done.items():
             if t == task and "error" not in row:
@@ -290,7 +292,10 @@ def table(done: dict[tuple[str, str, int], Any]) -> str:
             spread = f" ± {np.std(linear, ddof=1):.3f} ({len(rows)} seeds)" if len(rows) > 1 else ""
             first = rows[0]
             cells = [method, first["encoder"], f"{first['steps']:,}", f"{np.mean(linear):.3f}{spread}"]
-            cells += [f"{np.mean(knn):.3f}", f"{first['random/linear']:.3f}", f"{first['raw/linear']:.3f}"]
+            cells += [
+                f"{np.mean(knn):.3f}",
+                *(f"{first[key]:.3f}" for key in ("random/linear", "random/knn", "raw/linear")),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         failed = {m: row["error"] for (t, m, _), row in done.items() if t == task and "error" in row}
         lines += ["", *(f"`{method}`: {words}" for method, words in failed.items()), ""]

@@ -54,3 +54,10 @@ def test_a_changed_copy_leaves_the_original_alone() -> None:
     changed = batch.with_(data=batch.data + 1)
     assert not torch.equal(batch.data, changed.data)
     assert torch.equal(batch.index, changed.index)
+
+
+def test_joined_with_samples_of_unequal_length_equal_ones_have_theirs() -> None:
+    equal = Batch(data=torch.zeros(2, 9), index=torch.arange(2))
+    unequal = equal.with_(lengths=torch.tensor([4, 7]))
+    assert Batch.cat([equal, unequal]).steps().tolist() == [9, 9, 4, 7]
+    assert Batch.cat([unequal, equal]).steps().tolist() == [4, 7, 9, 9]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,6 +126,19 @@ def test_the_second_view_is_of_the_partner(source: Path) -> None:
     first, second = halves(views.data)
     torch.testing.assert_close(first, modality.view(batch, draw.view(0)).data, equal_nan=True)
     torch.testing.assert_close(second, modality.view(other, draw.view(1)).data, equal_nan=True)
+
+
+def test_one_view_and_the_sample_must_be_of_one_size(source: Path) -> None:
+    training = assemble(source, "series", "simclr", "transformer:nano")
+    modality = training.objective.modality
+    batch, draw = first_batch(training)
+    halved = {"contrast": 2, "none": 1}
+    wrong = SimpleNamespace(view=lambda batch, draw, policy: batch.with_(data=batch.data[:, :: halved[policy]]))
+    with pytest.raises(LabelfreeError, match="views=one"):
+        two_views(wrong, batch, draw, ViewSettings(views="one"))
+    first, second = halves(two_views(modality, batch, draw, ViewSettings(views="one")).data)
+    torch.testing.assert_close(first, modality.view(batch, draw.view(0)).data, equal_nan=True)
+    torch.testing.assert_close(second, modality.view(batch, draw.view(1), "none").data, equal_nan=True)
 
 
 def test_every_other_crop_is_of_the_partner(source: Path) -> None:

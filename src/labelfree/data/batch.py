@@ -86,6 +86,10 @@ class Batch:
         """A copy with some fields replaced."""
         return replace(self, **changes)
 
+    def steps(self) -> Tensor:
+        """(B,) int64 number of valid steps of each sample."""
+        return torch.full_like(self.index, self.data.shape[1]) if self.lengths is None else self.lengths
+
     def tensors(self) -> list[Tensor]:
         """Every tensor of the batch."""
         own = [value for value in (self.data, self.index, self.lengths, self.time, self.group) if value is not None]
@@ -124,6 +128,8 @@ class Batch:
                 joined[f.name] = {key: torch.cat([value[key] for value in values]) for key in first.extra}
             elif f.name == "parts":
                 joined[f.name] = {key: Batch.cat([value[key] for value in values]) for key in first.parts}
+            elif f.name == "lengths" and any(value is not None for value in values):
+                joined[f.name] = torch.cat([batch.steps() for batch in batches])
             elif values[0] is None:
                 joined[f.name] = None
             elif f.name == "draw":

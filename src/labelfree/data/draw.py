@@ -78,7 +78,7 @@ class Draw:
     @property
     def shared(self) -> Draw:
         """A draw of one "sample" (B = 1) that all samples of the batch, on all processes, have in common."""
-        return Draw(torch.tensor([self.batch], device=self.key.device), self.batch)
+        return Draw(self.key.new_full((1,), self.batch), self.batch)
 
     def __len__(self) -> int:
         return len(self.key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,14 @@ from labelfree.losses.precision import full_precision
 _STEP = 0.625
 _POINTS = tuple(_STEP * n for n in range(9))
 _WEIGHTS = tuple(_STEP if n in (0, 8) else 2 * _STEP for n in range(9))
+
+
+@lru_cache
+def _rule(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(T, 1, 1) the normal distribution's characteristic function at the points, and the weights of differences."""
+    point, share = (torch.tensor(x, device=device, dtype=dtype)[:, None, None] for x in (_POINTS, _WEIGHTS))
+    normal = (-point.square() / 2).exp()
+    return normal, share * normal
 
 
 @full_precision
@@ -32,7 +42,5 @@ def sigreg(z: Tensor, directions: Tensor) -> Tensor:
     turns = [point * shadows for point in _POINTS]
     parts = torch.stack([torch.stack([turn.cos().sum(dim=1), turn.sin().sum(dim=1)]) for turn in turns])
     real, imaginary = (all_sum(parts) / count).unbind(dim=1)  # (T, V, M)
-    point = torch.tensor(_POINTS, device=z.device, dtype=z.dtype)[:, None, None]
-    normal = (-point.square() / 2).exp()
-    weight = torch.tensor(_WEIGHTS, device=z.device, dtype=z.dtype)[:, None, None] * normal
+    normal, weight = _rule(z.device, z.dtype)
     return count * (weight * ((real - normal).square() + imaginary.square())).sum(dim=0).mean()

@@ -10,6 +10,7 @@ from torch import Tensor
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.data.partners import PARTNER
+from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Modality
 from labelfree.settings import Settings
 
@@ -34,7 +35,15 @@ def two_views(modality: Modality, batch: Batch, draw: Draw, settings: ViewSettin
     """
     policies = ("contrast", "none") if settings.views == "one" else (settings.views, settings.views)
     both = enumerate(of_case(batch, settings.case))
-    return Batch.cat([modality.view(one, draw.view(n), policies[n]) for n, one in both])
+    first, second = (modality.view(one, draw.view(n), policies[n]) for n, one in both)
+    if first.data.shape[1:] != second.data.shape[1:]:
+        sizes = (" × ".join(map(str, view.data.shape[1:])) for view in (first, second))
+        raise LabelfreeError(
+            "With views=one a view and the sample itself go through the encoder together, but here they have "
+            f"{' and '.join(sizes)} values.",
+            "Give views the size of samples, or set views=contrast.",
+        )
+    return Batch.cat([first, second])
 
 
 def of_case(batch: Batch, case: str) -> tuple[Batch, Batch]:

@@ -308,7 +308,7 @@ class Audio(Modality):
     def _cropped(self, batch: Batch, draw: Draw, count: int) -> tuple[Tensor, Tensor | None]:
         """A stretch of `count` steps of each, faster or slower; lengths where some may be too short for it."""
         fastest = self.settings.speed
-        known = timing.lengths_of(batch)
+        known = batch.steps()
         # Frames are taken as they are kept, and only what is taken becomes float32.
         x = self._loaded(batch.data) if self._waves else batch.data
         x, inside = augment.stretch(x, known, draw, count, 1 / fastest, fastest)
@@ -318,7 +318,7 @@ class Audio(Modality):
     def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:
         """Random crops that overlap in whole tokens (see `_series_views.overlap`)."""
         usual = max(2, self._tokens_in(self._length or batch.data.shape[1]))
-        lengths = timing.lengths_of(batch)
+        lengths = batch.steps()
         found = timing.overlap(draw, self._tokens_in(lengths), usual)
         x = self._normalised(self._loaded(batch.data))
 
@@ -337,12 +337,12 @@ class Audio(Modality):
 
         def order(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
-            x = timing.segments(view.data, timing.lengths_of(view), orders.to(which.device)[which])
+            x = timing.segments(view.data, view.steps(), orders.to(which.device)[which])
             return view.with_(data=x)
 
         def reversal(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
-            return view.with_(data=timing.reverse(view.data, timing.lengths_of(view), which))
+            return view.with_(data=timing.reverse(view.data, view.steps(), which))
 
         return {"reversal": Transformation(2, reversal), "order": Transformation(len(orders), order, ordered=True)}
 
@@ -424,7 +424,7 @@ class Audio(Modality):
         x, hop = (self._spectrum(batch, self.mel), self.mel.hop) if self._waves else (batch.data, 1)
         width = self._crop_frames
         count = -(-x.shape[1] // width)
-        frames = -(-timing.lengths_of(batch) // hop)
+        frames = -(-batch.steps() // hop)
         if self._waves:
             x = x.masked_fill((torch.arange(x.shape[1], device=x.device) >= frames[:, None])[..., None], 0.0)
         x = F.pad(x, (0, 0, 0, count * width - x.shape[1]))

@@ -370,7 +370,7 @@ class Series(Modality):
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         own = self.settings
-        x, lengths = self._normalise(batch.data), augment.lengths_of(batch)
+        x, lengths = self._normalise(batch.data), batch.steps()
         if policy in ("contrast", "local"):
             least, most = LOCAL_CROP if policy == "local" else (own.crop, 1.0)
             x = augment.crop(x, lengths, draw, least, most) if least < 1 else x
@@ -386,13 +386,13 @@ class Series(Modality):
         """Random crops that overlap, in whole tokens (see `_series_views.overlap`)."""
         patch = self.patch
         usual = max(2, -(-(self._length or batch.data.shape[1]) // patch))
-        found = augment.overlap(draw, -(-augment.lengths_of(batch) // patch), usual)
+        found = augment.overlap(draw, -(-batch.steps() // patch), usual)
         one, two = (self._crop(batch, draw.view(n), *found.crops[n], usual) for n in (0, 1))
         return one, two, found.shared
 
     def _crop(self, batch: Batch, draw: Draw, start: Tensor, count: int, usual: int) -> Batch:
         """`count` tokens from token `start` (B,) on."""
-        patch, lengths = self.patch, augment.lengths_of(batch)
+        patch, lengths = self.patch, batch.steps()
         first = start * patch
         steps = first[:, None] + torch.arange(count * patch, device=first.device)
         x = augment.take_steps(self._normalise(batch.data), steps)
@@ -406,11 +406,11 @@ class Series(Modality):
         def order(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
             rows = orders.to(which.device)[which]
-            return view.with_(data=augment.segments(view.data, augment.lengths_of(view), rows))
+            return view.with_(data=augment.segments(view.data, view.steps(), rows))
 
         def reversal(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
-            return view.with_(data=augment.reverse(view.data, augment.lengths_of(view), which))
+            return view.with_(data=augment.reverse(view.data, view.steps(), which))
 
         return {"order": Transformation(len(orders), order), "reversal": Transformation(2, reversal)}
 
@@ -464,7 +464,7 @@ class Series(Modality):
             x = found.flatten(1, 2)[:, : x.shape[1]]
         mean, deviation = self._scale(view.data)
         rows = (x * deviation + mean).cpu().numpy()
-        lengths = augment.lengths_of(view).tolist()
+        lengths = view.steps().tolist()
         return [
             Sample(row[:length], index) for row, length, index in zip(rows, lengths, view.index.tolist(), strict=True)
         ]

@@ -10,15 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
-
-
-def lengths_of(batch: Batch) -> Tensor:
-    """(B,) int64 steps that are no padding."""
-    if batch.lengths is not None:
-        return batch.lengths
-    return torch.full((len(batch),), batch.data.shape[1], device=batch.data.device)
 
 
 def at_steps(x: Tensor, steps: Tensor) -> Tensor:

@@ -15,13 +15,6 @@ from labelfree.data.draw import Draw, hash_int
 SHORTEST = 0.5
 
 
-def lengths_of(batch: Batch) -> Tensor:
-    """(B,) int64: ids of each sample that are no padding."""
-    if batch.lengths is not None:
-        return batch.lengths
-    return torch.full((len(batch),), batch.data.shape[1], device=batch.data.device)
-
-
 def spans(data: Tensor, start: Tensor, length: Tensor, width: int, pad: int) -> Tensor:
     """(B, T) ids → (B, width): of each row `length` (B,) ids from `start` (B,) on, then padding."""
     place = torch.arange(width, device=data.device)
@@ -36,7 +29,7 @@ def begin(data: Tensor, cls: int) -> Tensor:
 
 def random_span(batch: Batch, draw: Draw, longest: int, pad: int) -> Batch:
     """A random stretch of each sample, of between `SHORTEST` and all of what fits into `longest` ids."""
-    length = lengths_of(batch)
+    length = batch.steps()
     most = length.clamp(max=longest)
     size = (most * draw.uniform("span", low=SHORTEST, high=1.0)).ceil().long().clamp_min(1).minimum(most)
     start = (draw.uniform("start") * (length - size + 1)).long()
@@ -46,7 +39,7 @@ def random_span(batch: Batch, draw: Draw, longest: int, pad: int) -> Batch:
 
 def delete(batch: Batch, draw: Draw, share: float, pad: int) -> Batch:
     """Leave out each id with probability `share`; every sample keeps at least one."""
-    length = lengths_of(batch)
+    length = batch.steps()
     width = batch.data.shape[1]
     real = torch.arange(width, device=batch.data.device) < length[:, None]
     kept = ~draw.bernoulli("delete", share, width) & real
@@ -88,7 +81,7 @@ def _stretch(batch: Batch, start: int, stop: int, pad: int) -> Batch:
 
 def halves(batch: Batch) -> tuple[Tensor, Tensor]:
     """(B,) ids in the first half of each sample, and in the second."""
-    length = lengths_of(batch)
+    length = batch.steps()
     first = (length + 1) // 2
     return first, length - first
 
