@@ -608,24 +608,40 @@ def test_sources_are_recognised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "encoder", "stem"),
+    ("budget", "encoder", "stem", "size"),
     [
-        (Budget(120, 4e11, False), "timm:resnet10t", 2),  # two minutes of two cores
-        (Budget(600, 4e11, False), "timm:resnet10t", 1),
-        (Budget(300, 4e11, False, views=False), "timm:resnet10t", 2),  # whole pictures
-        (Budget(4 * 3600, 4e11, False), "timm:resnet18", 1),
-        (Budget(600, 2e14, True), "timm:resnet18", 1),  # of a GPU
-        (Budget(None, 4e11, False), "timm:resnet18", 1),  # the user said how many epochs
+        (Budget(120, 4e11, False), "timm:resnet10t", 2, 32),  # two minutes of two cores
+        (Budget(600, 4e11, False), "timm:resnet10t", 1, 32),
+        (Budget(300, 4e11, False, views=False), "timm:resnet10t", 2, 32),  # whole pictures
+        (Budget(4 * 3600, 4e11, False), "timm:resnet18", 1, 32),
+        (Budget(36 * 3600, 4e11, False), "timm:resnet18", None, 128),
+        (Budget(60, 2e14, True), "timm:resnet18", 1, 32),  # of a GPU
+        (Budget(600, 2e14, True), "timm:resnet18", None, 224),
+        (Budget(36000, 2e14, True), "timm:resnet50", None, 224),
+        (Budget(None, 4e11, False), "timm:resnet18", 1, 32),  # the user said how many epochs
+        (Budget(None, 2e14, True), "timm:resnet18", None, 224),
     ],
 )
-def test_the_network_is_as_large_as_the_time_allows(budget: Budget, encoder: str, stem: int) -> None:
-    found = Image().open(RANDOM.integers(0, 256, (50, 200, 300, 3)).astype(np.uint8)).describe()
+def test_network_and_pictures_are_as_large_as_the_time_allows(
+    budget: Budget, encoder: str, stem: int | None, size: int
+) -> None:
+    found = Image().open(RANDOM.integers(0, 256, (50, 240, 300, 3)).astype(np.uint8)).describe()
     choices = {choice.key: choice for choice in Image().defaults(found, budget)}
-    assert (choices["encoder"].value, choices["stem"].value) == (encoder, stem)
+    assert (choices["encoder"].value, choices["size"].value) == (encoder, size)
+    assert (choices["stem"].value if stem else choices.get("stem")) == stem
     assert all(choice.reason for choice in choices.values())
     short = budget.seconds is not None and not budget.accelerator
-    assert ("view_size" in choices) is (short and budget.views is not False)
-    Image(ImageSettings(size=choices["size"].value, stem=stem))
+    assert ("view_size" in choices) is (short and budget.views is not False and size == 32)
+    Image(ImageSettings(size=choices["size"].value, stem=stem or "auto"))
+
+
+@pytest.mark.parametrize(("size", "stem"), [(48, 1), (96, None)])
+def test_a_size_that_was_asked_for_is_that_of_views_too(size: int, stem: int | None) -> None:
+    asked = Image(ImageSettings(size=size))
+    found = asked.open(RANDOM.integers(0, 256, (50, 200, 300, 3)).astype(np.uint8)).describe()
+    choices = {choice.key: choice.value for choice in asked.defaults(found, Budget(3600, 4e11, False))}
+    assert "view_size" not in choices
+    assert choices.get("stem") == stem
 
 
 @pytest.mark.parametrize(("side", "view"), [(64, 16), (28, 14), (24, None)])

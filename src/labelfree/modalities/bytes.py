@@ -26,6 +26,7 @@ from labelfree.data.sources import ARRAYS, TABLES, frame, hash_of, list_files, r
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.files import existing
 from labelfree.modalities.base import Budget, Choice
+from labelfree.modalities.capacity import transformer_for
 from labelfree.modalities.text import Text
 from labelfree.modalities.text.sources import Documents, Encode, Files, Rows, text_column
 from labelfree.modalities.text.tokens import Blocks, count_ids
@@ -220,7 +221,7 @@ class Bytes(Text):
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         return [
             Choice("method", "masked", "hidden spans of bytes are learnt from any file"),
-            Choice("encoder", "transformer:nano", "small enough to see the bytes many times"),
+            transformer_for(found.numbers["characters"], budget),
             Choice("batch_size", 64, "many small steps"),
         ]
 

@@ -28,6 +28,7 @@ from labelfree.modalities.audio.mel import Mel, log_mel, log_mels, mfcc_statisti
 from labelfree.modalities.audio.sources import Form, Sounds
 from labelfree.modalities.audio.tokens import WaveStem, reach, stride, token_counts, valid_tokens
 from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Shared, Transformation, span_mask
+from labelfree.modalities.capacity import transformer_for
 from labelfree.modalities.series import tokens as steps
 from labelfree.modalities.series import views as timing
 from labelfree.needs import Need
@@ -164,6 +165,10 @@ class Audio(Modality):
     def _token_step(self) -> int:
         return stride(self.rate) if self._waves else self.settings.patch
 
+    @property
+    def _token_ms(self) -> float:
+        return 1000 * self._token_step / self.rate if self._waves else self.settings.patch * self.settings.hop
+
     # ---- reading
 
     @classmethod
@@ -208,7 +213,7 @@ class Audio(Modality):
         most = 256 if budget.accelerator else 64
         return [
             Choice("method", "cola", "two stretches of a recording find each other among others"),
-            Choice("encoder", "transformer:nano", "small and fast on any machine"),
+            transformer_for(1000 * 3600 * found.numbers["hours"] / self._token_ms, budget),
             Choice("batch_size", max(2, min(most, found.count // 4)), f"a quarter of the recordings, at most {most}"),
             Choice("rate", int(found.numbers["rate"]), "what most recordings have, at most 16,000"),
             Choice("window", window, reason),
@@ -372,8 +377,7 @@ class Audio(Modality):
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Spans of tokens, padding never."""
-        token_ms = 1000 * self._token_step / self.rate if self._waves else self.settings.patch * self.settings.hop
-        span = max(1, round(self.settings.span / token_ms))
+        span = max(1, round(self.settings.span / self._token_ms))
         return span_mask(draw, self.token_count(batch), span, ratio, self._valid(batch))
 
     def _spectrum(self, view: Batch, mel: Mel) -> Tensor:

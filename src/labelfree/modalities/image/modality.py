@@ -281,7 +281,8 @@ class Image(Modality):
     def defaults(self, found: Description, budget: Budget) -> list[Choice]:
         from labelfree.modalities.image.defaults import choose
 
-        return choose(found, budget)
+        own = self.settings
+        return choose(found, budget, own.size if "size" in own.model_fields_set else None)
 
     # ---- statistics
 

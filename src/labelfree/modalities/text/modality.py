@@ -24,6 +24,7 @@ from labelfree.data.sources import TABLES, frame, listed_files, names_files, rea
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Modality, Transformation, token_mask
+from labelfree.modalities.capacity import transformer_for
 from labelfree.modalities.text import views
 from labelfree.modalities.text.sources import (
     LISTED,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 #: Texts that are enough to spread; `benchmarks/README.md` has trials with 200 of them and with thousands.
 MANY_TEXTS = 128
+#: Characters of a token, roughly.
+CHARACTERS = 4
 
 
 class TextSettings(Settings):
@@ -143,7 +146,7 @@ class Text(Modality):
             method = Choice("method", "emp", spread)
         return [
             method,
-            Choice("encoder", "transformer:nano", "small enough to see the text many times"),
+            transformer_for(found.numbers["characters"] / CHARACTERS, budget),
             Choice("batch_size", 64, "many small steps"),
         ]
 
