@@ -21,7 +21,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: str, remedy: str = "Restore it from a copy.") -> dict[str, Tensor]:
     """Tensors of a file whose hash must be `sha256`. Nothing in it is ever executed.
 
     Raises:
@@ -35,6 +35,6 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     if found != sha256:
         raise LabelfreeError(
             f"'{path}' is cut or altered: its SHA-256 is {found[:12]}…, expected {sha256[:12]}….",
-            "Restore it from a copy; a run's previous checkpoint is kept beside it.",
+            remedy,
         )
     return parse(content)

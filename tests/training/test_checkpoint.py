@@ -62,8 +62,9 @@ def test_a_cut_or_altered_file_is_refused(tmp_path, file, spoil):
     train(module, optimizer, 1)
     path = save_state(tmp_path, 1, module, optimizer) / file
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(LabelfreeError, match="cut or altered"):
+    with pytest.raises(LabelfreeError, match="cut or altered") as refused:
         load_state(tmp_path, module, optimizer)
+    assert str(path.parent) in refused.value.remedy, "what to delete"
 
 
 def test_what_a_killed_process_had_begun_is_removed(tmp_path):

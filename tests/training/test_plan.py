@@ -20,7 +20,7 @@ from labelfree.registry import build_encoder, missing, objectives
 from labelfree.training import runtime
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
-from labelfree.training.plan import make_plan
+from labelfree.training.plan import make_plan, resolve_machine
 from labelfree.training.pretrain import _place, _say_busy
 from labelfree.training.settings import TrainSettings
 
@@ -256,3 +256,13 @@ def test_auto_trains_what_comes_next_on_pictures(pictures, tmp_path):
 def test_a_network_that_cannot_take_the_data_is_refused_with_its_own_words(pictures):
     with pytest.raises(LabelfreeError, match=r"Linear could not encode data of shape \(B, 3, 16, 16\): mat1 and mat2"):
         labelfree.pretrain(pictures, encoder=torch.nn.Linear(5, 4), steps=1, **SMALL)
+
+
+def test_processes_of_a_launcher_share_the_cores_of_their_machine(pictures, monkeypatch):
+    monkeypatch.setattr(runtime, "cores", lambda: 16)
+    names = {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    asked = {"modality": "image", "method": "simclr", "encoder": "timm:test_resnet", "settings": {}}
+    plan, *_ = make_plan(pictures, seed=0, seconds=None, **asked)
+    assert resolve_machine(plan, streamed=False).training.threads == 4

@@ -53,7 +53,7 @@ def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
     if newest is None:
         return 0
     content = load_module(newest, module)
-    _join(optimizer, content, read_tensors(newest / "optimizer.safetensors", content["sha256"]["optimizer"]))
+    _join(optimizer, content, _tensors(newest, "optimizer", content))
     return int(content["step"])
 
 
@@ -71,12 +71,9 @@ def load_module(newest: Path, module: nn.Module) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((newest / "state.json").read_text())
     except (OSError, ValueError) as error:
-        raise LabelfreeError(
-            f"'{newest / 'state.json'}' is cut or altered: {error}.",
-            f"Delete '{newest}' to resume from the one before.",
-        ) from None
+        raise LabelfreeError(f"'{newest / 'state.json'}' is cut or altered: {error}.", _without(newest)) from None
     try:
-        state = read_tensors(newest / "model.safetensors", content["sha256"]["model"])
+        state = _tensors(newest, "model", content)
         cut = {name: shard_like(state[name], now) for name, now in module.state_dict().items() if name in state}
         module.load_state_dict({**state, **cut})
     except RuntimeError as error:
@@ -85,6 +82,14 @@ def load_module(newest: Path, module: nn.Module) -> dict[str, Any]:
             "Resume with the settings it was made with.",
         ) from None
     return content
+
+
+def _tensors(newest: Path, name: str, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return read_tensors(newest / f"{name}.safetensors", content["sha256"][name], _without(newest))
+
+
+def _without(newest: Path) -> str:
+    return f"Delete '{newest}' to resume from the one before."
 
 
 def _split(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, float]]:

@@ -33,7 +33,7 @@ from labelfree.modalities.base import Budget, Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
 from labelfree.settings import Settings, share_out
-from labelfree.training import runtime
+from labelfree.training import processes, runtime
 from labelfree.training.logs import check_tensorboard
 from labelfree.training.settings import TrainSettings
 
@@ -319,14 +319,12 @@ def resolve_machine(plan: Plan, streamed: bool) -> Plan:
         return value
 
     fast = "computed in hardware here" if runtime.fast_bf16(device) else "bfloat16 is not computed in hardware here"
-    cores = runtime.cores()
-    workers = 0 if not streamed else max(0, min(8, (cores - 1) // settings.devices)) if device.type != "cpu" else 0
+    cores, beside = runtime.cores(), processes.beside(settings.devices)
+    workers = 0 if not streamed else max(0, min(8, (cores - 1) // beside)) if device.type != "cpu" else 0
     update = {
         "accelerator": resolve("accelerator", device.type, "the fastest device here"),
         "precision": resolve("precision", runtime.best_precision(device), fast),
-        "threads": resolve(
-            "threads", max(1, cores // settings.devices), f"{cores} cores for {settings.devices} process(es)"
-        ),
+        "threads": resolve("threads", max(1, cores // beside), f"{cores} cores for {beside} process(es)"),
         "workers": resolve(
             "workers", workers, "the source is in memory" if not streamed else "read ahead beside the training"
         ),
