@@ -59,8 +59,11 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(kind: str, method: str,
     assert little < 0.6 * much, (little, much)
 
 
-def test_running_statistics_move_once_a_chunk(sources: dict[str, Path]) -> None:
+def test_running_statistics_move_once_a_chunk_and_that_is_said(
+    sources: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     training = assemble(sources["image"], "image", "simclr", "timm:test_resnet", micro_batch=8)
+    assert "Batch normalisation in the encoder is over 8 rows at a time" in capsys.readouterr().err
     counts = {name: b.clone() for name, b in training.objective.encoder.named_buffers() if "tracked" in name}
     training.step(0, next(iter(training.loader.steps(0, 1))))
     after = dict(training.objective.encoder.named_buffers())

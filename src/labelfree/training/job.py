@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from labelfree import registry
 from labelfree.data import cache
@@ -189,6 +190,8 @@ def _encode_in_chunks(objective: Objective, settings: TrainSettings) -> None:
         raise Refusal(f"Encoder '{objective.encoder.name}' sees all events in their order.", "Set micro_batch=0.")
     if rows and settings.strategy == "fsdp":
         raise Refusal("An encoder in shards cannot take a batch in parts.", "Set micro_batch=0 or strategy=ddp.")
+    if rows and any(isinstance(module, _BatchNorm) for module in objective.encoder.modules()):
+        say(f"Batch normalisation in the encoder is over {rows} rows at a time, not over the whole batch.", "yellow")
     for module in objective.modules():
         if isinstance(module, Encoder):
             module.micro_batch = rows
