@@ -223,8 +223,9 @@ def _of_graph(nodes: pa.Table) -> np.ndarray | None:
 
 
 def _sort_by_graph(found: Found, of: np.ndarray, graphs: pa.Table | None) -> None:
-    """Put the nodes of each graph together."""
-    names, number = np.unique(of.astype(str), return_inverse=True)
+    """Put the nodes of each graph together, the graphs in the order of their numbers or else of their names."""
+    known, number = np.unique(of if of.dtype.kind in "iuf" else of.astype(str), return_inverse=True)
+    names = known.astype(str)
     order = np.argsort(number, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
