@@ -92,8 +92,8 @@ def test_other_databases_are_read_through_sqlalchemy(tmp_path: Path) -> None:
     pytest.importorskip("sqlalchemy")
     rows = open_rows(f"sqlite+pysqlite:///{database(tmp_path / 't.db')}")
     assert rows.read(["a", "b"]).to_pydict() == {"a": [1, 2, 3], "b": ["x", None, "z"]}
-    with pytest.raises(LabelfreeError, match="did not answer"):
-        open_rows("nosuch://me:secret@host/db", "SELECT 1")
+    with pytest.raises(LabelfreeError, match="'nosuch://me@host/db' did not answer"):
+        open_rows("nosuch://me:secret@host/db?password=secret", "SELECT 1")
 
 
 def test_without_sqlalchemy_the_error_names_the_command_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:

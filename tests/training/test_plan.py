@@ -21,7 +21,7 @@ from labelfree.training import runtime
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
 from labelfree.training.plan import make_plan
-from labelfree.training.pretrain import _place, _say_busy
+from labelfree.training.pretrain import _name_of, _place, _say_busy
 from labelfree.training.settings import TrainSettings
 
 SMALL = {"size": 16, "precision": "32", "threads": 1, "batch_size": 8}
@@ -144,6 +144,8 @@ def test_the_program_around_a_training_finds_torch_as_it_was(pictures, tmp_path)
 
 def test_a_password_is_not_written_into_a_run() -> None:
     assert _place("postgresql://me:secret@host/shop") is None
+    assert _place("postgresql:///shop?user=me&password=secret") is None
+    assert _name_of("postgresql:///shop?user=me&password=secret", None) == "shop"
     assert _place("sqlite:///shop.db") == "sqlite:///shop.db"
 
 

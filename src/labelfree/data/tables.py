@@ -27,7 +27,7 @@ from labelfree.data.sources import (
     readable,
 )
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.files import existing, is_address
+from labelfree.files import existing, is_address, without_secrets
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
 #: Addresses that databases do not have.
@@ -214,19 +214,13 @@ def _is_database(source: Any) -> bool:
 def _from_database(address: str, query: str) -> Rows:
     """The answer to a query, held in memory: a database is asked once."""
     table = _ask_sqlite(address, query) if _sqlite_path(address) is not None else _ask_any(address, query)
-    return _in_memory(table, f"The answer of '{_without_password(address)}'")
+    return _in_memory(table, f"The answer of '{without_secrets(address)}'")
 
 
 def _sqlite_path(address: str) -> Path | None:
     if address.startswith("sqlite:///"):
         return Path(address.removeprefix("sqlite:///")).expanduser()
     return None if is_address(address) else Path(address).expanduser()
-
-
-def _without_password(address: str) -> str:
-    scheme, mark, rest = address.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{mark}{login.partition(':')[0]}{at}{place}" if at else address
 
 
 def _ask_sqlite(address: str, query: str) -> pa.Table:
@@ -241,27 +235,28 @@ def _ask_sqlite(address: str, query: str) -> pa.Table:
             cursor = connection.execute(query or _select_only([name for (name,) in found], address))
             return _fetch([column[0] for column in cursor.description or ()], cursor)
     except sqlite3.Error as error:
-        raise LabelfreeError(f"'{address}' did not answer: {error}.", "Check the file and the query.") from None
+        raise LabelfreeError(f"'{path}' did not answer: {error}.", "Check the file and the query.") from None
 
 
 def _ask_any(address: str, query: str) -> pa.Table:
+    shown = without_secrets(address)
     if address.partition("://")[0].lower() in REMOTE:
-        raise LabelfreeError(f"'{address}' is not on this machine.", "Download it first, and name the file.")
+        raise LabelfreeError(f"'{shown}' is not on this machine.", "Download it first, and name the file.")
     try:
         import sqlalchemy
     except ModuleNotFoundError:
         raise LabelfreeError(
-            f"'{_without_password(address)}' is read through SQLAlchemy, which is not installed.",
+            f"'{shown}' is read through SQLAlchemy, which is not installed.",
             'Install it: pip install "labelfree[sql]".',
         ) from None
     try:
         with closing(sqlalchemy.create_engine(address).connect()) as connection:
-            asked = query or _select_only(sqlalchemy.inspect(connection).get_table_names(), _without_password(address))
+            asked = query or _select_only(sqlalchemy.inspect(connection).get_table_names(), shown)
             answer = connection.execute(sqlalchemy.text(asked))
             return _fetch(list(answer.keys()), answer)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         raise LabelfreeError(
-            f"'{_without_password(address)}' did not answer: {reason_of(error)}.", "Check the address and the query."
+            f"'{shown}' did not answer: {reason_of(error)}.", "Check the address and the query."
         ) from None
 
 
