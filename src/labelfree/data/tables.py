@@ -232,7 +232,7 @@ def _ask_sqlite(address: str, query: str) -> pa.Table:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             found = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
-            cursor = connection.execute(query or _select_only([name for (name,) in found], address))
+            cursor = connection.execute(query or _select_only([name for (name,) in found], address, _quoted))
             return _fetch([column[0] for column in cursor.description or ()], cursor)
     except sqlite3.Error as error:
         raise LabelfreeError(f"'{path}' did not answer: {error}.", "Check the file and the query.") from None
@@ -250,8 +250,9 @@ def _ask_any(address: str, query: str) -> pa.Table:
             'Install it: pip install "labelfree[sql]".',
         ) from None
     try:
-        with closing(sqlalchemy.create_engine(address).connect()) as connection:
-            asked = query or _select_only(sqlalchemy.inspect(connection).get_table_names(), shown)
+        with sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect() as connection:
+            inspector, spelling = sqlalchemy.inspect(connection), connection.dialect.identifier_preparer
+            asked = query or _select_only(inspector.get_table_names(), shown, spelling.quote)
             answer = connection.execute(sqlalchemy.text(asked))
             return _fetch(list(answer.keys()), answer)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
@@ -260,10 +261,14 @@ def _ask_any(address: str, query: str) -> pa.Table:
         ) from None
 
 
-def _select_only(tables: Sequence[str], address: str) -> str:
+def _quoted(table: str) -> str:
+    """A table's name as standard SQL writes it."""
+    return '"' + table.replace('"', '""') + '"'
+
+
+def _select_only(tables: Sequence[str], address: str, quoted: Callable[[str], str]) -> str:
     if len(tables) == 1:
-        quoted = tables[0].replace('"', '""')
-        return f'SELECT * FROM "{quoted}"'
+        return f"SELECT * FROM {quoted(tables[0])}"
     found = f"{len(tables)} tables ({', '.join(tables[:10])})" if tables else "no table"
     raise LabelfreeError(f"'{address}' holds {found}.", 'Say which rows are samples: query="SELECT … FROM …".')
 
