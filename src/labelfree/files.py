@@ -218,10 +218,13 @@ def read_json(path: Path) -> Any:
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON of plain values, arrays and paths. Numbers that are not finite, which JSON does not know, are null.
 
+    Names of files that are no text can be encoded, and are read as they were: JSON has an escape for their bytes.
+
     Raises:
         TypeError: a value of another kind.
     """
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

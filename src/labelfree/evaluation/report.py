@@ -60,7 +60,7 @@ def write_report(run: Run) -> Path:
     ]
     content = page(run.path.name, "".join(sections), gallery)
     path = run.path / "report.html"
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(errors="backslashreplace"))
     return path
 
 

@@ -139,7 +139,7 @@ class Checkup:
         from labelfree.files import write_bytes
 
         page, values = page_files(path, force)
-        write_bytes(page, page_of(self).encode())
+        write_bytes(page, page_of(self).encode(errors="backslashreplace"))
         write_json(values, self.to_dict())
 
 
