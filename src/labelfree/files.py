@@ -215,6 +215,13 @@ def read_json(path: Path) -> Any:
         raise LabelfreeError(f"'{path}' is damaged: {error}.", "Restore it from a copy, or train again.") from None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file with one a line, but for a line that was cut by whatever ended its writer; none of no file."""
+    # other ends of lines, as str.splitlines knows them, stand in texts
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON of plain values, arrays and paths. Numbers that are not finite, which JSON does not know, are null.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +21,16 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.encoders.saved import save_encoder
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import is_address, json_text, no_place, read_json, without_secrets, write_bytes, write_json
+from labelfree.files import (
+    is_address,
+    json_text,
+    no_place,
+    read_json,
+    read_json_lines,
+    without_secrets,
+    write_bytes,
+    write_json,
+)
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
@@ -573,8 +581,7 @@ class Recorder:
 
 def write_quarantine(path: Path, bad: list[Unreadable]) -> None:
     """List unreadable samples, each once, beside those that are listed already (before a training was resumed)."""
-    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    seen = {(line["index"], line["name"]): line["reason"] for line in known}
+    seen = {(line["index"], line["name"]): line["reason"] for line in read_json_lines(path)}
     seen |= {(int(item.index), item.name): item.reason for item in bad}
     lines = [json_text({"index": index, "name": name, "reason": seen[index, name]}) for index, name in sorted(seen)]
     write_bytes(path, "".join(line + "\n" for line in lines).encode())
