@@ -275,10 +275,21 @@ def _counts_rows(table: pa.Table, name: str) -> bool:
     return bool((steps == 1).all())
 
 
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values, ascending, and (R,) the place of each row's among them; objects are compared as texts."""
+    if values.dtype != object:
+        return np.unique(values, return_inverse=True)
+    texts = [str(value) for value in values.tolist()]  # an array of them would make each as wide as the longest
+    names = sorted(set(texts))
+    place = {name: number for number, name in enumerate(names)}
+    return np.array(names, dtype=object), np.array([place[text] for text in texts], dtype=np.int64)
+
+
 def codes(values: np.ndarray) -> np.ndarray:
     """(R,) int64: equal values get equal numbers, in the order of their first appearance."""
-    _, first, inverse = np.unique(values.astype(str) if values.dtype == object else values, return_index=True,
-                                  return_inverse=True)  # fmt: skip
+    found, inverse = distinct(values)
+    first = np.empty(len(found), dtype=np.int64)
+    first[inverse[::-1]] = np.arange(len(values))[::-1]
     return np.argsort(np.argsort(first))[inverse]
 
 

@@ -419,5 +419,5 @@ def majority(values: np.ndarray, start: int, stop: int) -> Any:
     piece = values[start:stop]
     if len(piece) == 0:
         return values[min(start, len(values) - 1)]
-    found, counts = np.unique(piece.astype(str) if piece.dtype == object else piece, return_counts=True)
-    return found[counts.argmax()]
+    found, number = col.distinct(piece)
+    return found[np.bincount(number).argmax()]
