@@ -18,6 +18,7 @@ from labelfree.data.tables import open_rows
 from labelfree.data.written import HEAD
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.table.columns import Wanted, encode, find_columns
+from labelfree.training.plan import recognise
 
 DAYS = [f"2024-01-{day:02} 10:00:00" for day in range(1, 29)]
 
@@ -215,6 +216,7 @@ def end_in(texts: list[str]) -> pa.Table:
 @pytest.mark.parametrize(
     "use",
     [
+        recognise,
         lambda texts: codes(np.array(texts, dtype=object)),
         lambda texts: majority(np.array(texts, dtype=object), 0, len(texts)),
         lambda texts: read_log(end_in(texts), LogOptions()),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,21 @@ def as_table(source: Any) -> pa.Table:
             return pa.table({str(name): array_of(column) for name, column in source.items()})
         if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
             return table_of(source)
-        array = np.asarray(source)
-        if array.ndim == 2 and array.dtype.kind in "fiub":
+        # an array of texts makes each as wide as the longest
+        if not _has_words(source) and (array := np.asarray(source)).ndim == 2 and array.dtype.kind in "fiub":
             return pa.table({str(number): column for number, column in enumerate(array.T)})
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise LabelfreeError(
             f"The {type(source).__name__} is no table: {reason_of(error)}.", "Give columns of equal length."
         ) from None
     raise LabelfreeError(f"A {type(source).__name__} is no table.", "Give a file, a data frame or an Arrow table.")
+
+
+def _has_words(source: Any) -> bool:
+    """Whether a list has texts among its items, or among those of its rows."""
+    rows = source if isinstance(source, list | tuple) else ()
+    items = chain.from_iterable(row if isinstance(row, list | tuple) else (row,) for row in rows)
+    return any(isinstance(item, str | bytes) for item in items)
 
 
 def _in_memory(table: pa.Table, what: str, fingerprint: str = "") -> Rows:
