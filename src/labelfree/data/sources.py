@@ -297,7 +297,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         LabelfreeError: damaged, or pickled.
     """
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
