@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from labelfree.data import written
-from labelfree.data.columns import codes, distinct, order_of_dates, seconds
+from labelfree.data.columns import choose_channels, codes, distinct, order_of_dates, plain, seconds
 from labelfree.data.events import LogOptions, read_log
 from labelfree.data.recordings import ReadOptions, majority, read_recordings
 from labelfree.data.tables import open_rows
@@ -194,6 +194,22 @@ def test_a_series_in_american_dates_is_sorted_by_them_and_unread_ones_are_named(
     assert found.facts["time"] == "'time', a step every 86400; read as month/day/year"
     unread = read_recordings(table.set_column(0, "time", pa.array(["noon"] * 28)), ReadOptions())
     assert unread.facts["time"] == "'time' holds none that can be read ('noon'): rows are taken in their order"
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [(" Device-ID ", "device_id"), ("is__fraud", "is_fraud"), ("计数", "计数"), ("Größe (m)", "grösse_m")],
+)
+def test_names_keep_the_letters_of_any_script(name: str, spelt: str) -> None:
+    assert plain(name) == spelt
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("计数", True), ("%", True), ("", False), ("#", False), ("Unnamed: 0", False), ("Index", False)]
+)
+def test_only_a_column_without_a_name_or_called_an_index_numbers_the_rows(name: str, kept: bool) -> None:
+    table = pa.table({name: range(30), "heat": np.linspace(0, 1, 30) ** 2})
+    assert (name in choose_channels(table, [], ReadOptions())[0]) is kept
 
 
 @pytest.mark.parametrize("kind", [object, int, float])

@@ -55,8 +55,8 @@ class ReadOptions:
 
 
 def plain(name: str) -> str:
-    """A column's name as the sets above spell it."""
-    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+    """A column's name as the sets above spell it: letters of any script and digits, parted by single lines."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -269,7 +269,7 @@ def _few(table: pa.Table, name: str) -> bool:
 
 
 def _counts_rows(table: pa.Table, name: str) -> bool:
-    if not (plain(name) in ("", "index", "row") or re.match(r"unnamed", plain(name))):
+    if name.strip() not in ("", "#") and not re.fullmatch(r"index|row|unnamed.*", plain(name)):
         return False
     steps = np.diff(numbers(table, name))
     return bool((steps == 1).all())
