@@ -120,7 +120,7 @@ def test_a_table_is_asked_for_as_its_database_spells_names(tmp_path: Path, monke
 
 def test_without_sqlalchemy_the_error_names_the_command_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    with pytest.raises(LabelfreeError, match=r'pip install "labelfree\[sql\]"') as error:
+    with pytest.raises(LabelfreeError, match=r"pip install sqlalchemy\.") as error:
         open_rows("postgresql://me:secret@host/shop")
     assert "secret" not in str(error.value)
     assert "postgresql://me@host/shop" in str(error.value)

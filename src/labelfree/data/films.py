@@ -56,7 +56,7 @@ def library() -> Any:
         import av
     except ImportError:
         raise LabelfreeError(
-            "Films need the package 'av', which is not installed.", 'Install it: pip install "labelfree[video]".'
+            "Films need the package 'av', which is not installed.", "Install it: pip install av."
         ) from None
     return av
 

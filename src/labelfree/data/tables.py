@@ -254,7 +254,7 @@ def _ask_any(address: str, query: str) -> pa.Table:
     except ModuleNotFoundError:
         raise LabelfreeError(
             f"'{shown}' is read through SQLAlchemy, which is not installed.",
-            'Install it: pip install "labelfree[sql]".',
+            "Install it: pip install sqlalchemy.",
         ) from None
     try:
         with sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect() as connection:

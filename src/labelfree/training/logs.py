@@ -94,7 +94,8 @@ def check_tensorboard(wanted: bool) -> None:
     """Raises LabelfreeError where TensorBoard is to be logged for and is not installed."""
     if wanted and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
         raise LabelfreeError(
-            "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
+            "Setting tensorboard=true needs TensorBoard, which is not installed.",
+            "Install it: pip install tensorboard.",
         )
 
 
