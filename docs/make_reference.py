@@ -7,8 +7,11 @@ from pathlib import Path
 
 from labelfree import catalogue, registry
 from labelfree.settings import Settings
+from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.training.settings import TrainSettings
 
+#: How a default that is an empty word, or no words, is written.
+EMPTY = '""'
 TARGET = Path(__file__).with_name("reference.md")
 HEAD = """# Reference
 
@@ -21,8 +24,10 @@ parts share is written with its owner: `image.size=32`.
 
 def reference() -> str:
     """The whole page."""
+    tuned = "Of `labelfree finetune`, and of the fine-tuned networks of `labelfree evaluate`."
     engine = f"## Engine\n\nShared by every method.\n\n{settings_table(TrainSettings)}\n"
-    return "\n".join([HEAD, methods(), encoders(), engine, modalities(), objectives()]).rstrip() + "\n"
+    finetune = f"## Fine-tuning\n\n{tuned}\n\n{settings_table(FinetuneSettings)}\n"
+    return "\n".join([HEAD, methods(), encoders(), engine, finetune, modalities(), objectives()]).rstrip() + "\n"
 
 
 def methods() -> str:
@@ -70,7 +75,10 @@ def about(cls: type) -> str:
 
 def settings_table(cls: type[Settings]) -> str:
     entries = catalogue.settings_of(cls, cls.__name__)
-    rows = [[f"`{e['setting']}`", f"`{bars(e['type'])}`", f"`{bars(e['default'])}`", cell(e["about"])] for e in entries]
+    rows = [
+        [f"`{e['setting']}`", f"`{bars(e['type'])}`", f"`{bars(e['default']) or EMPTY}`", cell(e["about"])]
+        for e in entries
+    ]
     return table(["setting", "type", "default", "meaning"], rows) if rows else "No settings."
 
 

@@ -419,3 +419,18 @@ def test_in_a_process_of_its_own_there_is_no_traceback_either(tmp_path: Path) ->
     assert json.loads(done.stdout)["error"] in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_files_that_are_no_text_end_no_training(tmp_path: Path, capsys: Capture) -> None:
+    source, run, out = Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9")), tmp_path / "run", tmp_path / "out.csv"
+    try:
+        image_source(source)
+    except OSError:
+        pytest.skip("this file system knows no such names")
+    os.rename(source / "dark", os.fsencode(source / "dark") + b"\xe9")
+    Path(os.fsdecode(bytes(source / "light" / "broken") + b"\xe9.png")).write_bytes(b"no picture")
+    assert main(["pretrain", str(source), "--out", str(run), *quick("image")]) == 0
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["source"] == str(source)
+    assert json.loads((run / "quarantine.jsonl").read_text(encoding="utf-8"))["name"] == r"light/broken\xe9.png"
+    assert main(["report", str(run)]) == main(["embed", str(run), str(source), "--out", str(out), "--json"]) == 0
+    assert r"dark\xe9/0.png" in out.read_text(encoding="utf-8")

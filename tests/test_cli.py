@@ -98,6 +98,13 @@ def test_every_verb_has_help_with_an_example_and_json(verb: str, capsys: pytest.
     assert "--json" in out
 
 
+def test_no_verb_is_cut_off_in_the_list_of_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in call(capsys, "--help")[1].partition("Commands:")[2]
+
+
 def test_all_verbs_are_known() -> None:
     assert {command.name for command in app.registered_commands} == set(VERBS)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 import labelfree
 from labelfree.cli import app
+from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.training.plan import recognise
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,12 @@ def test_the_reference_is_current() -> None:
     """Run `python docs/make_reference.py` if this fails. In a process of its own, which knows no classes of tests."""
     code = "import make_reference as m; assert m.reference() == m.TARGET.read_text(encoding='utf-8')"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "docs")
+
+
+def test_the_reference_has_the_settings_of_fine_tuning_and_shows_every_default() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in text for name in FinetuneSettings.model_fields)
+    assert "| `` |" not in text
 
 
 def test_the_guide_names_every_page() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError
-from labelfree.files import TABLES, json_text, replacing, write_json, write_table
+from labelfree.files import TABLES, json_text, replacing, without_secrets, write_json, write_table
 
 
 def test_a_file_or_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -118,3 +118,20 @@ def test_numbers_that_are_not_finite_are_null_in_json() -> None:
     assert json_text({"place": Path("a")}) == '{"place": "a"}'
     with pytest.raises(TypeError, match="not JSON"):
         json_text(object())
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://me:hunter2@host/shop", "postgresql://me@host/shop"),
+        ("postgresql://me:hun?te@r/2@host/shop", "postgresql://me@host/shop"),
+        ("postgresql:///shop?user=me&password=hunter2", "postgresql:///shop?user=me"),
+        ("mysql://host/shop?passwd=hunter2&user=a@b", "mysql://host/shop?user=a@b"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhunter2", "mssql+pyodbc:///"),
+        ("snowflake://me@host/shop?access_token=hunter2&role=r", "snowflake://me@host/shop?role=r"),
+        ("sqlite:///shop.db", "sqlite:///shop.db"),
+        ("me:hunter2@shop.csv", "me:hunter2@shop.csv"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown

@@ -244,7 +244,7 @@ def finetune(
     seed: Annotated[int | None, Option(help="Same seed, same model.")] = None,
     time_limit: TimeLimit = None,
     config: Config = None,
-    force: Force = False,
+    force: Annotated[bool, Option("--force", help="Replace the folder of another model; never another one.")] = False,
 ) -> Answer:
     """Train a classifier that starts from a run's encoder."""
     values = _given(locals())
@@ -373,7 +373,7 @@ def retrieve(
     source: Annotated[str, Argument(metavar="SOURCE", help="Pairs that the run has not seen.")],
     at: Annotated[str, Option(metavar="K,K", help="How many of the nearest count as found.")] = "1,5,10",
 ) -> Answer:
-    """Find each side of a row by its other sides, among those of all rows."""
+    """Find each side of a row by the others, among all rows."""
     from labelfree.run import Run
     from labelfree.settings import listed
 
@@ -447,7 +447,7 @@ def doctor(
     against: Annotated[str | None, Option(metavar="SOURCE", help="Data that ought to share no sample with it.")] = None,
     label: Annotated[str | None, Option(metavar="NAME", help="Column of labels: counts, copies that disagree.")] = None,
     run: Annotated[str | None, Option(metavar="RUN", help="Find outliers in the features of this run.")] = None,
-    limit: Annotated[int | None, Option(metavar="N", help="Look at so many samples; at all if absent.")] = None,
+    limit: Annotated[int | None, Option(metavar="N", help="Look at so many samples; all if absent.")] = None,
     near: Annotated[
         float | None, Option(help="Near copies differ by less than this share of what neighbours do; 0.15 if absent.")
     ] = None,
@@ -493,7 +493,7 @@ def list_(
         str | None, Argument(metavar="[METHOD|KIND]", help="Whose settings; training or finetune too. All if absent.")
     ] = None,
 ) -> Answer:
-    """Show the kinds of data, encoders or methods there are, and the settings of each."""
+    """Show the kinds of data, encoders, methods and settings."""
     if what is None:
         print("\n".join(f"labelfree list {each.value}" for each in Listed))
         return {"lists": [each.value for each in Listed]}

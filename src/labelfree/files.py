@@ -6,16 +6,20 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 from labelfree.errors import LabelfreeError
 
 #: Kinds of tables that are written.
 TABLES = (".csv", ".parquet", ".jsonl")
+#: What a part of an address's query that holds a secret looks like ("password=…", "odbc_connect=…;PWD=…").
+SECRET = re.compile(r"(password|passwd|pwd|token|key|secret)\w*\s*=", re.IGNORECASE)
 #: Why a file may not be written though nothing is wrong with what is written.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -25,12 +29,23 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def without_secrets(source: str | Path) -> str:
+    """An address as it may be shown and written down: without passwords, keys and the like; of a path all."""
+    if not is_address(source):
+        return str(source)
+    scheme, _, rest = str(source).partition("://")
+    place, _, query = re.sub("^([^:/?@]*):.*@", r"\1@", rest).partition("?")
+    told = "&".join(part for part in query.split("&") if not SECRET.search(unquote_plus(part)))
+    return f"{scheme}://{place}{'?' if told else ''}{told}"
+
+
 def existing(source: str | Path) -> Path:
     """The path, or LabelfreeError if nothing is there."""
     path = Path(source).expanduser()
     if not path.exists():
         parent = next((p for p in path.parents if p.exists()), None)
-        raise LabelfreeError(f"There is nothing at '{source}'.", f"The nearest folder that exists is '{parent}'.")
+        what = f"There is nothing at '{without_secrets(source)}'."
+        raise LabelfreeError(what, f"The nearest folder that exists is '{parent}'.")
     return path
 
 
@@ -200,13 +215,23 @@ def read_json(path: Path) -> Any:
         raise LabelfreeError(f"'{path}' is damaged: {error}.", "Restore it from a copy, or train again.") from None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file with one a line, but for a line that was cut by whatever ended its writer; none of no file."""
+    # other ends of lines, as str.splitlines knows them, stand in texts
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON of plain values, arrays and paths. Numbers that are not finite, which JSON does not know, are null.
+
+    Names of files that are no text can be encoded, and are read as they were: JSON has an escape for their bytes.
 
     Raises:
         TypeError: a value of another kind.
     """
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import read_json
+from labelfree.files import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import torch
@@ -127,9 +127,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Logged steps, oldest first."""
-        from labelfree.training.logs import read_metrics
-
-        return read_metrics(self.path / "metrics.jsonl")
+        return read_json_lines(self.path / "metrics.jsonl")
 
     def open(self, source: Any) -> Dataset:
         """Open another source as the run's kind of data."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from labelfree.data import written
-from labelfree.data.columns import order_of_dates, seconds
+from labelfree.data.columns import choose_channels, codes, distinct, order_of_dates, plain, seconds
 from labelfree.data.events import LogOptions, read_log
-from labelfree.data.recordings import ReadOptions, read_recordings
+from labelfree.data.recordings import ReadOptions, majority, read_recordings
 from labelfree.data.tables import open_rows
 from labelfree.data.written import HEAD
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.table.columns import Wanted, encode, find_columns
+from labelfree.training.plan import recognise
 
 DAYS = [f"2024-01-{day:02} 10:00:00" for day in range(1, 29)]
 
@@ -189,3 +194,55 @@ def test_a_series_in_american_dates_is_sorted_by_them_and_unread_ones_are_named(
     assert found.facts["time"] == "'time', a step every 86400; read as month/day/year"
     unread = read_recordings(table.set_column(0, "time", pa.array(["noon"] * 28)), ReadOptions())
     assert unread.facts["time"] == "'time' holds none that can be read ('noon'): rows are taken in their order"
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [(" Device-ID ", "device_id"), ("is__fraud", "is_fraud"), ("计数", "计数"), ("Größe (m)", "grösse_m")],
+)
+def test_names_keep_the_letters_of_any_script(name: str, spelt: str) -> None:
+    assert plain(name) == spelt
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("计数", True), ("%", True), ("", False), ("#", False), ("Unnamed: 0", False), ("Index", False)]
+)
+def test_only_a_column_without_a_name_or_called_an_index_numbers_the_rows(name: str, kept: bool) -> None:
+    table = pa.table({name: range(30), "heat": np.linspace(0, 1, 30) ** 2})
+    assert (name in choose_channels(table, [], ReadOptions())[0]) is kept
+
+
+@pytest.mark.parametrize("kind", [object, int, float])
+def test_values_are_numbered_in_their_order_or_as_they_come(kind: type) -> None:
+    values = np.array([3, 1, 3, 2, 1]).astype(kind)
+    found, number = distinct(values)
+    assert [str(found[place]) for place in number] == [str(value) for value in values]
+    assert number.tolist() == [2, 0, 2, 1, 0]
+    assert codes(values).tolist() == [0, 1, 0, 2, 1]
+    assert codes(values[:0]).tolist() == []
+
+
+TEXTS = [*(f"text number {n % 100} of many" for n in range(500)), "long " * 20_000]
+
+
+def end_in(texts: list[str]) -> pa.Table:
+    return pa.table({"time": range(len(texts)), "source": texts, "target": texts[::-1], "amount": range(len(texts))})
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        recognise,
+        lambda texts: codes(np.array(texts, dtype=object)),
+        lambda texts: majority(np.array(texts, dtype=object), 0, len(texts)),
+        lambda texts: read_log(end_in(texts), LogOptions()),
+    ],
+)
+def test_one_long_text_does_not_make_the_others_as_large(use: Callable[[list[str]], Any]) -> None:
+    tracemalloc.start()
+    try:
+        use(TEXTS)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20, "200 MB if each were as wide as the longest"

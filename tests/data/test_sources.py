@@ -212,6 +212,12 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path: Path, name: str,
         recognise(tmp_path / name)
 
 
+def test_an_array_is_read_however_its_ending_is_written(tmp_path: Path) -> None:
+    with (tmp_path / "BIG.NPY").open("wb") as file:
+        np.save(file, np.arange(3))
+    assert sources.load_arrays(tmp_path / "BIG.NPY")[""].tolist() == [0, 1, 2]
+
+
 def test_cells_too_long_for_the_name_of_a_file_are_texts(tmp_path: Path) -> None:
     texts = [f"{'long ' * 100}{number}" for number in range(30)]
     csv.write_csv(pa.table({"text": texts, "n": np.arange(30)}), tmp_path / "a.csv")

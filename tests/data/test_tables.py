@@ -92,13 +92,35 @@ def test_other_databases_are_read_through_sqlalchemy(tmp_path: Path) -> None:
     pytest.importorskip("sqlalchemy")
     rows = open_rows(f"sqlite+pysqlite:///{database(tmp_path / 't.db')}")
     assert rows.read(["a", "b"]).to_pydict() == {"a": [1, 2, 3], "b": ["x", None, "z"]}
-    with pytest.raises(LabelfreeError, match="did not answer"):
-        open_rows("nosuch://me:secret@host/db", "SELECT 1")
+    with pytest.raises(LabelfreeError, match="'nosuch://me@host/db' did not answer"):
+        open_rows("nosuch://me:secret@host/db?password=secret", "SELECT 1")
+
+
+def test_a_table_is_asked_for_as_its_database_spells_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    from sqlalchemy.dialects import mysql
+
+    create, asked, closed = sqlalchemy.create_engine, [], []
+
+    def spelling_like_mysql(*args: Any, **named: Any) -> Any:
+        engine = create(*args, **named)
+        engine.dialect.identifier_preparer = mysql.dialect().identifier_preparer
+        sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+        sqlalchemy.event.listen(engine, "close", lambda *told: closed.append(True))
+        return engine
+
+    monkeypatch.setattr(sqlalchemy, "create_engine", spelling_like_mysql)
+    path = tmp_path / "t.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute('CREATE TABLE "order" AS SELECT 1 AS a')
+    assert open_rows(f"sqlite+pysqlite:///{path}").read(["a"]).to_pydict() == {"a": [1]}
+    assert asked[-1] == "SELECT * FROM `order`"
+    assert closed, "no connection is kept"
 
 
 def test_without_sqlalchemy_the_error_names_the_command_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    with pytest.raises(LabelfreeError, match=r'pip install "labelfree\[sql\]"') as error:
+    with pytest.raises(LabelfreeError, match=r"pip install sqlalchemy\.") as error:
         open_rows("postgresql://me:secret@host/shop")
     assert "secret" not in str(error.value)
     assert "postgresql://me@host/shop" in str(error.value)

@@ -143,6 +143,15 @@ def test_arrays_tell_nodes_edges_and_graphs_by_their_length(tmp_path: Path) -> N
     assert sorted(edges.column("kind").tolist()) == list(range(5))
 
 
+def test_labels_of_graphs_given_as_arrays_follow_the_numbers_of_the_graphs() -> None:
+    ends = np.arange(24).reshape(12, 2).T  # twelve graphs of one edge
+    own = {"x": np.arange(24.0)[:, None], "batch": np.repeat(np.arange(12), 2), "y": np.arange(12)}
+    _, dataset = fitted({"edge_index": ends, **own})
+    assert [dataset.name(row) for row in range(12)] == [f"graph {row}" for row in range(12)]
+    assert dataset.column("y").tolist() == list(range(12))
+    assert [item.data[0, 0] for item in dataset.read([2, 10])] == [4, 20]
+
+
 def test_an_edge_is_a_sample_with_both_its_ends_first(bank: Path) -> None:
     modality, dataset = fitted(bank, level="edge")
     assert (len(dataset), modality.roots) == (len(dataset.graphs.edges), 2)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,7 @@ from PIL import Image
 
 from labelfree import registry
 from labelfree.cli import main
+from labelfree.data import films
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError, Refusal
@@ -95,6 +99,27 @@ def test_films_say_what_they_are(folder: Path) -> None:
     assert set(clips.column("film")) == {"up/a.mp4", "up/b.avi", "down/c.mpg"}
     groups = [sample.group for sample in clips.read(range(len(clips)))]
     assert len(set(groups)) == 3
+
+
+def test_a_film_that_does_not_say_its_length_is_counted_without_keeping_it() -> None:
+    class Packet:
+        def __init__(self, number: int) -> None:
+            self.size, self.pts = 1000 * (number < 50), None if number == 50 else 40 * number
+
+    alive: weakref.WeakSet[Packet] = weakref.WeakSet()
+    most = 0
+
+    def demux(_: object) -> Iterator[Packet]:
+        nonlocal most
+        for number in range(51):  # the last is empty, as decoders end with
+            packet = Packet(number)
+            alive.add(packet)
+            most = max(most, len(alive))
+            yield packet
+
+    container, stream = SimpleNamespace(demux=demux, seek=lambda place: None), SimpleNamespace(time_base=0.001)
+    assert films._by_packets(container, stream) == (50, pytest.approx(25), 0)
+    assert most <= 2
 
 
 def test_labels_beside_films_are_found(tmp_path: Path) -> None:
@@ -234,7 +259,7 @@ def test_a_tube_must_divide_the_frames() -> None:
 def test_without_pyav_the_install_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.mp4").touch()
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(LabelfreeError, match=r'pip install "labelfree\[video\]"'):
+    with pytest.raises(LabelfreeError, match=r"pip install av\."):
         video().open(tmp_path)
 
 

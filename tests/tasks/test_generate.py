@@ -16,6 +16,7 @@ import torch
 import labelfree
 from labelfree.cli import main
 from labelfree.data.batch import Batch, Sample
+from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
 from labelfree.run import Run
@@ -139,6 +140,12 @@ def test_what_cannot_be_foretold_is_null_in_json(tmp_path: Path) -> None:
 
     rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
     assert [row["heat"] for row in rows] == [1.5, None]
+
+
+def test_a_channel_called_like_a_column_of_the_forecast_replaces_none(tmp_path: Path) -> None:
+    values = np.array([[[7.0, 8.0], [9.0, 10.0]]], dtype=np.float32)
+    table = read_table(Forecast(["a"], ["step", "heat"], values).write(tmp_path / "next.csv"))
+    assert table.to_pydict() == {"name": ["a", "a"], "step": [1, 2], "channel:step": [7, 9], "heat": [8, 10]}
 
 
 def test_short_and_empty_recordings_are_continued_or_left_out(swinging: Run) -> None:

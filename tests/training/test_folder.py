@@ -10,6 +10,7 @@ from PIL import Image
 import labelfree
 from labelfree.data.batch import Unreadable
 from labelfree.errors import LabelfreeError
+from labelfree.files import read_json_lines
 from labelfree.training import job as jobs
 from labelfree.training.pretrain import _new_folder, write_quarantine
 
@@ -61,8 +62,9 @@ def test_a_stream_with_too_many_unreadable_samples_is_given_up(photos: Path, tmp
 def test_what_was_found_before_a_training_was_resumed_stays_listed(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.jsonl"
     write_quarantine(path, [Unreadable(3, "c.png", "cut"), Unreadable(3, "c.png", "cut")])
-    write_quarantine(path, [Unreadable(1, "a.png", "empty")])
-    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["a.png", "c.png"]
+    write_quarantine(path, [Unreadable(1, "a\u2028\x85é.png", "empty")])
+    write_quarantine(path, [])
+    assert [line["name"] for line in read_json_lines(path)] == ["a\u2028\x85é.png", "c.png"]
 
 
 def test_a_run_that_failed_says_how_far_it_came(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

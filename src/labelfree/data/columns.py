@@ -55,8 +55,8 @@ class ReadOptions:
 
 
 def plain(name: str) -> str:
-    """A column's name as the sets above spell it."""
-    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+    """A column's name as the sets above spell it: letters of any script and digits, parted by single lines."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -269,16 +269,27 @@ def _few(table: pa.Table, name: str) -> bool:
 
 
 def _counts_rows(table: pa.Table, name: str) -> bool:
-    if not (plain(name) in ("", "index", "row") or re.match(r"unnamed", plain(name))):
+    if name.strip() not in ("", "#") and not re.fullmatch(r"index|row|unnamed.*", plain(name)):
         return False
     steps = np.diff(numbers(table, name))
     return bool((steps == 1).all())
 
 
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values, ascending, and (R,) the place of each row's among them; objects are compared as texts."""
+    if values.dtype != object:
+        return np.unique(values, return_inverse=True)
+    texts = [str(value) for value in values.tolist()]  # an array of them would make each as wide as the longest
+    names = sorted(set(texts))
+    place = {name: number for number, name in enumerate(names)}
+    return np.array(names, dtype=object), np.array([place[text] for text in texts], dtype=np.int64)
+
+
 def codes(values: np.ndarray) -> np.ndarray:
     """(R,) int64: equal values get equal numbers, in the order of their first appearance."""
-    _, first, inverse = np.unique(values.astype(str) if values.dtype == object else values, return_index=True,
-                                  return_inverse=True)  # fmt: skip
+    found, inverse = distinct(values)
+    first = np.empty(len(found), dtype=np.int64)
+    first[inverse[::-1]] = np.arange(len(values))[::-1]
     return np.argsort(np.argsort(first))[inverse]
 
 

@@ -118,7 +118,7 @@ class Files(Source):
         return sources.hash_files(self.paths, self.root)
 
     def name(self, index: int) -> str:
-        return self.paths[index].relative_to(self.root).as_posix()
+        return sources.name_below(self.root, self.paths[index])
 
     def _sidecar(self) -> pa.Table | None:
         if not self._looked:
@@ -137,7 +137,7 @@ class Files(Source):
     def column(self, name: str) -> np.ndarray:
         table = self._sidecar()
         if name == "folder" or table is None:
-            return np.array([path.parent.name for path in self.paths], dtype=object)
+            return np.array([sources.spelled(path.parent.name) for path in self.paths], dtype=object)
         return sources.column_values(table, name)
 
     def no_column(self, name: str) -> Refusal:

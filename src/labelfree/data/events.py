@@ -255,18 +255,16 @@ def _numbered(starts: np.ndarray, stops: np.ndarray, two: bool) -> tuple[np.ndar
     """(N, 2) numbers of the nodes, and the nodes' names; of two kinds, the second's come after the first's."""
     sides = [_plain(values) for values in (starts, stops)]
     if sides[0].dtype.kind != sides[1].dtype.kind:
-        sides = [side.astype(str) for side in sides]
+        sides = [np.array([str(name) for name in side.tolist()], dtype=object) for side in sides]
     if two:
-        (one, first), (other, second) = (np.unique(side, return_inverse=True) for side in sides)
+        (one, first), (other, second) = map(col.distinct, sides)
         return np.stack([first, second + len(one)], axis=1), [*one.tolist(), *((name,) for name in other.tolist())]
-    names, numbers = np.unique(np.concatenate(sides), return_inverse=True)
+    names, numbers = col.distinct(np.concatenate(sides))
     return numbers.reshape(2, -1).T.astype(np.int64, order="C"), names.tolist()
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Names as text, numbers as whole numbers where they are."""
-    if values.dtype == object:
-        return values.astype(str)
+    """Numbers as whole numbers where they are."""
     whole = values.dtype.kind == "f" and bool((values == np.round(values)).all())
     return values.astype(np.int64) if whole else values
 

@@ -56,7 +56,7 @@ def library() -> Any:
         import av
     except ImportError:
         raise LabelfreeError(
-            "Films need the package 'av', which is not installed.", 'Install it: pip install "labelfree[video]".'
+            "Films need the package 'av', which is not installed.", "Install it: pip install av."
         ) from None
     return av
 
@@ -126,12 +126,12 @@ def _read_header(encoded: bytes | memoryview | Path) -> Header:
 
 def _by_packets(container: Any, stream: Any) -> tuple[int, float, float]:
     """Frames, rate and first time where the file does not state them, or wrongly (MPEG program streams)."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    times = sorted(float(packet.pts * stream.time_base) for packet in packets if packet.pts is not None)
+    marks = [packet.pts for packet in container.demux(stream) if packet.size]  # of packets themselves, none is kept
+    times = sorted(float(mark * stream.time_base) for mark in marks if mark is not None)
     container.seek(0)
     if len(times) < 2 or times[-1] <= times[0]:
-        return len(packets), float(stream.guessed_rate or 25), 0.0
-    return len(packets), (len(packets) - 1) / (times[-1] - times[0]), times[0]
+        return len(marks), float(stream.guessed_rate or 25), 0.0
+    return len(marks), (len(marks) - 1) / (times[-1] - times[0]), times[0]
 
 
 def _rotation(container: Any, stream: Any) -> int:

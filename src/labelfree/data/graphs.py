@@ -173,7 +173,7 @@ def _key(key: np.ndarray, node: np.ndarray, hop: int) -> np.ndarray:
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): uint64 in, well-mixed uint64 out."""
+    """SplitMix64 (Steele et al. 2014) without the first shift of its finaliser: uint64 in, well-mixed uint64 out."""
     x = (x + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

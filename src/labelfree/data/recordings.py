@@ -22,6 +22,7 @@ from labelfree.data.sources import (
     hash_files,
     hash_of,
     load_arrays,
+    name_below,
     read_table,
     share_of,
     sidecar,
@@ -357,7 +358,7 @@ def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
         return _from_file(paths[0], options)
     parts, names, unreadable = [], [], []
     for number, path in enumerate(paths):
-        name = path.relative_to(folder).as_posix()
+        name = name_below(folder, path)
         try:
             parts.append(_from_file(path, options, recording=True))
             names.append(name)
@@ -418,5 +419,5 @@ def majority(values: np.ndarray, start: int, stop: int) -> Any:
     piece = values[start:stop]
     if len(piece) == 0:
         return values[min(start, len(values) - 1)]
-    found, counts = np.unique(piece.astype(str) if piece.dtype == object else piece, return_counts=True)
-    return found[counts.argmax()]
+    found, number = col.distinct(piece)
+    return found[np.bincount(number).argmax()]

@@ -49,7 +49,7 @@ def _needed(name: str) -> Any:
     except ImportError:
         raise LabelfreeError(
             f"Recordings need the package '{name}', which is not installed.",
-            'Install it: pip install "labelfree[audio]".',
+            "Install it: pip install soundfile soxr.",
         ) from None
 
 

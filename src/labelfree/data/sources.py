@@ -297,7 +297,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         LabelfreeError: damaged, or pickled.
     """
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -358,7 +358,7 @@ def hash_of(*parts: object) -> str:
             digest.update(str((part.shape, part.dtype)).encode())
             digest.update(np.ascontiguousarray(part).tobytes())
         else:
-            digest.update(str(part).encode() + b"\0")
+            digest.update(str(part).encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()[:32]
 
 
@@ -376,6 +376,16 @@ def size_of(path: Path) -> int:
 
 
 # ---- names of files
+
+
+def spelled(name: str) -> str:
+    """A file's or folder's name as text that can be written: bytes in it that are none are spelled out ("caf\\xe9")."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def name_below(root: Path, path: Path) -> str:
+    """What a file below `root` is called: its path from there on, `spelled`."""
+    return spelled(path.relative_to(root).as_posix())
 
 
 def names_files(values: Sequence[str], suffixes: Collection[str]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from labelfree.data.sources import (
     readable,
 )
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.files import existing, is_address
+from labelfree.files import existing, is_address, without_secrets
 
 DATABASES = (".db", ".sqlite", ".sqlite3")
 #: Addresses that databases do not have.
@@ -114,14 +114,21 @@ def as_table(source: Any) -> pa.Table:
             return pa.table({str(name): array_of(column) for name, column in source.items()})
         if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
             return table_of(source)
-        array = np.asarray(source)
-        if array.ndim == 2 and array.dtype.kind in "fiub":
+        # an array of texts makes each as wide as the longest
+        if not _has_words(source) and (array := np.asarray(source)).ndim == 2 and array.dtype.kind in "fiub":
             return pa.table({str(number): column for number, column in enumerate(array.T)})
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise LabelfreeError(
             f"The {type(source).__name__} is no table: {reason_of(error)}.", "Give columns of equal length."
         ) from None
     raise LabelfreeError(f"A {type(source).__name__} is no table.", "Give a file, a data frame or an Arrow table.")
+
+
+def _has_words(source: Any) -> bool:
+    """Whether a list has texts among its items, or among those of its rows."""
+    rows = source if isinstance(source, list | tuple) else ()
+    items = chain.from_iterable(row if isinstance(row, list | tuple) else (row,) for row in rows)
+    return any(isinstance(item, str | bytes) for item in items)
 
 
 def _in_memory(table: pa.Table, what: str, fingerprint: str = "") -> Rows:
@@ -214,19 +221,13 @@ def _is_database(source: Any) -> bool:
 def _from_database(address: str, query: str) -> Rows:
     """The answer to a query, held in memory: a database is asked once."""
     table = _ask_sqlite(address, query) if _sqlite_path(address) is not None else _ask_any(address, query)
-    return _in_memory(table, f"The answer of '{_without_password(address)}'")
+    return _in_memory(table, f"The answer of '{without_secrets(address)}'")
 
 
 def _sqlite_path(address: str) -> Path | None:
     if address.startswith("sqlite:///"):
         return Path(address.removeprefix("sqlite:///")).expanduser()
     return None if is_address(address) else Path(address).expanduser()
-
-
-def _without_password(address: str) -> str:
-    scheme, mark, rest = address.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{mark}{login.partition(':')[0]}{at}{place}" if at else address
 
 
 def _ask_sqlite(address: str, query: str) -> pa.Table:
@@ -238,37 +239,43 @@ def _ask_sqlite(address: str, query: str) -> pa.Table:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             found = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
-            cursor = connection.execute(query or _select_only([name for (name,) in found], address))
+            cursor = connection.execute(query or _select_only([name for (name,) in found], address, _quoted))
             return _fetch([column[0] for column in cursor.description or ()], cursor)
     except sqlite3.Error as error:
-        raise LabelfreeError(f"'{address}' did not answer: {error}.", "Check the file and the query.") from None
+        raise LabelfreeError(f"'{path}' did not answer: {error}.", "Check the file and the query.") from None
 
 
 def _ask_any(address: str, query: str) -> pa.Table:
+    shown = without_secrets(address)
     if address.partition("://")[0].lower() in REMOTE:
-        raise LabelfreeError(f"'{address}' is not on this machine.", "Download it first, and name the file.")
+        raise LabelfreeError(f"'{shown}' is not on this machine.", "Download it first, and name the file.")
     try:
         import sqlalchemy
     except ModuleNotFoundError:
         raise LabelfreeError(
-            f"'{_without_password(address)}' is read through SQLAlchemy, which is not installed.",
-            'Install it: pip install "labelfree[sql]".',
+            f"'{shown}' is read through SQLAlchemy, which is not installed.",
+            "Install it: pip install sqlalchemy.",
         ) from None
     try:
-        with closing(sqlalchemy.create_engine(address).connect()) as connection:
-            asked = query or _select_only(sqlalchemy.inspect(connection).get_table_names(), _without_password(address))
+        with sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool).connect() as connection:
+            inspector, spelling = sqlalchemy.inspect(connection), connection.dialect.identifier_preparer
+            asked = query or _select_only(inspector.get_table_names(), shown, spelling.quote)
             answer = connection.execute(sqlalchemy.text(asked))
             return _fetch(list(answer.keys()), answer)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         raise LabelfreeError(
-            f"'{_without_password(address)}' did not answer: {reason_of(error)}.", "Check the address and the query."
+            f"'{shown}' did not answer: {reason_of(error)}.", "Check the address and the query."
         ) from None
 
 
-def _select_only(tables: Sequence[str], address: str) -> str:
+def _quoted(table: str) -> str:
+    """A table's name as standard SQL writes it."""
+    return '"' + table.replace('"', '""') + '"'
+
+
+def _select_only(tables: Sequence[str], address: str, quoted: Callable[[str], str]) -> str:
     if len(tables) == 1:
-        quoted = tables[0].replace('"', '""')
-        return f'SELECT * FROM "{quoted}"'
+        return f"SELECT * FROM {quoted(tables[0])}"
     found = f"{len(tables)} tables ({', '.join(tables[:10])})" if tables else "no table"
     raise LabelfreeError(f"'{address}' holds {found}.", 'Say which rows are samples: query="SELECT … FROM …".')
 

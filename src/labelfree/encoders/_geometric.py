@@ -18,6 +18,6 @@ def geometric() -> Any:
     except ImportError:
         raise LabelfreeError(
             "Graph networks need the package 'torch-geometric', which is not installed.",
-            'Install it: pip install "labelfree[graph]".',
+            "Install it: pip install torch-geometric.",
         ) from None
     return torch_geometric.nn

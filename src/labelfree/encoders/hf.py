@@ -48,7 +48,7 @@ def library() -> Any:
     except ImportError:
         raise LabelfreeError(
             "Encoders 'hf:…' need the package 'transformers', which is not installed.",
-            'Install it: pip install "labelfree[text]".',
+            "Install it: pip install transformers.",
         ) from None
     return transformers
 

@@ -37,8 +37,8 @@ class Clock(nn.Module):
 
 
 class TGN(Encoder):
-    """`tgn:nano|tiny|small|base`: the memory, messages and graph attention of Rossi et al. 2020 (TGN, §3) from PyTorch
-    Geometric, on the histories that come with each event.
+    """`tgn:pico|nano|tiny|small|base`: the memory, messages and graph attention of Rossi et al. 2020 (TGN, §3) from
+    PyTorch Geometric, on the histories that come with each event.
 
     In training, batches must follow one another; a batch that does not (the first of an epoch) begins with an empty
     memory. Otherwise the memory stands still until `remember` is called. It has two places for each node of the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -14,7 +13,7 @@ import numpy as np
 from labelfree.evaluation.page import page, together
 from labelfree.evaluation.plots import Line, chart, scatter
 from labelfree.evaluation.verdict import NAMES, SHOWN, between
-from labelfree.files import read_json, write_bytes
+from labelfree.files import read_json, read_json_lines, write_bytes
 from labelfree.training.logs import duration
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def write_report(run: Run) -> Path:
     ]
     content = page(run.path.name, "".join(sections), gallery)
     path = run.path / "report.html"
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(errors="backslashreplace"))
     return path
 
 
@@ -379,7 +378,6 @@ def _brief(value: Any) -> str:
 
 
 def _unreadable(run: Run) -> str:
-    path = run.path / "quarantine.jsonl"
-    bad = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    bad = read_json_lines(run.path / "quarantine.jsonl")
     more = [(f"and {len(bad) - LISTED:,} more", "see quarantine.jsonl")] if len(bad) > LISTED else []
     return _details(f"Unreadable samples · {len(bad):,}", [*((b["name"], b["reason"]) for b in bad[:LISTED]), *more])

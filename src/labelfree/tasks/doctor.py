@@ -15,7 +15,7 @@ from labelfree.data.dataset import Dataset
 from labelfree.data.doctor import Finding, Survey, nearby
 from labelfree.data.encoded import spread
 from labelfree.errors import LabelfreeError, SeenByEncoder
-from labelfree.files import writable, write_json
+from labelfree.files import without_secrets, writable, write_json
 from labelfree.modalities.base import Modality
 from labelfree.run import Run
 from labelfree.settings import share_out
@@ -139,7 +139,7 @@ class Checkup:
         from labelfree.files import write_bytes
 
         page, values = page_files(path, force)
-        write_bytes(page, page_of(self).encode())
+        write_bytes(page, page_of(self).encode(errors="backslashreplace"))
         write_json(values, self.to_dict())
 
 
@@ -203,7 +203,7 @@ def doctor(
     if trained is not None:
         findings += _outlying(trained, dataset, survey)
     return Checkup(
-        source=str(source) if isinstance(source, str | Path) else type(source).__name__,
+        source=without_secrets(source) if isinstance(source, str | Path) else type(source).__name__,
         modality=kind.name,
         count=len(dataset),
         looked=len(places),

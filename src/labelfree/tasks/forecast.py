@@ -34,16 +34,18 @@ class Forecast:
     def write(self, out: str | Path, force: bool = False) -> Path:
         """A table with a row a step: `name`, `step` (1 is the first after the end), and the channels.
 
+        A channel that is itself called `name` or `step` is written as `channel:name` or `channel:step`.
+
         Raises:
             LabelfreeError: another kind of file than .csv, .parquet, .jsonl, or one that exists.
         """
         count, steps = self.values.shape[:2]
-        columns: dict[str, Any] = {
+        own: dict[str, Any] = {
             "name": np.repeat(np.array(self.names, dtype=object), steps),
             "step": np.tile(np.arange(1, steps + 1), count),
         }
-        columns |= {name: self.values[..., c].reshape(-1) for c, name in enumerate(self.channels)}
-        return write_table(columns, out, force)
+        channels = [f"channel:{name}" if name in own else name for name in self.channels]
+        return write_table(own | {name: self.values[..., c].reshape(-1) for c, name in enumerate(channels)}, out, force)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from labelfree.errors import LabelfreeError
-from labelfree.files import json_text, write_bytes, write_table
+from labelfree.files import json_text, read_json_lines, write_bytes, write_table
 
 console = Console(stderr=True, highlight=False)
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -73,9 +72,9 @@ class MetricsFile:
     """`metrics.jsonl`: a line a logged step; on resuming, lines after the checkpoint are dropped."""
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_at] if resume_at else []
+        kept = [line for line in read_json_lines(path) if line["step"] <= resume_at] if resume_at else []
         write_bytes(path, "".join(json_text(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json_text(line) + "\n")
@@ -84,15 +83,9 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a `MetricsFile`, oldest first, but for one that was cut by whatever ended the run."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-
 def write_metrics_table(folder: Path) -> None:
     """Write a run's `metrics.csv` from its `metrics.jsonl`, so that it has what came before a training was resumed."""
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_json_lines(folder / "metrics.jsonl")
     keys = dict.fromkeys(key for line in lines for key in line)
     write_table({key: [line.get(key) for line in lines] for key in keys}, folder / "metrics.csv", force=True)
 
@@ -101,7 +94,8 @@ def check_tensorboard(wanted: bool) -> None:
     """Raises LabelfreeError where TensorBoard is to be logged for and is not installed."""
     if wanted and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
         raise LabelfreeError(
-            "Setting tensorboard=true needs TensorBoard, which is not installed.", 'pip install "labelfree[logs]"'
+            "Setting tensorboard=true needs TensorBoard, which is not installed.",
+            "Install it: pip install tensorboard.",
         )
 
 

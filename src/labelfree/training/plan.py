@@ -28,7 +28,7 @@ from labelfree.data.sources import (
     read_head,
 )
 from labelfree.errors import LabelfreeError
-from labelfree.files import existing, is_address
+from labelfree.files import existing, is_address, without_secrets
 from labelfree.modalities.base import Budget, Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
@@ -90,7 +90,7 @@ def recognise(source: Any) -> tuple[str, str]:
             refuse_names(path)
         if sure <= 0:
             _check_readable(source if path is None else path)
-            what = f"'{source}'" if isinstance(source, str | Path) else type(source).__name__
+            what = f"'{without_secrets(source)}'" if isinstance(source, str | Path) else type(source).__name__
             raise LabelfreeError(
                 f"{what} looks like no kind of data that Labelfree knows ({', '.join(guesses)}).",
                 "Name it with --modality.",

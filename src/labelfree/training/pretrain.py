@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,7 +10,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -23,7 +21,16 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.encoders.saved import save_encoder
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import is_address, json_text, no_place, read_json, write_bytes, write_json
+from labelfree.files import (
+    is_address,
+    json_text,
+    no_place,
+    read_json,
+    read_json_lines,
+    without_secrets,
+    write_bytes,
+    write_json,
+)
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
@@ -220,7 +227,8 @@ def _missing(folder: Path) -> list[Path]:
 def _name_of(source: Any, modality: str | None) -> str:
     """What a run is called where nobody says: as its source; data in memory only have their kind, or class, as one."""
     if isinstance(source, str | Path):
-        return Path(source).expanduser().resolve().stem
+        place = without_secrets(source).partition("?")[0] if is_address(source) else source
+        return Path(place).expanduser().resolve().stem
     return type(source).__name__ if modality in (None, "auto") else str(modality)
 
 
@@ -339,7 +347,7 @@ def _say_busy(busy: float, threads: int) -> None:
 def _place(source: Any) -> str | None:
     """Where a source lies, as it can be found again from anywhere; None where it has no place, or a secret one."""
     if is_address(source):
-        return None if urlsplit(str(source)).password else str(source)
+        return str(source) if without_secrets(source) == source else None
     return str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None
 
 
@@ -401,7 +409,7 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
     job = _assemble(plan, state, where, network)
     if job.dataset.fingerprint() != run.info["fingerprint"]:
         raise LabelfreeError(
-            f"'{where}' has changed since '{folder}' was started, so it cannot continue exactly.",
+            f"'{without_secrets(where)}' has changed since '{folder}' was started, so it cannot continue exactly.",
             f"Start a new run from its weights: --init {folder}.",
         )
     return _launch(job, folder, where, network, state, accelerator)
@@ -573,8 +581,7 @@ class Recorder:
 
 def write_quarantine(path: Path, bad: list[Unreadable]) -> None:
     """List unreadable samples, each once, beside those that are listed already (before a training was resumed)."""
-    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    seen = {(line["index"], line["name"]): line["reason"] for line in known}
+    seen = {(line["index"], line["name"]): line["reason"] for line in read_json_lines(path)}
     seen |= {(int(item.index), item.name): item.reason for item in bad}
     lines = [json_text({"index": index, "name": name, "reason": seen[index, name]}) for index, name in sorted(seen)]
     write_bytes(path, "".join(line + "\n" for line in lines).encode())

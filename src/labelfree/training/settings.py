@@ -21,7 +21,7 @@ class OptimSettings(Settings):
     weight_decay: float = Field(0.01, ge=0)
     """weight decay; biases and normalisation weights are left alone"""
     weight_decay_end: float | None = Field(None, ge=0)
-    """weight decay at the end of the training, reached along a cosine; None: it stays the same"""
+    """weight decay at the end of the training, reached along a cosine; none: it stays the same"""
     momentum: Share = 0.9
     """momentum of sgd and lars"""
     beta2: Share = 0.999

@@ -321,7 +321,7 @@ class Audio(Modality):
         return x, None if enough else inside
 
     def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:
-        """Random crops that overlap in whole tokens (see `_series_views.overlap`)."""
+        """Random crops that overlap in whole tokens (see `series.views.overlap`)."""
         usual = max(2, self._tokens_in(self._length or batch.data.shape[1]))
         lengths = batch.steps()
         found = timing.overlap(draw, self._tokens_in(lengths), usual)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, is_moment, is_number, plain, require
+from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, distinct, is_moment, is_number, plain, require
 from labelfree.data.graphs import Graphs
 from labelfree.data.sources import ARRAYS, TABLES, column_values, frame, list_files, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
@@ -223,8 +223,9 @@ def _of_graph(nodes: pa.Table) -> np.ndarray | None:
 
 
 def _sort_by_graph(found: Found, of: np.ndarray, graphs: pa.Table | None) -> None:
-    """Put the nodes of each graph together."""
-    names, number = np.unique(of.astype(str), return_inverse=True)
+    """Put the nodes of each graph together, the graphs in the order of their numbers or else of their names."""
+    known, number = distinct(of)
+    names = np.array([str(name) for name in known.tolist()], dtype=object)
     order = np.argsort(number, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))

@@ -383,7 +383,7 @@ class Series(Modality):
         return batch.with_(data=x, draw=draw, time=None)
 
     def overlapping_views(self, batch: Batch, draw: Draw) -> tuple[Batch, Batch, Shared]:
-        """Random crops that overlap, in whole tokens (see `_series_views.overlap`)."""
+        """Random crops that overlap, in whole tokens (see `series.views.overlap`)."""
         patch = self.patch
         usual = max(2, -(-(self._length or batch.data.shape[1]) // patch))
         found = augment.overlap(draw, -(-batch.steps() // patch), usual)

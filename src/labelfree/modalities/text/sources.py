@@ -27,9 +27,11 @@ from labelfree.data.sources import (
     hash_of,
     list_files,
     listed_files,
+    name_below,
     read_table,
     sidecar,
     size_of,
+    spelled,
     what_is_in,
 )
 from labelfree.errors import LabelfreeError, nearest, reason_of
@@ -118,7 +120,7 @@ class Files(Documents):
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        return self.paths[index].relative_to(self.root).as_posix()
+        return name_below(self.root, self.paths[index])
 
     def texts(self, indices: Sequence[int]) -> list[str | Unreadable]:
         found: list[str | Unreadable] = []
@@ -161,7 +163,7 @@ class Files(Documents):
 
     def column(self, name: str) -> np.ndarray:
         if name == "folder":
-            return np.array([path.parent.name for path in self.paths], dtype=object)
+            return np.array([spelled(path.parent.name) for path in self.paths], dtype=object)
         if self.beside is None or name not in self.beside.column_names:
             return super().column(name)
         return column_values(self.beside, name)
@@ -371,7 +373,7 @@ def _cut_files(paths: Sequence[Path], root: Path, cut: Cut, encode: Encode) -> D
         if isinstance(text, str):
             parts = split(text, cut)
             texts += parts
-            folders += [paths[number].parent.name] * len(parts)
+            folders += [spelled(paths[number].parent.name)] * len(parts)
         else:
             unreadable.append(text)
     table = pa.table({"text": pa.array(texts, pa.large_string()), "folder": folders})

@@ -40,7 +40,7 @@ def library() -> Any:
         import tokenizers
     except ImportError:
         raise LabelfreeError(
-            "Text needs the package 'tokenizers', which is not installed.", 'Install it: pip install "labelfree[text]".'
+            "Text needs the package 'tokenizers', which is not installed.", "Install it: pip install tokenizers."
         ) from None
     return tokenizers
 
