@@ -7,7 +7,7 @@ import torch
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.loader import Loader, batches
+from labelfree.data.loader import Loader, batches, rows_and_batches
 from labelfree.data.partners import PARTNER, Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
@@ -91,8 +91,11 @@ def test_samples_of_very_different_length_are_not_padded_together():
 
 def test_batches_in_order_skip_what_cannot_be_read():
     for source in (Numbers(10, bad=[4]), Cached(Numbers(10, bad=[4]), Plain())):
+        found = list(rows_and_batches(source, Plain(), 4))
         seen = torch.cat([batch.index for batch in batches(source, Plain(), 4)])
         assert seen.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+        rows = [row for rows, _ in found for row in rows.tolist()]
+        assert rows == ([*range(9)] if isinstance(source, Cached) else [0, 1, 2, 3, 5, 6, 7, 8, 9])
 
 
 def test_nothing_readable_is_an_error_that_says_why():

@@ -31,15 +31,22 @@ def batches(
     dataset: Dataset, modality: Modality, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """Raw batches of the samples `indices` (default: all), in order, on the CPU; unreadable ones are left out."""
+    return (batch for _, batch in rows_and_batches(dataset, modality, batch_size, indices))
+
+
+def rows_and_batches(
+    dataset: Dataset, modality: Modality, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """The same `batches`, each with the rows (B,) among `indices` of its samples."""
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
     for start in range(0, len(places), batch_size):
         chunk = places[start : start + batch_size]
         if isinstance(dataset, Cached):
-            yield dataset.batch(chunk).to("cpu")
+            yield start + np.arange(len(chunk)), dataset.batch(chunk).to("cpu")
             continue
-        samples = [item for item in dataset.read(chunk.tolist()) if isinstance(item, Sample)]
-        if samples:
-            yield modality.collate(samples)
+        found = {start + row: item for row, item in enumerate(dataset.read(chunk.tolist())) if isinstance(item, Sample)}
+        if found:
+            yield np.array(list(found)), modality.collate(list(found.values()))
 
 
 class _Stream(torch.utils.data.Dataset):

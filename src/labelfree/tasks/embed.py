@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
-from labelfree.data.loader import batches
+from labelfree.data.loader import rows_and_batches
 from labelfree.encoders.base import Encoder
 from labelfree.files import replacing, writable
 from labelfree.modalities.base import Modality
@@ -76,12 +75,11 @@ def apply(
     out = np.full((len(places), width), np.nan, dtype=np.float32)
     with _lent(network, where):
         for part in together(len(places), batch_size, sizes, modality):
-            chunk = places[part]
-            for raw in batches(dataset, modality, batch_size, chunk):
+            for rows, raw in rows_and_batches(dataset, modality, batch_size, places[part]):
                 view = modality.prepare(raw.to(where))
                 with runtime.autocast(where, precision):
                     result = output(view)
-                out[part.start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
+                out[part.start + rows] = result.float().cpu().numpy()
                 for memory in memories:
                     memory.remember(view)
     return out[wanted]
@@ -119,14 +117,6 @@ def together(count: int, batch_size: int, sizes: np.ndarray | None, modality: Mo
             stop = start + max(1, int((padded <= most).sum()))
         yield slice(start, stop)
         start = stop
-
-
-def _rows(dataset: Dataset, chunk: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Which of the places asked for a raw batch holds; a cached dataset knows only samples that can be read."""
-    if isinstance(dataset, Cached) or len(index) == len(chunk):
-        return np.arange(len(chunk))
-    order = np.argsort(chunk, kind="stable")
-    return order[np.searchsorted(chunk, index, sorter=order)]
 
 
 def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: int = 256, **options: Any) -> np.ndarray:
