@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelfree.data import cache
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
@@ -75,6 +76,13 @@ def test_the_cache_leaves_unreadable_samples_out_and_keeps_their_names():
     assert kept.batch(np.array([3, 17])).index.tolist() == [4, 19]
     assert kept.name(3) == "row 4"
     assert kept.read([3])[0].index == 4
+
+
+def test_on_a_server_what_is_evaluated_may_take_as_much_memory_as_what_is_trained(monkeypatch):
+    monkeypatch.setattr(cache, "LIMIT", 100)
+    assert not isinstance(cache.cached(Numbers(50), Plain()), Cached)
+    monkeypatch.setattr(cache.runtime, "device", lambda: torch.device("cuda"))
+    assert isinstance(cache.cached(Numbers(50), Plain()), Cached)
 
 
 def test_streaming_puts_the_next_readable_sample_in_place_and_reports():

@@ -14,6 +14,7 @@ import torch
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
+from labelfree.training import runtime
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
@@ -174,6 +175,9 @@ def _alike(samples: Sequence[Sample]) -> bool:
 
 def cached(dataset: Dataset, modality: Modality) -> Dataset:
     """The dataset with its samples in memory if they fit; else the dataset itself."""
-    if isinstance(dataset, Cached) or sample_bytes(dataset) * len(dataset) > memory_for_cache():
+    if isinstance(dataset, Cached):
+        return dataset
+    room = memory_for_cache(server=runtime.device().type != "cpu")
+    if sample_bytes(dataset) * len(dataset) > room:
         return dataset
     return Cached(dataset, modality)
