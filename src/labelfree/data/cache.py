@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
 
 from labelfree.data.batch import Batch, Sample, Unreadable
@@ -48,7 +46,7 @@ def memory_for_cache(server: bool = False, processes: int = 1) -> int:
     """Bytes that the cache of one of so many processes may take on this machine; `server`: one with an accelerator,
     whose memory is for training.
     """
-    return min(int(psutil.virtual_memory().available * SHARE), SERVER_LIMIT if server else LIMIT) // processes
+    return min(int(runtime.free_memory() * SHARE), SERVER_LIMIT if server else LIMIT) // processes
 
 
 def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) -> tuple[list[Sample], list[Unreadable]]:
@@ -56,7 +54,7 @@ def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) ->
     chunks = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
     samples: list[Sample] = []
     unreadable: list[Unreadable] = []
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(min(runtime.cores(), 8)) as pool:
         for chunk, items in zip(chunks, pool.map(dataset.read, chunks), strict=True):
             for item in items:
                 (samples if isinstance(item, Sample) else unreadable).append(item)  # type: ignore[arg-type]

@@ -17,6 +17,13 @@ from typing import Any
 import psutil
 import torch
 
+#: What says which control groups this process is in, and what they allow and use (versions 2 and 1).
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+)
+
 
 def own_cores() -> set[int]:
     """Numbers of the processor cores that this process may use."""
@@ -24,8 +31,35 @@ def own_cores() -> set[int]:
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
-    return len(own_cores())
+    """Processor cores this process may use, or as many as the share of time that its container gets amounts to."""
+    import joblib
+
+    return min(len(own_cores()), joblib.cpu_count())
+
+
+def free_memory() -> int:
+    """Bytes that are free on this machine, or as many as its container leaves to this process."""
+    return min([psutil.virtual_memory().available, *(room for group in _memory_groups() for room in _rooms(group))])
+
+
+def _memory_groups() -> Iterator[Path]:
+    """Folders of the control groups that this process is in, where they may limit memory."""
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                root = GROUPS / ("memory" if controllers else "")
+                own = root / path.lstrip("/")
+                yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def _rooms(group: Path) -> Iterator[int]:
+    """Bytes that a control group leaves, if it has a limit; copies of files are given up where memory is wanted."""
+    for limit, usage, of_files in MEMORY_FILES:
+        with suppress(OSError, ValueError):  # not this version of control groups, or "max"
+            most, taken = (int((group / name).read_text()) for name in (limit, usage))
+            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            yield max(0, most - taken + sum(int(facts[name]) for name in of_files if name in facts))
 
 
 def prepare_machine(threads: int | str = "auto") -> None:
