@@ -120,6 +120,13 @@ def test_an_error_while_reading_ahead_reaches_the_reader():
         next(loader(Broken(20)).steps(0, 3))
 
 
+def test_an_error_in_a_worker_reaches_the_user_with_its_remedy():
+    with pytest.raises(LabelfreeError) as caught:
+        next(loader(Numbers(1200, bad=range(1200)), workers=1).steps(0, 3))
+    assert caught.value.problem.startswith("A thousand samples in a row")
+    assert caught.value.remedy == "Check the source."
+
+
 def test_the_partner_of_a_stand_in_is_of_its_own_case():
     cases = np.repeat(np.arange(8), 2).astype(object)
     partners = Partners(cases, seed=0)

@@ -58,7 +58,13 @@ class _Stream(torch.utils.data.Dataset):
         self.dataset, self.modality, self.order, self.part, self.parts = dataset, modality, order, part, parts
         self.partners = partners
 
-    def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]]:
+    def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]] | LabelfreeError:
+        try:
+            return self.read(step)
+        except LabelfreeError as error:  # what a worker raises arrives as the text of its traceback
+            return error
+
+    def read(self, step: int) -> tuple[Batch, list[Unreadable]]:
         places, epoch = self.order.batch(step, self.part, self.parts), self.order.epoch(step)
         if isinstance(self.dataset, Cached):
             if self.partners is None:
@@ -122,7 +128,7 @@ class Loader:
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         if isinstance(self.dataset, Cached):
             for step in range(start, stop):
-                yield self._stream[step][0].to(self.device)
+                yield self._stream.read(step)[0].to(self.device)
             return
         for batch, bad in self._ahead(start, stop):
             if self._on_read:
@@ -131,7 +137,8 @@ class Loader:
 
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
         if self.workers == 0:
-            return _in_thread(self._stream.__getitem__, range(start, stop))
+            yield from _in_thread(self._stream.read, range(start, stop))
+            return
         with warnings.catch_warnings():
             # more workers than cores are what the user asked for
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -144,7 +151,11 @@ class Loader:
                 pin_memory=False,
                 worker_init_fn=_end_with_parent,
             )
-            return iter(loader)
+            found = iter(loader)
+        for item in found:
+            if isinstance(item, LabelfreeError):
+                raise item
+            yield item
 
 
 def _end_with_parent(worker: int) -> None:
