@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from labelfree.data.batch import Batch
 from labelfree.data.dataset import Dataset
 from labelfree.data.loader import rows_and_batches
-from labelfree.encoders.base import Encoder
+from labelfree.encoders.base import Encoder, evaluating
 from labelfree.files import replacing, writable
 from labelfree.modalities.base import Modality
 from labelfree.training import runtime
@@ -92,17 +92,17 @@ def _memories(network: nn.Module) -> list[Encoder]:
 @contextmanager
 def _lent(network: nn.Module, where: torch.device) -> Iterator[None]:
     """The network in evaluation mode on a device, with empty memories; left as it was found, whatever happens."""
-    was_training = network.training
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
-    try:
-        network.eval().to(where)
-        for memory in _memories(network):
-            memory.reset()
-        yield
-    finally:
-        for memory in _memories(network):
-            memory.reset()
-        network.train(was_training).to(home)
+    with evaluating(network):
+        try:
+            network.to(where)
+            for memory in _memories(network):
+                memory.reset()
+            yield
+        finally:
+            for memory in _memories(network):
+                memory.reset()
+            network.to(home)
 
 
 def together(count: int, batch_size: int, sizes: np.ndarray | None, modality: Modality) -> Iterator[slice]:
