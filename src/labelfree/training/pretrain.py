@@ -499,6 +499,8 @@ class Recorder:
             if self.first:
                 self.meter.close()
                 self.metrics.close()
+                if self.board is not None:
+                    self.board.finalize(state)
             self._finish(state)
         self.fabric.barrier()
 
