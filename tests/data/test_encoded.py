@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from pyarrow import feather, parquet
 
-from labelfree.data import encoded
+from labelfree.data import encoded, sources
 from labelfree.data.batch import Sample, Unreadable
-from labelfree.data.encoded import Kind, Table
+from labelfree.data.encoded import Files, Kind, Table
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
 
@@ -49,6 +49,17 @@ def test_shards_are_open_only_while_they_are_read(tmp_path: Path, suffix: str) -
     assert [bytes(item) for item in table.fetch([8, 0, 5])] == [b"4", b"0", b"x"]
     assert table.column("mark").tolist() == [0, 0, 1, -1, 2, -2, 3, -3, 4, -4]
     assert open_files(paths) == 0
+
+
+def test_files_are_looked_at_once_for_their_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{n}.thing" for n in range(3)]
+    for path in paths:
+        path.write_bytes(b"thing")
+    asked: list[Path] = []
+    monkeypatch.setattr(sources, "size_of", lambda path: asked.append(path) or 5)
+    files = Files(paths, tmp_path)
+    assert files.fingerprint() == files.fingerprint() == pickle.loads(pickle.dumps(files)).fingerprint()
+    assert asked == paths
 
 
 def test_a_shard_without_the_items_is_named(tmp_path: Path) -> None:

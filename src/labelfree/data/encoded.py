@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from labelfree.data import sources
 from labelfree.data.batch import Unreadable
 from labelfree.data.dataset import no_column
+from labelfree.data.once import kept
 from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 
 #: Row groups larger than this are copied to a temporary file once, where any item can be read alone.
@@ -114,6 +115,7 @@ class Files(Source):
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         return [p if os.path.isfile(p := self.paths[index]) else ValueError(MISSING) for index in indices]
 
+    @kept
     def fingerprint(self) -> str:
         return sources.hash_files(self.paths, self.root)
 
@@ -267,6 +269,7 @@ class Table(Source):
                 self._spool = spool
             return self._spool
 
+    @kept
     def fingerprint(self) -> str:
         return sources.hash_of(sources.hash_files(self.paths, self.paths[0].parent), self._column)
 
