@@ -1,14 +1,16 @@
 """Batches are the same however they are read, and bad samples are left out, not fatal."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from labelfree.data import cache
+from labelfree.data import ahead, cache
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.loader import Loader, batches, rows_and_batches
+from labelfree.data.loader import Loader, batches, evenly, rows_and_batches
 from labelfree.data.partners import PARTNER, Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
@@ -99,11 +101,25 @@ def test_samples_of_very_different_length_are_not_padded_together():
 
 def test_batches_in_order_skip_what_cannot_be_read():
     for source in (Numbers(10, bad=[4]), Cached(Numbers(10, bad=[4]), Plain())):
-        found = list(rows_and_batches(source, Plain(), 4))
+        found = list(rows_and_batches(source, Plain(), evenly(len(source), 4)))
         seen = torch.cat([batch.index for batch in batches(source, Plain(), 4)])
         assert seen.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
         rows = [row for rows, _ in found for row in rows.tolist()]
         assert rows == ([*range(9)] if isinstance(source, Cached) else [0, 1, 2, 3, 5, 6, 7, 8, 9])
+
+
+def test_what_is_not_in_memory_is_read_by_threads_ahead_and_comes_in_order(monkeypatch):
+    monkeypatch.setattr(ahead.runtime, "cores", lambda: 2)
+    met = threading.Barrier(2, timeout=10)
+
+    class Shared(Numbers):
+        def read(self, indices):
+            met.wait()
+            return super().read(indices)
+
+    for found in (batches(Shared(128), Plain(), 64), [Cached(Shared(512), Plain()).whole]):
+        index = torch.cat([batch.index for batch in found])
+        assert index.tolist() == list(range(len(index)))
 
 
 def test_nothing_readable_is_an_error_that_says_why():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from labelfree.data.ahead import read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
@@ -50,16 +50,15 @@ def memory_for_cache(server: bool = False, processes: int = 1) -> int:
 
 
 def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) -> tuple[list[Sample], list[Unreadable]]:
-    """Every sample, in order, read by a few threads (decoders release the interpreter lock)."""
+    """Every sample, in order."""
     chunks = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
     samples: list[Sample] = []
     unreadable: list[Unreadable] = []
-    with ThreadPoolExecutor(min(runtime.cores(), 8)) as pool:
-        for chunk, items in zip(chunks, pool.map(dataset.read, chunks), strict=True):
-            for item in items:
-                (samples if isinstance(item, Sample) else unreadable).append(item)  # type: ignore[arg-type]
-            if progress:
-                progress(chunk.stop)
+    for chunk, items in zip(chunks, read_ahead(dataset.read, chunks), strict=True):
+        for item in items:
+            (samples if isinstance(item, Sample) else unreadable).append(item)  # type: ignore[arg-type]
+        if progress:
+            progress(chunk.stop)
     return samples, unreadable
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from labelfree.data.ahead import AHEAD, PIECE, read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
@@ -24,27 +24,37 @@ from labelfree.errors import LabelfreeError
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
 
-AHEAD = 2
-
 
 def batches(
     dataset: Dataset, modality: Modality, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """Raw batches of the samples `indices` (default: all), in order, on the CPU; unreadable ones are left out."""
-    return (batch for _, batch in rows_and_batches(dataset, modality, batch_size, indices))
+    count = len(dataset) if indices is None else len(indices)
+    return (batch for _, batch in rows_and_batches(dataset, modality, evenly(count, batch_size), indices))
+
+
+def evenly(count: int, size: int) -> Iterator[slice]:
+    """Slices of (count,), `size` long but for the last."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def rows_and_batches(
-    dataset: Dataset, modality: Modality, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
+    dataset: Dataset, modality: Modality, parts: Iterable[slice], indices: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """The same `batches`, each with the rows (B,) among `indices` of its samples."""
+    """A raw batch of each of the `parts` of `indices`, as `batches` has them, with the rows (B,) of its samples among
+    `indices`; read ahead.
+    """
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-    for start in range(0, len(places), batch_size):
-        chunk = places[start : start + batch_size]
-        if isinstance(dataset, Cached):
-            yield start + np.arange(len(chunk)), dataset.batch(chunk).to("cpu")
-            continue
-        found = {start + row: item for row, item in enumerate(dataset.read(chunk.tolist())) if isinstance(item, Sample)}
+    if isinstance(dataset, Cached):
+        for part in parts:
+            yield np.arange(part.start, part.stop), dataset.batch(places[part]).to("cpu")
+        return
+    chunks = [np.arange(part.start, part.stop) for part in parts]
+    pieces = [[chunk[piece] for piece in evenly(len(chunk), PIECE)] for chunk in chunks]
+    read = read_ahead(lambda rows: dataset.read(places[rows].tolist()), chain.from_iterable(pieces))
+    for chunk, own in zip(chunks, pieces, strict=True):
+        items = chain.from_iterable(islice(read, len(own)))
+        found = {row: item for row, item in zip(chunk.tolist(), items, strict=True) if isinstance(item, Sample)}
         if found:
             yield np.array(list(found)), modality.collate(list(found.values()))
 
@@ -137,7 +147,7 @@ class Loader:
 
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
         if self.workers == 0:
-            yield from _in_thread(self._stream.read, range(start, stop))
+            yield from read_ahead(self._stream.read, range(start, stop), threads=1)
             return
         with warnings.catch_warnings():
             # more workers than cores are what the user asked for
@@ -168,38 +178,3 @@ def _end_with_parent(worker: int) -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _in_thread(
-    read: Callable[[int], tuple[Batch, list[Unreadable]]], steps: range
-) -> Iterator[tuple[Batch, list[Unreadable]]]:
-    """Results of `read`, made by one thread that stays at most `AHEAD` steps in front."""
-    results: queue.Queue[tuple[Batch, list[Unreadable]] | BaseException] = queue.Queue(AHEAD)
-    stopped = threading.Event()
-
-    def put(item: tuple[Batch, list[Unreadable]] | BaseException) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                results.put(item, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for step in steps:
-                if stopped.is_set():
-                    return
-                put(read(step))
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in steps:
-            item = results.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

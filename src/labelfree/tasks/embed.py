@@ -74,14 +74,14 @@ def apply(
         sizes = every[places]
     out = np.full((len(places), width), np.nan, dtype=np.float32)
     with _lent(network, where):
-        for part in together(len(places), batch_size, sizes, modality):
-            for rows, raw in rows_and_batches(dataset, modality, batch_size, places[part]):
-                view = modality.prepare(raw.to(where))
-                with runtime.autocast(where, precision):
-                    result = output(view)
-                out[part.start + rows] = result.float().cpu().numpy()
-                for memory in memories:
-                    memory.remember(view)
+        parts = together(len(places), batch_size, sizes, modality)
+        for rows, raw in rows_and_batches(dataset, modality, parts, places):
+            view = modality.prepare(raw.to(where))
+            with runtime.autocast(where, precision):
+                result = output(view)
+            out[rows] = result.float().cpu().numpy()
+            for memory in memories:
+                memory.remember(view)
     return out[wanted]
 
 

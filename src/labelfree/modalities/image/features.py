@@ -21,10 +21,13 @@ def standardised(
     """(N, F) float32 for each part: what `describe` makes of its raw batches (B samples → (B, F)), by mean and
     deviation of the first part; zeros where a sample cannot be read.
     """
-    from labelfree.data.loader import rows_and_batches
+    from labelfree.data.loader import evenly, rows_and_batches
 
     described = [
-        [(rows, describe(batch).numpy()) for rows, batch in rows_and_batches(dataset, modality, batch_size)]
+        [
+            (rows, describe(batch).numpy())
+            for rows, batch in rows_and_batches(dataset, modality, evenly(len(dataset), batch_size))
+        ]
         for dataset in parts
     ]
     width = max((values.shape[1] for found in described for _, values in found), default=0)
