@@ -9,6 +9,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -86,6 +87,17 @@ def test_one_path_that_is_gone_is_one_unreadable_item(
         assert isinstance(last, Sample)
         assert isinstance(gone, Unreadable)
         assert gone.reason == "No such file or directory"
+
+
+@pytest.mark.parametrize("shape", [(400, 16, 16), (400, 3, 16, 16)], ids=["grey", "channels first"])
+def test_workers_share_the_file_of_an_array(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "pictures.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
+    dataset = Pictures().open(path)
+    sent = ForkingPickler.dumps(dataset)
+    assert len(sent) < 10_000 < path.stat().st_size
+    for there, here in zip(pickle.loads(sent).read([399, 0]), dataset.read([399, 0]), strict=True):
+        np.testing.assert_array_equal(there.data, here.data)
 
 
 def test_folders_that_cannot_be_looked_into_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

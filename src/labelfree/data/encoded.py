@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from labelfree.data import sources
 from labelfree.data.batch import Unreadable
 from labelfree.data.dataset import no_column
+from labelfree.data.mapped import Shared
 from labelfree.data.once import kept
 from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 
@@ -56,7 +57,7 @@ class Kind:
     feature: str
 
 
-class Source(ABC):
+class Source(Shared, ABC):
     """Encoded items by index."""
 
     #: What a person calls the source ("1,203 JPG files").
