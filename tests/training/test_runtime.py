@@ -1,9 +1,11 @@
 """What the machine allows is known, and it is left as it was found."""
 
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
 import joblib
+import numpy as np
 import psutil
 import pytest
 
@@ -44,3 +46,16 @@ def test_cores_are_those_that_the_container_pays_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(runtime, "own_cores", lambda: set(range(64)))
     monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
     assert runtime.cores() == 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_a_training_kept_is_given_back_afterwards() -> None:
+    process = psutil.Process()
+    with runtime.state_kept():
+        pass  # torch loads some of itself at the end
+    with runtime.state_kept():
+        runtime.prepare_machine()
+        before = process.memory_info().rss
+        np.ones(300 << 20, np.uint8)
+        assert process.memory_info().rss > before + (100 << 20), "kept for the next step"
+    assert process.memory_info().rss < before + (20 << 20)

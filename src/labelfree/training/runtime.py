@@ -64,22 +64,37 @@ def _rooms(group: Path) -> Iterator[int]:
 
 def prepare_machine(threads: int | str = "auto") -> None:
     """Set threads, unless "auto", and keep glibc from handing freed memory back at every step (which costs page
-    faults).
+    faults), until the end of `state_kept`.
     """
     if threads != "auto":
         torch.set_num_threads(int(threads))
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            m_trim_threshold, m_mmap_threshold, m_top_pad = -1, -3, -2
-            libc.mallopt(m_mmap_threshold, 1 << 30)
-            libc.mallopt(m_trim_threshold, 2**31 - 1)
-            libc.mallopt(m_top_pad, 64 << 20)
+    _keep_memory(mapped_from=1 << 30, most=2**31 - 1, pad=64 << 20)
+
+
+def _keep_memory(mapped_from: int, most: int, pad: int) -> None:
+    """How glibc treats memory: bytes from which an allocation is mapped by itself, and so handed back when it is freed;
+    bytes that are kept free at the end of the heap; and bytes that this grows by beyond what is asked for.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        libc.mallopt(m_mmap_threshold, mapped_from)
+        libc.mallopt(m_trim_threshold, most)
+        libc.mallopt(m_top_pad, pad)
+
+
+def _give_memory_back() -> None:
+    """Hand back what is free, and keep no more than glibc comes to by itself in a program that frees large blocks."""
+    _keep_memory(mapped_from=32 << 20, most=64 << 20, pad=128 << 10)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager
 def state_kept() -> Iterator[None]:
-    """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing."""
+    """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing, and
+    hand back the memory that `prepare_machine` keeps.
+    """
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     # asking a GPU that nobody has used yet would have every process of torchrun hold memory on the first one
@@ -90,6 +105,7 @@ def state_kept() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(exact, warn_only=lenient)
+        _give_memory_back()
 
 
 class Others:
