@@ -14,7 +14,6 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 from labelfree.data import sources
 from labelfree.data.batch import Unreadable
 from labelfree.data.dataset import no_column
-from labelfree.data.mapped import Shared
+from labelfree.data.mapped import Shared, sent
 from labelfree.data.once import kept
 from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 
@@ -366,7 +365,7 @@ class _Spool:
         weakref.finalize(self, os.close, self._file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": DupFd(self._file), "ends": self._ends, "faults": self._faults}
+        return {"file": sent(self._file), "ends": self._ends, "faults": self._faults}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._file, self._ends, self._faults = state["file"].detach(), state["ends"], state["faults"]

@@ -5,10 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
+
+
+def sent(number: int) -> Any:
+    """An open file as another process gets it, which then takes its number from `detach()`."""
+    from multiprocessing.reduction import DupFd  # Windows has none
+
+    return DupFd(number)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class InFile:
             root = root.base
         if not isinstance(root, np.memmap) or not isinstance(root.base, mmap.mmap):
             return None
-        file = root.filename if number is None else DupFd(number)
+        file = root.filename if number is None else sent(number)
         start = root.offset + array.ctypes.data - root.ctypes.data
         return None if file is None else cls(file, start, array.dtype, array.shape, array.strides)
 
