@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import resource
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import labelfree
 from labelfree.cli import app, main
 from labelfree.errors import LabelfreeError
 
@@ -81,6 +83,20 @@ def test_libraries_of_single_networks_are_loaded_by_these_alone() -> None:
     slow = {"timm", "torchvision", "torch._dynamo", "transformers", "torch_geometric"}
     code = "import sys; from labelfree import registry as r; r.modalities(), r.encoders(), r.objectives(); "
     subprocess.run([sys.executable, "-c", f"{code}assert not {slow} & set(sys.modules)"], check=True)
+
+
+def test_nothing_that_windows_lacks_is_imported_with_a_module() -> None:
+    package = Path(labelfree.__file__).parent
+    parsed = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))]
+    found = {
+        name.name
+        for module in parsed
+        for statement in module.body
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for name in statement.names
+    }
+    assert {"numpy", "Path"} <= found
+    assert not {"resource", "fcntl", "pwd", "grp", "termios", "DupFd"} & found
 
 
 @pytest.mark.parametrize("words", [["pretrain", "gone"], ["embed", "run", "gone", "--out", "x.npy"]])

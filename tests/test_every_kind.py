@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from cells import SMALL, SOURCES, VIEWS
 
 import labelfree
 from labelfree import registry
+from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.doctor import digest, nearby
+from labelfree.tasks.labels import Subset
 
 METHODS = {"pretrained", "scratch", "random", "raw"}
 #: A column of the source that says what its samples are, and how it is kept from the encoder.
@@ -80,3 +83,28 @@ def test_copies_are_known_wherever_samples_lie(kind: str, tmp_path: Path) -> Non
     in_source = [digest(sample) for sample in dataset.read(range(len(dataset)))]
     assert [digest(sample) for sample in nearby(held, range(len(held)))] == in_source
     assert len(set(in_source)) >= 32  # paragraphs repeat
+
+
+class Damaged(Subset):
+    """All samples of a dataset; the third cannot be read."""
+
+    asked = False
+
+    def read(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        self.asked |= 2 in indices
+        return [Unreadable(i, "third", "damaged") if i == 2 else super(Damaged, self).read([i])[0] for i in indices]
+
+
+@pytest.mark.parametrize("kind", sorted(SOURCES.keys() - {"events"}))  # of a log all rows are read when it is opened
+def test_raw_features_have_a_row_for_every_sample_of_zeros_where_it_cannot_be_read(kind: str, tmp_path: Path) -> None:
+    modality = registry.modalities()[kind]
+    data = modality(modality.settings_class.read({}, kind))
+    dataset = data.open(SOURCES[kind](tmp_path))
+    data.fit(dataset)
+    damaged = Damaged(dataset, np.arange(len(dataset)))
+    _, whole, found = (rows.toarray() if hasattr(rows, "toarray") else rows
+                       for rows in data.raw_features(dataset, [dataset, damaged]))  # fmt: skip
+    known = np.arange(len(dataset)) != (2 if damaged.asked else -1)  # some look into the source instead
+    np.testing.assert_allclose(found[known], whole[known], rtol=1e-5, atol=1e-6)
+    assert not found[~known].any()
+    assert data.raw_features(damaged, [])[0].shape == whole.shape

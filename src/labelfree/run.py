@@ -51,9 +51,9 @@ class Run:
             from labelfree.encoders.saved import load_encoder
             from labelfree.training.logs import say
 
-            if (state := self.info.get("state")) in ("stopped", "running"):
+            if (state := self.info.get("state")) in ("stopped", "running", "failed"):
                 say(
-                    f"Note: this run is {state}, at step {self.info['step']:,}. "
+                    f"Note: this run is not finished ({state} at step {self.info['step']:,}). "
                     f"It goes on with `labelfree pretrain --resume {self.path}`."
                 )
             self._loaded = load_encoder(self.path / "encoder", self.own_encoder)

@@ -16,7 +16,14 @@ from labelfree.files import write_bytes
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Save tensors; returns the SHA-256 of the file's bytes. Shared storage is stored once per name."""
-    content = serialise({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    whole: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        where = held.untyped_storage().data_ptr()
+        whole[name] = held.clone() if where in storages else held
+        storages.add(where)
+    content = serialise(whole)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 

@@ -9,14 +9,15 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import feather, parquet
 
-from labelfree.data import encoded
+from labelfree.data import encoded, sources
 from labelfree.data.batch import Sample, Unreadable
-from labelfree.data.encoded import Kind, Table
+from labelfree.data.encoded import Files, Kind, Table
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
 
@@ -51,6 +52,17 @@ def test_shards_are_open_only_while_they_are_read(tmp_path: Path, suffix: str) -
     assert open_files(paths) == 0
 
 
+def test_files_are_looked_at_once_for_their_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{n}.thing" for n in range(3)]
+    for path in paths:
+        path.write_bytes(b"thing")
+    asked: list[Path] = []
+    monkeypatch.setattr(sources, "size_of", lambda path: asked.append(path) or 5)
+    files = Files(paths, tmp_path)
+    assert files.fingerprint() == files.fingerprint() == pickle.loads(pickle.dumps(files)).fingerprint()
+    assert asked == paths
+
+
 def test_a_shard_without_the_items_is_named(tmp_path: Path) -> None:
     first = shard(tmp_path / "0.parquet", thing=[b"a"], mark=[1], more=["m"])
     second = shard(tmp_path / "1.parquet", mark=[2])
@@ -75,6 +87,17 @@ def test_one_path_that_is_gone_is_one_unreadable_item(
         assert isinstance(last, Sample)
         assert isinstance(gone, Unreadable)
         assert gone.reason == "No such file or directory"
+
+
+@pytest.mark.parametrize("shape", [(400, 16, 16), (400, 3, 16, 16)], ids=["grey", "channels first"])
+def test_workers_share_the_file_of_an_array(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "pictures.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
+    dataset = Pictures().open(path)
+    sent = ForkingPickler.dumps(dataset)
+    assert len(sent) < 10_000 < path.stat().st_size
+    for there, here in zip(pickle.loads(sent).read([399, 0]), dataset.read([399, 0]), strict=True):
+        np.testing.assert_array_equal(there.data, here.data)
 
 
 def test_folders_that_cannot_be_looked_into_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

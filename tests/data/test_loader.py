@@ -1,13 +1,16 @@
 """Batches are the same however they are read, and bad samples are left out, not fatal."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
+from labelfree.data import ahead, cache
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.loader import Loader, batches
+from labelfree.data.loader import Loader, batches, evenly, rows_and_batches
 from labelfree.data.partners import PARTNER, Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
@@ -77,6 +80,13 @@ def test_the_cache_leaves_unreadable_samples_out_and_keeps_their_names():
     assert kept.read([3])[0].index == 4
 
 
+def test_on_a_server_what_is_evaluated_may_take_as_much_memory_as_what_is_trained(monkeypatch):
+    monkeypatch.setattr(cache, "LIMIT", 100)
+    assert not isinstance(cache.cached(Numbers(50), Plain()), Cached)
+    monkeypatch.setattr(cache.runtime, "device", lambda: torch.device("cuda"))
+    assert isinstance(cache.cached(Numbers(50), Plain()), Cached)
+
+
 def test_streaming_puts_the_next_readable_sample_in_place_and_reports():
     bad = []
     seen = list(loader(Numbers(16, bad=[2, 3]), bad=bad).steps(0, 2))
@@ -91,8 +101,25 @@ def test_samples_of_very_different_length_are_not_padded_together():
 
 def test_batches_in_order_skip_what_cannot_be_read():
     for source in (Numbers(10, bad=[4]), Cached(Numbers(10, bad=[4]), Plain())):
+        found = list(rows_and_batches(source, Plain(), evenly(len(source), 4)))
         seen = torch.cat([batch.index for batch in batches(source, Plain(), 4)])
         assert seen.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+        rows = [row for rows, _ in found for row in rows.tolist()]
+        assert rows == ([*range(9)] if isinstance(source, Cached) else [0, 1, 2, 3, 5, 6, 7, 8, 9])
+
+
+def test_what_is_not_in_memory_is_read_by_threads_ahead_and_comes_in_order(monkeypatch):
+    monkeypatch.setattr(ahead.runtime, "cores", lambda: 2)
+    met = threading.Barrier(2, timeout=10)
+
+    class Shared(Numbers):
+        def read(self, indices):
+            met.wait()
+            return super().read(indices)
+
+    for found in (batches(Shared(128), Plain(), 64), [Cached(Shared(512), Plain()).whole]):
+        index = torch.cat([batch.index for batch in found])
+        assert index.tolist() == list(range(len(index)))
 
 
 def test_nothing_readable_is_an_error_that_says_why():
@@ -107,6 +134,13 @@ def test_an_error_while_reading_ahead_reaches_the_reader():
 
     with pytest.raises(OSError, match="gone"):
         next(loader(Broken(20)).steps(0, 3))
+
+
+def test_an_error_in_a_worker_reaches_the_user_with_its_remedy():
+    with pytest.raises(LabelfreeError) as caught:
+        next(loader(Numbers(1200, bad=range(1200)), workers=1).steps(0, 3))
+    assert caught.value.problem.startswith("A thousand samples in a row")
+    assert caught.value.remedy == "Check the source."
 
 
 def test_the_partner_of_a_stand_in_is_of_its_own_case():

@@ -366,7 +366,7 @@ def test_samples_that_cannot_be_read_are_no_copies_of_one_another(run: Run, data
             return [Unreadable(item.index, "x", "hole") if item.index < 3 else item for item in items]
 
     parts = [Part(Holes(run.open(path), np.arange(20)), np.arange(20), np.zeros(20, int)) for path in data]
-    marks = [digests(part) for part in parts]
+    marks = [digests(part)[0] for part in parts]
     assert all((each < 0).sum() == 3 for each in marks)
     assert _duplicates(*parts, *marks)["test_in_train"] == 0
 
@@ -410,6 +410,38 @@ def test_samples_that_no_budget_looks_at_are_not_embedded(
     assert bench.guesses[("linear", "2/class", "random")].shape == (3, len(parts.test))
 
 
+def test_raw_features_are_made_of_samples_that_budgets_look_at_only(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelfree.evaluation import bench as module
+
+    counts, raw_features = [], type(run.modality).raw_features
+
+    def counted(modality: Any, train: Any, others: Any) -> Any:
+        counts.append(len(train))
+        return raw_features(modality, train, others)
+
+    monkeypatch.setattr(module, "OTHERS", 10)
+    monkeypatch.setattr(type(run.modality), "raw_features", counted)
+    assert "raw" in {row.method for row in quick(run, *data).results}
+    assert 10 <= counts[0] <= 10 + 3 * 6
+
+
+def test_copies_are_looked_for_as_long_as_there_is_time_unless_all_is_in_memory(
+    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from labelfree.evaluation import parts as module
+
+    read = (run, data[0], data[0], "label", None, 0)
+    held = read_parts(*read, seconds=0.0)
+    assert (held.duplicates["test_in_train"], held.left_out) == (90, [])
+    monkeypatch.setattr(module, "cached", lambda dataset, modality: dataset)
+    found = read_parts(*read, seconds=0.0)
+    assert found.duplicates["test_in_train"] == 0
+    assert found.left_out[0].startswith("For want of time copies were looked for among the first 0 of 90 training")
+    assert read_parts(*read).duplicates["test_in_train"] == 90
+
+
 def test_short_of_time_samples_without_a_label_in_use_are_given_up_before_labels(
     run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,16 +472,18 @@ def test_samples_found_unreadable_late_are_left_out_of_labels_and_scores(
 ) -> None:
     from labelfree.evaluation import bench as module
 
-    embed, holes = module.embed, {3, 4, 50}
+    embed, holes, asked = module.embed, {3, 4, 50}, []
 
     def torn(encoder: Any, modality: Any, dataset: Any, *, indices: np.ndarray, **options: Any) -> np.ndarray:
+        asked.extend(indices.tolist())
         features = embed(encoder, modality, dataset, indices=indices, **options)
         features[np.isin(indices, list(holes))] = np.nan
         return features
 
     monkeypatch.setattr(module, "OTHERS", 5)
     monkeypatch.setattr(module, "embed", torn)
-    found = quick(run, *data, budgets=["2/class", "100%"])
+    found = quick(run, *data, budgets=["2/class", "100%"], baselines="raw")
+    assert len(asked) == 150, "each once"
     assert found.about["train"] == 87
     assert found.about["test"] == 57
     assert {r.labels for r in found.results} == {6, 87}

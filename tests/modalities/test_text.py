@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,15 @@ def test_packing_on_disk_is_the_same(fitted, monkeypatch):
     for a, b in zip(here.read(range(len(here))), there.read(range(len(there))), strict=True):
         np.testing.assert_array_equal(a.data, b.data)
     assert here.fingerprint() == there.fingerprint()
+
+
+def test_workers_share_what_is_packed_on_disk(fitted, monkeypatch):
+    monkeypatch.setattr("labelfree.modalities.text.tokens.IN_MEMORY", 0)
+    blocks = Blocks(fitted.open(corpus()), fitted.vocabulary, 15)
+    fewer = len(ForkingPickler.dumps(Blocks(blocks.documents, fitted.vocabulary, 15, np.asarray(blocks.ids).copy())))
+    sent = ForkingPickler.dumps(blocks)
+    assert len(sent) < fewer - blocks.ids.nbytes + 2000
+    np.testing.assert_array_equal(pickle.loads(sent).ids, blocks.ids)
 
 
 def test_packing_reports_what_it_could_not_read(folder, fitted):

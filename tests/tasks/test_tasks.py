@@ -75,9 +75,12 @@ def test_a_network_is_left_as_it_was_found_whatever_happens(run: Run, train: Pat
         raise RuntimeError("torn")
 
     run.encoder.train()
+    frozen = next(module for module in run.encoder.modules() if isinstance(module, torch.nn.Conv2d)).eval()
+    modes = [module.training for module in run.encoder.modules()]
     with pytest.raises(RuntimeError, match="torn"):
         features_of.apply(run.encoder, torn, 16, run.modality, run.open(train))
-    assert run.encoder.training
+    assert [module.training for module in run.encoder.modules()] == modes
+    assert not frozen.training
 
 
 def test_an_encoder_of_another_make_is_refused(run: Run) -> None:

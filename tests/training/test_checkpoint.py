@@ -46,6 +46,17 @@ def test_training_goes_on_bit_for_bit(tmp_path, name):
     )
 
 
+def test_only_tensors_that_share_storage_are_copied_to_be_written(tmp_path, monkeypatch):
+    copied, clone = [], torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self: copied.append(tuple(self.shape)) or clone(self))
+    tied = torch.arange(6.0).reshape(3, 2)
+    tensors = {"a": tied, "b": tied, "rows": tied[1:], "turned": tied.T, "alone": torch.ones(5)}
+    digest = write_tensors(tmp_path / "a.safetensors", tensors)
+    assert copied == [(3, 2), (2, 2)]
+    found = read_tensors(tmp_path / "a.safetensors", digest)
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
 def test_the_newest_and_the_one_before_are_kept(tmp_path):
     module = model()
     optimizer = build_optimizer(module.parameters(), OptimSettings())

@@ -1,6 +1,7 @@
 """The folder of a run while it comes into being: nobody else's, and true about what happened."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,17 @@ def test_what_was_found_before_a_training_was_resumed_stays_listed(tmp_path: Pat
     write_quarantine(path, [Unreadable(1, "a\u2028\x85é.png", "empty")])
     write_quarantine(path, [])
     assert [line["name"] for line in read_json_lines(path)] == ["a\u2028\x85é.png", "c.png"]
+
+
+def test_the_log_of_tensorboard_has_every_logged_step_and_is_closed(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    run = labelfree.pretrain(photos, out=tmp_path / "run", steps=3, log_every=1, tensorboard=True, **TINY)
+    assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard")]
+    (file,) = (run.path / "tensorboard").glob("events*")
+    values = [(event.step, value.tag) for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    assert [step for step, tag in values if tag == "loss"] == [1, 2, 3]
 
 
 def test_a_run_that_failed_says_how_far_it_came(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

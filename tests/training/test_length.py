@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import labelfree
+from labelfree.data.loader import Loader
 from labelfree.training import job, length
 from labelfree.training.length import Length
 from labelfree.training.pretrain import Recorder
@@ -98,6 +99,14 @@ def test_a_training_takes_the_time_it_was_given(clock, pictures, tmp_path):
     last = run.metrics()[-1]
     assert last["step"] == run.info["steps"]
     assert last["learning_rate"] < 0.01 * run.metrics()[0]["learning_rate"]
+
+
+def test_workers_start_once_though_steps_are_reckoned_anew(clock, pictures, tmp_path, monkeypatch):
+    started, ahead = [], Loader._ahead
+    monkeypatch.setattr(Loader, "_ahead", lambda self, *steps: started.append(steps[0]) or ahead(self, *steps))
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", time_limit=20, cache="none", workers=1, **TINY)
+    assert started == [0]
+    assert run.info["steps"] == round(clock.now / TAKES)
 
 
 def test_what_was_decided_outlasts_the_process(clock, pictures, tmp_path, monkeypatch):

@@ -87,7 +87,9 @@ def interrupted(pictures: Path, out: Path, number: signal.Signals, **options) ->
 def test_kill_in_mid_epoch(pictures, unbroken, tmp_path):
     out = tmp_path / "run"
     assert interrupted(pictures, out, signal.SIGKILL, cache="none", workers=2) == -signal.SIGKILL
-    assert labelfree.load(out).state == "running"
+    killed = labelfree.load(out)
+    assert killed.state == "running"
+    assert killed.embed(pictures).shape == (64, killed.encoder.dim)
     run = labelfree.pretrain(resume=out)
     assert run.state == "finished"
     assert same(run, unbroken["none"])
@@ -119,7 +121,7 @@ def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkey
     assert run.state == "stopped"
     capsys.readouterr()
     assert labelfree.load(run.path).encoder.dim
-    assert "this run is stopped, at step 7" in capsys.readouterr().err
+    assert "this run is not finished (stopped at step 7)" in capsys.readouterr().err
     assert read_table(run.path / "metrics.csv")["step"].to_pylist() == list(range(1, 8))
     run = labelfree.pretrain(resume=run.path)
     table = read_table(run.path / "metrics.csv")

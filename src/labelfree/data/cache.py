@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
 
+from labelfree.data.ahead import read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
+from labelfree.training import runtime
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
@@ -47,20 +46,19 @@ def memory_for_cache(server: bool = False, processes: int = 1) -> int:
     """Bytes that the cache of one of so many processes may take on this machine; `server`: one with an accelerator,
     whose memory is for training.
     """
-    return min(int(psutil.virtual_memory().available * SHARE), SERVER_LIMIT if server else LIMIT) // processes
+    return min(int(runtime.free_memory() * SHARE), SERVER_LIMIT if server else LIMIT) // processes
 
 
 def read_all(dataset: Dataset, progress: Callable[[int], None] | None = None) -> tuple[list[Sample], list[Unreadable]]:
-    """Every sample, in order, read by a few threads (decoders release the interpreter lock)."""
+    """Every sample, in order."""
     chunks = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
     samples: list[Sample] = []
     unreadable: list[Unreadable] = []
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        for chunk, items in zip(chunks, pool.map(dataset.read, chunks), strict=True):
-            for item in items:
-                (samples if isinstance(item, Sample) else unreadable).append(item)  # type: ignore[arg-type]
-            if progress:
-                progress(chunk.stop)
+    for chunk, items in zip(chunks, read_ahead(dataset.read, chunks), strict=True):
+        for item in items:
+            (samples if isinstance(item, Sample) else unreadable).append(item)  # type: ignore[arg-type]
+        if progress:
+            progress(chunk.stop)
     return samples, unreadable
 
 
@@ -174,6 +172,9 @@ def _alike(samples: Sequence[Sample]) -> bool:
 
 def cached(dataset: Dataset, modality: Modality) -> Dataset:
     """The dataset with its samples in memory if they fit; else the dataset itself."""
-    if isinstance(dataset, Cached) or sample_bytes(dataset) * len(dataset) > memory_for_cache():
+    if isinstance(dataset, Cached):
+        return dataset
+    room = memory_for_cache(server=runtime.device().type != "cpu")
+    if sample_bytes(dataset) * len(dataset) > room:
         return dataset
     return Cached(dataset, modality)

@@ -6,12 +6,14 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labelfree.data.ahead import PIECE, read_ahead
 from labelfree.data.batch import Sample, Unreadable
-from labelfree.data.cache import CHUNK, Cached
+from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
 from labelfree.data.encoded import spread
 
@@ -50,20 +52,19 @@ class Finding:
 
 
 def nearby(dataset: Dataset, indices: Sequence[int]) -> Iterator[Sample | Unreadable]:
-    """Samples, taken from memory where they are there."""
+    """Samples, taken from memory where they are there, else read ahead."""
     whole = dataset.whole if isinstance(dataset, Cached) else None
-    for start in range(0, len(indices), CHUNK):
-        chunk = list(indices[start : start + CHUNK])
-        # of samples that are tied or padded only the source knows each by itself
-        if whole is None or whole.parts or whole.lengths is not None:
-            yield from dataset.read(chunk)
-            continue
-        for index in chunk:
-            extra = {key: value[index].cpu().numpy() for key, value in whole.extra.items()}
-            meta = {key: float(value) for key, value in extra.items() if value.ndim == 0}
-            arrays = {key: value for key, value in extra.items() if value.ndim}
-            time = None if whole.time is None else whole.time[index].cpu().numpy()
-            yield Sample(whole.data[index].cpu().numpy(), index, time=time, meta=meta, extra=arrays)
+    # of samples that are tied or padded only the source knows each by itself
+    if whole is None or whole.parts or whole.lengths is not None:
+        pieces = (indices[start : start + PIECE] for start in range(0, len(indices), PIECE))
+        yield from chain.from_iterable(read_ahead(dataset.read, pieces))
+        return
+    for index in indices:
+        extra = {key: value[index].cpu().numpy() for key, value in whole.extra.items()}
+        meta = {key: float(value) for key, value in extra.items() if value.ndim == 0}
+        arrays = {key: value for key, value in extra.items() if value.ndim}
+        time = None if whole.time is None else whole.time[index].cpu().numpy()
+        yield Sample(whole.data[index].cpu().numpy(), index, time=time, meta=meta, extra=arrays)
 
 
 def digest(sample: Sample) -> bytes:

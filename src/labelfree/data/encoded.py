@@ -14,7 +14,6 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ import pyarrow.parquet as pq
 from labelfree.data import sources
 from labelfree.data.batch import Unreadable
 from labelfree.data.dataset import no_column
+from labelfree.data.mapped import Shared, sent
+from labelfree.data.once import kept
 from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 
 #: Row groups larger than this are copied to a temporary file once, where any item can be read alone.
@@ -55,7 +56,7 @@ class Kind:
     feature: str
 
 
-class Source(ABC):
+class Source(Shared, ABC):
     """Encoded items by index."""
 
     #: What a person calls the source ("1,203 JPG files").
@@ -114,6 +115,7 @@ class Files(Source):
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         return [p if os.path.isfile(p := self.paths[index]) else ValueError(MISSING) for index in indices]
 
+    @kept
     def fingerprint(self) -> str:
         return sources.hash_files(self.paths, self.root)
 
@@ -267,6 +269,7 @@ class Table(Source):
                 self._spool = spool
             return self._spool
 
+    @kept
     def fingerprint(self) -> str:
         return sources.hash_of(sources.hash_files(self.paths, self.paths[0].parent), self._column)
 
@@ -362,7 +365,7 @@ class _Spool:
         weakref.finalize(self, os.close, self._file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": DupFd(self._file), "ends": self._ends, "faults": self._faults}
+        return {"file": sent(self._file), "ends": self._ends, "faults": self._faults}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._file, self._ends, self._faults = state["file"].detach(), state["ends"], state["faults"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from labelfree.data.ahead import AHEAD, PIECE, read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
@@ -24,22 +24,39 @@ from labelfree.errors import LabelfreeError
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
 
-AHEAD = 2
-
 
 def batches(
     dataset: Dataset, modality: Modality, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """Raw batches of the samples `indices` (default: all), in order, on the CPU; unreadable ones are left out."""
+    count = len(dataset) if indices is None else len(indices)
+    return (batch for _, batch in rows_and_batches(dataset, modality, evenly(count, batch_size), indices))
+
+
+def evenly(count: int, size: int) -> Iterator[slice]:
+    """Slices of (count,), `size` long but for the last."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def rows_and_batches(
+    dataset: Dataset, modality: Modality, parts: Iterable[slice], indices: Sequence[int] | np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """A raw batch of each of the `parts` of `indices`, as `batches` has them, with the rows (B,) of its samples among
+    `indices`; read ahead.
+    """
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
-    for start in range(0, len(places), batch_size):
-        chunk = places[start : start + batch_size]
-        if isinstance(dataset, Cached):
-            yield dataset.batch(chunk).to("cpu")
-            continue
-        samples = [item for item in dataset.read(chunk.tolist()) if isinstance(item, Sample)]
-        if samples:
-            yield modality.collate(samples)
+    if isinstance(dataset, Cached):
+        for part in parts:
+            yield np.arange(part.start, part.stop), dataset.batch(places[part]).to("cpu")
+        return
+    chunks = [np.arange(part.start, part.stop) for part in parts]
+    pieces = [[chunk[piece] for piece in evenly(len(chunk), PIECE)] for chunk in chunks]
+    read = read_ahead(lambda rows: dataset.read(places[rows].tolist()), chain.from_iterable(pieces))
+    for chunk, own in zip(chunks, pieces, strict=True):
+        items = chain.from_iterable(islice(read, len(own)))
+        found = {row: item for row, item in zip(chunk.tolist(), items, strict=True) if isinstance(item, Sample)}
+        if found:
+            yield np.array(list(found)), modality.collate(list(found.values()))
 
 
 class _Stream(torch.utils.data.Dataset):
@@ -51,7 +68,13 @@ class _Stream(torch.utils.data.Dataset):
         self.dataset, self.modality, self.order, self.part, self.parts = dataset, modality, order, part, parts
         self.partners = partners
 
-    def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]]:
+    def __getitem__(self, step: int) -> tuple[Batch, list[Unreadable]] | LabelfreeError:
+        try:
+            return self.read(step)
+        except LabelfreeError as error:  # what a worker raises arrives as the text of its traceback
+            return error
+
+    def read(self, step: int) -> tuple[Batch, list[Unreadable]]:
         places, epoch = self.order.batch(step, self.part, self.parts), self.order.epoch(step)
         if isinstance(self.dataset, Cached):
             if self.partners is None:
@@ -115,7 +138,7 @@ class Loader:
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         if isinstance(self.dataset, Cached):
             for step in range(start, stop):
-                yield self._stream[step][0].to(self.device)
+                yield self._stream.read(step)[0].to(self.device)
             return
         for batch, bad in self._ahead(start, stop):
             if self._on_read:
@@ -124,7 +147,8 @@ class Loader:
 
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
         if self.workers == 0:
-            return _in_thread(self._stream.__getitem__, range(start, stop))
+            yield from read_ahead(self._stream.read, range(start, stop), threads=1)
+            return
         with warnings.catch_warnings():
             # more workers than cores are what the user asked for
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -137,7 +161,11 @@ class Loader:
                 pin_memory=False,
                 worker_init_fn=_end_with_parent,
             )
-            return iter(loader)
+            found = iter(loader)
+        for item in found:
+            if isinstance(item, LabelfreeError):
+                raise item
+            yield item
 
 
 def _end_with_parent(worker: int) -> None:
@@ -150,38 +178,3 @@ def _end_with_parent(worker: int) -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _in_thread(
-    read: Callable[[int], tuple[Batch, list[Unreadable]]], steps: range
-) -> Iterator[tuple[Batch, list[Unreadable]]]:
-    """Results of `read`, made by one thread that stays at most `AHEAD` steps in front."""
-    results: queue.Queue[tuple[Batch, list[Unreadable]] | BaseException] = queue.Queue(AHEAD)
-    stopped = threading.Event()
-
-    def put(item: tuple[Batch, list[Unreadable]] | BaseException) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                results.put(item, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for step in steps:
-                if stopped.is_set():
-                    return
-                put(read(step))
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in steps:
-            item = results.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

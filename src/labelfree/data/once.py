@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 _seen: ContextVar[dict[Any, Any] | None] = ContextVar("seen", default=None)
 
 
@@ -35,5 +36,20 @@ def once(look: Callable[P, R]) -> Callable[P, R]:
         if key not in seen:
             seen[key] = look(*args, **kwargs)
         return seen[key]
+
+    return asked
+
+
+def kept(look: Callable[[S], R]) -> Callable[[S], R]:
+    """A method whose answer its object, an opened source, keeps."""
+    name = f"{look.__name__}, kept"
+
+    @wraps(look)
+    def asked(self: S) -> R:
+        own = vars(self)
+        if name not in own:
+            own[name] = look(self)
+        found: R = own[name]
+        return found
 
     return asked

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -192,3 +193,15 @@ def normalised(tokens: Tensor, over: Over, valid: Tensor | None = None) -> Tenso
     tokens = tokens.float()
     apart = tokens - mean_of(tokens, valid)[:, None]
     return apart * (mean_of(apart.square(), valid)[:, None] + 1e-5).rsqrt()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Every module of a network in evaluation mode, and afterwards in the mode that it was in: some may be frozen."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

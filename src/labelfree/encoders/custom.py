@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.encoders.base import Encoder, Features, check_weights
+from labelfree.encoders.base import Encoder, Features, check_weights, evaluating
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
@@ -15,17 +15,15 @@ from labelfree.needs import Need
 @torch.no_grad()
 def _sent_through(network: nn.Module, example: Batch) -> object:
     """What a network makes of a view. Raises LabelfreeError where it cannot take it."""
-    was_training = network.training
     try:
-        return network.eval()(example.data)
+        with evaluating(network):
+            return network(example.data)
     except Exception as error:  # a user's network may raise anything
         shape = ", ".join(map(str, example.data.shape[1:]))
         raise LabelfreeError(
             f"{type(network).__name__} could not encode data of shape (B, {shape}): {reason_of(error)}.",
             "Give a network that takes such batches.",
         ) from error
-    finally:
-        network.train(was_training)
 
 
 class Custom(Encoder):

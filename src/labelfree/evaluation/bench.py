@@ -116,7 +116,7 @@ class Bench:
     ) -> None:
         self.run, self.seeds, self.seed = run, seeds, seed
         self.tuning, self.clock = tuning, clock
-        self.left_out: list[str] = []
+        self.left_out = list(parts.left_out)
         self.beside = self._beside(baselines)
         self.trained = ("pretrained", *(("scratch",) if "scratch" in self.beside else ()))
         self.parts = parts
@@ -210,26 +210,28 @@ class Bench:
 
     def _embed_readable(self, encoder: Encoder) -> Features:
         """Features; samples that turn out to be unreadable, in sources too large for memory, are left out."""
-        bad = 0
-        while True:
-            found = self._embed(encoder, range(self.seeds))
-            holes, gaps = np.isnan(found.train[:, 0]), np.isnan(found.test[:, 0])
-            if not holes.any() and not gaps.any():
-                break
-            if holes.all() or gaps.all():
-                raise LabelfreeError(
-                    f"No sample of the {'training' if holes.all() else 'test'} part has finite features.",
-                    "Look at the source with `labelfree doctor`; if it is sound, the run has diverged.",
-                )
-            bad += int(holes.sum() + gaps.sum())
-            kept = np.delete(np.arange(len(self.train)), found.places[holes])
-            self.train, self.test = self.train.only(kept), self.test.only(~gaps)
+        asked = len(self.train) + len(self.test)
+        test = self._embed_part(encoder, self.test)
+        gaps = np.isnan(test[:, 0])
+        _check_any(int((~gaps).sum()), "test")
+        if gaps.any():
+            self.test, test = self.test.only(~gaps), test[~gaps]
+            self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.positive)
+        places, train = np.empty(0, dtype=np.int64), np.empty((0, test.shape[1]), dtype=np.float32)
+        while len(new := np.setdiff1d(wanted := self._places(range(self.seeds)), places)):
+            fresh = self._embed_part(encoder, self.train.only(new))
+            holes = np.isnan(fresh[:, 0])
+            places, train = np.append(places, new[~holes]), np.concatenate([train, fresh[~holes]])
+            _check_any(len(places), "training")
+            # labels are chosen anew, from those that are left
+            kept = np.delete(np.arange(len(self.train)), new[holes])
+            places, self.train = np.searchsorted(kept, places), self.train.only(kept)
             most = self._counts(self.train)
             self.quotas = {name: np.minimum(quota, most) for name, quota in self.quotas.items()}
-            self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.positive)
-        if bad:
+        if bad := asked - len(self.train) - len(self.test):
             self.parts.warnings.append(f"{counted(bad, 'sample')} left out, not readable.")
-        return found
+        order = np.argsort(places)
+        return Features(wanted, train[order[np.searchsorted(places, wanted, sorter=order)]], test)
 
     def rows(self, budget: LabelBudget, number: int) -> np.ndarray:
         """Places in the training part of the labels that seed `number` may use; smaller budgets are inside larger."""
@@ -276,10 +278,10 @@ class Bench:
         if self.clock.left <= 0:
             self.left_out.append("Raw features: no time left.")
             return
-        found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
-        train, test = (np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found)
-        whole = Features(np.arange(len(self.train)), train, test)
-        self._probe("raw", lambda _: whole, list(self.run.modality.classical))
+        places = self._places(range(self.seeds))
+        found = self.run.modality.raw_features(self.train.only(places).alone(), [self.test.alone()])
+        features = Features(places, *(np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found))
+        self._probe("raw", lambda _: features, list(self.run.modality.classical))
 
     def _probe(self, method: str, features: Callable[[int], Features], protocols: list[str]) -> None:
         """Every budget and protocol of one method, small budgets first."""
@@ -446,6 +448,15 @@ class Bench:
             )
             probed.append(Probed.of(np.nan_to_num(probabilities), search.score, search.pace.rate))
         return probed
+
+
+def _check_any(readable: int, part: str) -> None:
+    """Raises LabelfreeError where no sample of a part is left."""
+    if not readable:
+        raise LabelfreeError(
+            f"No sample of the {part} part has finite features.",
+            "Look at the source with `labelfree doctor`; if it is sound, the run has diverged.",
+        )
 
 
 def _denser(y: np.ndarray, kept: np.ndarray) -> bool:

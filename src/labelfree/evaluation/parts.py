@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ class Parts:
         duplicates: "test_in_train" (test samples that are exact copies of training samples), "examples" of them.
         shared_groups: groups that are in both parts.
         warnings: sentences that limit what the scores mean.
+        left_out: sentences on what there was no time for.
     """
 
     train: Part
@@ -48,11 +51,17 @@ class Parts:
     duplicates: dict[str, Any]
     shared_groups: list[str]
     warnings: list[str]
+    left_out: list[str]
 
 
-def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, seed: int) -> Parts:
+def read_parts(
+    run: Run, train: Any, test: Any, label: str, group: str | None, seed: int, seconds: float = math.inf
+) -> Parts:
     """Open, label and check both parts; without a test source a fifth of the training source is held out,
     the last fifth of events.
+
+    Args:
+        seconds: time to look for copies in each source that has to be read for it, being too large for memory.
 
     Raises:
         LabelfreeError: no such column, too few labels of a class, nothing that can be read.
@@ -63,7 +72,8 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     warnings = list(labels.notes)
     whole, unreadable = _near(run.modality, dataset, labels)
     warnings += [*_unreadable_words("training", unreadable), *_piece_words(whole, labels)]
-    marks = digests(whole)
+    left_out: list[str] = []
+    marks = _marks(whole, "training", seconds, left_out)
     if test is None:
         strict = not run.modality.shuffled and whole.groups is None
         late = _last(whole) if strict else _fifth(whole, marks, seed)
@@ -77,7 +87,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
         found = read_labels(opened, label, group, labels.classes)
         held, unreadable = _near(run.modality, opened, found)
         warnings += [*found.notes, *_unreadable_words("test", unreadable), *_same_source(run, dataset, opened)]
-        part, other = whole, digests(held)
+        part, other = whole, _marks(held, "test", seconds, left_out)
     _check_common(part, held, label, group)
     duplicates = _duplicates(part, held, marks, other)
     shared = [] if part.groups is None or held.groups is None else np.intersect1d(part.groups, held.groups).tolist()
@@ -85,7 +95,7 @@ def read_parts(run: Run, train: Any, test: Any, label: str, group: str | None, s
     if labels.pieces and held.groups is not None and (count := len(np.unique(held.groups))) < FEWEST:
         held = replace(held, groups=None)
         warnings.append(f"The test part is pieces of {counted(count, 'recording')}: intervals say nothing of others.")
-    return Parts(part, held, labels.classes, duplicates, shared, warnings)
+    return Parts(part, held, labels.classes, duplicates, shared, warnings, left_out)
 
 
 def _last(whole: Part) -> np.ndarray:
@@ -134,13 +144,28 @@ def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, i
     return replace(whole.only(held.kept), dataset=held, rows=np.arange(len(held))), len(rows) - len(held)
 
 
-def digests(part: Part) -> np.ndarray:
-    """(N,) equal for samples that are copies; those that cannot be read have numbers below 0, each its own."""
-    out = np.array([-1 - place for place in range(len(part))], dtype=np.int64)
+def _marks(part: Part, name: str, seconds: float, left_out: list[str]) -> np.ndarray:
+    """`digests` of a part; what there was no time for is said."""
+    marks, looked = digests(part, math.inf if isinstance(part.dataset, Cached) else seconds)
+    if looked < len(part):
+        left_out.append(
+            f"For want of time copies were looked for among the first {looked:,} of {len(part):,} {name} samples only."
+        )
+    return marks
+
+
+def digests(part: Part, seconds: float = math.inf) -> tuple[np.ndarray, int]:
+    """(N,) equal for samples that are copies, and how many were looked at in the time allowed.
+
+    Those that cannot be read, or were not looked at, have numbers below 0, each its own.
+    """
+    out, began = -1 - np.arange(len(part)), time.perf_counter()
     for place, item in enumerate(nearby(part.dataset, part.rows.tolist())):
+        if time.perf_counter() - began > seconds:
+            return out, place
         if isinstance(item, Sample):
             out[place] = int.from_bytes(digest(item)[:7])
-    return out
+    return out, len(part)
 
 
 def _duplicates(train: Part, test: Part, of_train: np.ndarray, of_test: np.ndarray) -> dict[str, Any]:

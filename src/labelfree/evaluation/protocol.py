@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PROTOCOLS = ("knn", "linear", "finetune")
 #: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
 CHOOSABLE = 100
+#: Share of the time allowed in which copies are looked for in a source that is not in memory.
+LOOKING = 0.1
 INTERVAL = (
     "95%: Student's t over seeds (labels and initial weights differ) and a bootstrap over test samples (or groups), "
     "added in quadrature"
@@ -168,7 +170,7 @@ def evaluate(
     runtime.prepare_machine(tuning.threads)
     torch.manual_seed(seed)
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
-    parts = read_parts(run, train, test, label, group, seed)
+    parts = read_parts(run, train, test, label, group, seed, LOOKING * clock.left)
     check_metric(metric, len(parts.classes), parts.test.y)
     say(
         f"Evaluating '{run.path}' on {len(parts.train):,} training and {len(parts.test):,} test samples "

@@ -386,7 +386,8 @@ class Modality(ABC):
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """Features without any network, (N, F) for each of train and others (dense, or a scipy sparse matrix).
 
-        Pixels, window statistics, TF-IDF: fitted on `train` only. A classical model on them is the honest baseline.
+        Pixels, window statistics, TF-IDF, fitted on `train` only; zeros for a sample that cannot be read. A classical
+        model on them is the honest baseline.
         """
 
     def copy_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:

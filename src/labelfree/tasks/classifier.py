@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from labelfree.data.ahead import read_ahead
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.cache import Cached, cached
 from labelfree.data.dataset import Dataset
@@ -179,6 +181,15 @@ def _orders(count: int, size: int, steps: int, seed: int) -> Iterator[tuple[np.n
         pool = pool[size:]
 
 
+def _read(
+    examples: Examples, modality: Modality, order: tuple[np.ndarray, Tensor]
+) -> tuple[np.ndarray, list[tuple[Tensor, Batch, Tensor]]]:
+    """The examples of a step, and its parts that can be read: their numbers, raw batch and classes."""
+    chosen, number = order
+    parts = [(number[part], examples.batch(modality, chosen[part])) for part in examples.parts(modality, chosen)]
+    return chosen, [(numbers, *found) for numbers, found in parts if found is not None]
+
+
 def train_classifier(
     model: Classifier,
     modality: Modality,
@@ -208,15 +219,14 @@ def train_classifier(
     weights = examples.class_weights().to(where)
     size = settings.batch(len(examples.y))
     warmup, spoke = round(settings.warmup * steps), time.perf_counter()
-    for step, (chosen, number) in enumerate(_orders(len(examples.y), size, steps, seed)):
+    orders, read = _orders(len(examples.y), size, steps, seed), partial(_read, examples, modality)
+    found = map(read, orders) if isinstance(examples.dataset, Cached) else read_ahead(read, orders)
+    for step, (chosen, parts) in enumerate(found):
         optimizer.zero_grad(set_to_none=True)
         whole = weights[torch.as_tensor(examples.y[chosen])].sum()
-        for part in examples.parts(modality, chosen):
-            found = examples.batch(modality, chosen[part])
-            if found is None:
-                continue
-            raw, y = found[0].to(where), found[1].to(where)
-            draw = Draw.start(seed, 0, step, number[part[: len(y)]].to(where))
+        for number, raw, y in parts:
+            raw, y = raw.to(where), y.to(where)
+            draw = Draw.start(seed, 0, step, number[: len(y)].to(where))
             with runtime.autocast(where, "auto"):
                 logits = model(modality.view(raw, draw, settings.augment))
             loss = F.cross_entropy(logits.float(), y, weight=weights, reduction="sum") / whole

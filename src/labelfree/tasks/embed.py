@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
-from labelfree.data.loader import batches
-from labelfree.encoders.base import Encoder
+from labelfree.data.loader import rows_and_batches
+from labelfree.encoders.base import Encoder, evaluating
 from labelfree.files import replacing, writable
 from labelfree.modalities.base import Modality
 from labelfree.training import runtime
@@ -75,15 +74,14 @@ def apply(
         sizes = every[places]
     out = np.full((len(places), width), np.nan, dtype=np.float32)
     with _lent(network, where):
-        for part in together(len(places), batch_size, sizes, modality):
-            chunk = places[part]
-            for raw in batches(dataset, modality, batch_size, chunk):
-                view = modality.prepare(raw.to(where))
-                with runtime.autocast(where, precision):
-                    result = output(view)
-                out[part.start + _rows(dataset, chunk, raw.index.numpy())] = result.float().cpu().numpy()
-                for memory in memories:
-                    memory.remember(view)
+        parts = together(len(places), batch_size, sizes, modality)
+        for rows, raw in rows_and_batches(dataset, modality, parts, places):
+            view = modality.prepare(raw.to(where))
+            with runtime.autocast(where, precision):
+                result = output(view)
+            out[rows] = result.float().cpu().numpy()
+            for memory in memories:
+                memory.remember(view)
     return out[wanted]
 
 
@@ -94,17 +92,17 @@ def _memories(network: nn.Module) -> list[Encoder]:
 @contextmanager
 def _lent(network: nn.Module, where: torch.device) -> Iterator[None]:
     """The network in evaluation mode on a device, with empty memories; left as it was found, whatever happens."""
-    was_training = network.training
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
-    try:
-        network.eval().to(where)
-        for memory in _memories(network):
-            memory.reset()
-        yield
-    finally:
-        for memory in _memories(network):
-            memory.reset()
-        network.train(was_training).to(home)
+    with evaluating(network):
+        try:
+            network.to(where)
+            for memory in _memories(network):
+                memory.reset()
+            yield
+        finally:
+            for memory in _memories(network):
+                memory.reset()
+            network.to(home)
 
 
 def together(count: int, batch_size: int, sizes: np.ndarray | None, modality: Modality) -> Iterator[slice]:
@@ -119,14 +117,6 @@ def together(count: int, batch_size: int, sizes: np.ndarray | None, modality: Mo
             stop = start + max(1, int((padded <= most).sum()))
         yield slice(start, stop)
         start = stop
-
-
-def _rows(dataset: Dataset, chunk: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Which of the places asked for a raw batch holds; a cached dataset knows only samples that can be read."""
-    if isinstance(dataset, Cached) or len(index) == len(chunk):
-        return np.arange(len(chunk))
-    order = np.argsort(chunk, kind="stable")
-    return order[np.searchsorted(chunk, index, sorter=order)]
 
 
 def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: int = 256, **options: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -209,9 +210,11 @@ def _batches(training: Training, start: int, tell: Callbacks, shares: Sequence[f
 
     What was decided is saved at once, so that a resumed training goes on with it.
     """
+    # one loader throughout, whose workers start once: which samples a step has does not depend on how many follow
+    batches = training.loader.steps(start, sys.maxsize if shares else training.steps)
     for share in (*shares, 1.0):
         stop = min(training.steps, start + max(FEWEST, round(share * (training.steps - start))))
-        yield from zip(range(start, stop), training.loader.steps(start, stop), strict=True)
+        yield from zip(range(start, stop), batches, strict=False)
         start = stop
         if start == training.steps:
             return

@@ -507,6 +507,8 @@ class Recorder:
             if self.first:
                 self.meter.close()
                 self.metrics.close()
+                if self.board is not None:
+                    self.board.finalize(state)
             self._finish(state)
         self.fabric.barrier()
 
@@ -543,7 +545,12 @@ class Recorder:
         return int(distributed.all_sum(mine))
 
     def _save(self, step: int) -> None:
-        save_state(self.folder / "checkpoints", step, self.training.objective, self.training.optimizer)
+        """The encoder, which can be used however the run ends, and a checkpoint."""
+        plan, objective = self.job.plan, self.training.objective
+        modules = dict(objective.named_modules())
+        kept = {name: modules[name] for name in objective.keeps if name in modules}
+        save_encoder(self.folder / "encoder", objective.product, self.job.modality, plan.encoder, plan.causal, kept)
+        save_state(self.folder / "checkpoints", step, objective, self.training.optimizer)
         if self.first:
             self._update("running", step)
 
@@ -555,26 +562,21 @@ class Recorder:
         write_json(self.folder / "run.json", self.info)
 
     def _finish(self, state: str) -> None:
-        plan, objective, done = self.job.plan, self.training.objective, self.done
-        if state != "failed":
-            modules = dict(objective.named_modules())
-            kept = {name: modules[name] for name in objective.keeps if name in modules}
-            folder, modality = self.folder / "encoder", self.job.modality
-            save_encoder(folder, objective.product, modality, plan.encoder, plan.causal, kept)
         # each process knows what it could not read itself; after an error others may not answer any more
         bad = self.job.quarantine if state == "failed" else distributed.all_lists(self.job.quarantine)
         if not self.first:
             return
         self.info["health"] = {key: self.line.get(key) for key in ("loss", "effective_rank", "feature_std")}
-        self._update(state, done)
+        self._update(state, self.done)
         if state != "failed" and self.training.settings.csv:
             write_metrics_table(self.folder)
         write_quarantine(self.folder / "quarantine.jsonl", bad)
         if state == "finished":
-            say(f"Finished {counted(done, 'step')} in {duration(self.info['seconds'])}: '{self.folder}'.", "bold green")
+            took = duration(self.info["seconds"])
+            say(f"Finished {counted(self.done, 'step')} in {took}: '{self.folder}'.", "bold green")
         elif state == "stopped":
             say(
-                f"Stopped at step {done:,} of {self.training.steps:,}, all saved. "
+                f"Stopped at step {self.done:,} of {self.training.steps:,}, all saved. "
                 f"Continue: labelfree pretrain --resume {self.folder}"
             )
 

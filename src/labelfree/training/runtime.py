@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,13 @@ from typing import Any
 import psutil
 import torch
 
+#: What says which control groups this process is in, and what they allow and use (versions 2 and 1).
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+)
+
 
 def own_cores() -> set[int]:
     """Numbers of the processor cores that this process may use."""
@@ -24,28 +30,70 @@ def own_cores() -> set[int]:
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
-    return len(own_cores())
+    """Processor cores this process may use, or as many as the share of time that its container gets amounts to."""
+    import joblib
+
+    return min(len(own_cores()), joblib.cpu_count())
+
+
+def free_memory() -> int:
+    """Bytes that are free on this machine, or as many as its container leaves to this process."""
+    return min([psutil.virtual_memory().available, *(room for group in _memory_groups() for room in _rooms(group))])
+
+
+def _memory_groups() -> Iterator[Path]:
+    """Folders of the control groups that this process is in, where they may limit memory."""
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                root = GROUPS / ("memory" if controllers else "")
+                own = root / path.lstrip("/")
+                yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def _rooms(group: Path) -> Iterator[int]:
+    """Bytes that a control group leaves, if it has a limit; copies of files are given up where memory is wanted."""
+    for limit, usage, of_files in MEMORY_FILES:
+        with suppress(OSError, ValueError):  # not this version of control groups, or "max"
+            most, taken = (int((group / name).read_text()) for name in (limit, usage))
+            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            yield max(0, most - taken + sum(int(facts[name]) for name in of_files if name in facts))
 
 
 def prepare_machine(threads: int | str = "auto") -> None:
     """Set threads, unless "auto", and keep glibc from handing freed memory back at every step (which costs page
-    faults).
+    faults), until the end of `state_kept`.
     """
     if threads != "auto":
         torch.set_num_threads(int(threads))
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            m_trim_threshold, m_mmap_threshold, m_top_pad = -1, -3, -2
-            libc.mallopt(m_mmap_threshold, 1 << 30)
-            libc.mallopt(m_trim_threshold, 2**31 - 1)
-            libc.mallopt(m_top_pad, 64 << 20)
+    _keep_memory(mapped_from=1 << 30, most=2**31 - 1, pad=64 << 20)
+
+
+def _keep_memory(mapped_from: int, most: int, pad: int) -> None:
+    """How glibc treats memory: bytes from which an allocation is mapped by itself, and so handed back when it is freed;
+    bytes that are kept free at the end of the heap; and bytes that this grows by beyond what is asked for.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        libc.mallopt(m_mmap_threshold, mapped_from)
+        libc.mallopt(m_trim_threshold, most)
+        libc.mallopt(m_top_pad, pad)
+
+
+def _give_memory_back() -> None:
+    """Hand back what is free, and keep no more than glibc comes to by itself in a program that frees large blocks."""
+    _keep_memory(mapped_from=32 << 20, most=64 << 20, pad=128 << 10)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager
 def state_kept() -> Iterator[None]:
-    """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing."""
+    """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing, and
+    hand back the memory that `prepare_machine` keeps.
+    """
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     # asking a GPU that nobody has used yet would have every process of torchrun hold memory on the first one
@@ -56,6 +104,7 @@ def state_kept() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(exact, warn_only=lenient)
+        _give_memory_back()
 
 
 class Others:
@@ -142,6 +191,10 @@ def peak_memory(on: torch.device) -> int:
         # what resource reports on Linux may be the peak of the process that started this one
         held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(held.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

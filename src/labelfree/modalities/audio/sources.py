@@ -17,6 +17,7 @@ from labelfree.data.columns import group_numbers
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
 from labelfree.data.named import recognise_listed, recognise_names
+from labelfree.data.once import kept
 from labelfree.data.opening import Opener
 from labelfree.data.sound import (
     RECORDINGS,
@@ -74,6 +75,7 @@ class Waves(Source):
             return error
         return (item, self.rate) if self.rate is not None and isinstance(item, np.ndarray) else item
 
+    @kept
     def fingerprint(self) -> str:
         some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int)).tolist()
         waves = [item[0] if isinstance(item, tuple) else item for item in self.fetch(some)]

@@ -40,6 +40,7 @@ from labelfree.data.pictures import (
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.losses.masked import value_error
 from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask
+from labelfree.modalities.image.features import standardised
 from labelfree.modalities.image.settings import ImageSettings
 from labelfree.modalities.image.sources import (
     PICTURES,
@@ -487,22 +488,10 @@ class Image(Modality):
 
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """Pixels at no more than 16 × 16 (a linear model does no better with more), standardised by `train`."""
-        side = min(self.size, 16)
-        plain = [self._pixels(dataset, side) for dataset in (train, *others)]
-        mean, std = plain[0].mean(axis=0), plain[0].std(axis=0)
-        for features in plain:
-            features -= mean
-            features /= np.maximum(std, 1e-3)
-        return plain
+        return list(standardised(self, (train, *others), self._pixels, 256))
 
-    def _pixels(self, dataset: Dataset, side: int) -> np.ndarray:
-        from labelfree.data.loader import batches
-
-        parts = [
-            self._unit(batch.data, central_boxes(batch.extra["aspect"]), side).flatten(1).numpy()
-            for batch in batches(dataset, self, 256)
-        ]
-        return np.concatenate(parts)
+    def _pixels(self, batch: Batch) -> Tensor:
+        return self._unit(batch.data, central_boxes(batch.extra["aspect"]), min(self.size, 16)).flatten(1)
 
 
 @lru_cache

@@ -12,6 +12,7 @@ import numpy as np
 from labelfree.data import sources
 from labelfree.data.encoded import Kind, Source, choose_column, encoded_columns
 from labelfree.data.named import recognise_listed
+from labelfree.data.once import kept
 from labelfree.data.opening import Opener
 from labelfree.data.pictures import SUFFIXES, as_array, header, looks_like_picture
 from labelfree.errors import LabelfreeError
@@ -34,6 +35,7 @@ class Arrays(Source):
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         return [np.asarray(self.pictures[index]) for index in indices]
 
+    @kept
     def fingerprint(self) -> str:
         some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int))
         return sources.hash_of(self.pictures.shape, self.pictures.dtype, np.asarray(self.pictures[some]))
@@ -95,6 +97,7 @@ class Items(Source):
         except Exception as error:  # a user's dataset may raise anything
             return error
 
+    @kept
     def fingerprint(self) -> str:
         some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)).tolist()
         items = self.fetch(some)

@@ -17,6 +17,7 @@ from labelfree.data.characters import HEAD, decode, refuse_binary
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.delimited import nameless
 from labelfree.data.named import naming_columns
+from labelfree.data.once import kept
 from labelfree.data.sources import (
     TABLES,
     column_values,
@@ -147,6 +148,7 @@ class Files(Documents):
                 bad.append(Unreadable(index, self.name(index), reason))
         return bad
 
+    @kept
     def fingerprint(self) -> str:
         return hash_files(self.paths, self.root)
 

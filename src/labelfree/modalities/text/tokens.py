@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
+from labelfree.data.mapped import InFile, Shared
 from labelfree.data.sources import hash_of
 from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError
@@ -160,7 +163,7 @@ def count_ids(vocabulary: Any, texts: Iterable[str]) -> np.ndarray:
     return np.bincount(np.concatenate(ids), minlength=vocabulary.size) if ids else np.zeros(vocabulary.size, np.int64)
 
 
-class Blocks(Dataset):
+class Blocks(Shared, Dataset):
     """All documents end to end, each closed by a separator, cut into samples of `length` ids; no token is left out.
 
     The last block ends where the text ends, so it may repeat a part of the one before.
@@ -175,6 +178,8 @@ class Blocks(Dataset):
     ) -> None:
         self.documents = documents
         self.unreadable: list[Unreadable] = [*documents.unreadable]
+        #: Number of the open file that the ids are in, if they are in one.
+        self._file: int | None = None
         self._ids = self._pack(vocabulary) if known is None else known
         # Text shorter than two blocks is cut in halves: one sample teaches nothing.
         self.length = max(1, min(length, len(self._ids) // 2))
@@ -194,7 +199,13 @@ class Blocks(Dataset):
             for ids in self._encoded(vocabulary):
                 ids.astype(kind).tofile(file)
             file.flush()
+            self._file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._file)
             return np.memmap(file, dtype=kind, mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return state if self._file is None else {**state, "_ids": InFile.of(self._ids, self._file), "_file": None}
 
     def _encoded(self, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
         for start in range(0, len(self.documents), CHUNK):

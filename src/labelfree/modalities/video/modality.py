@@ -25,6 +25,7 @@ from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask
+from labelfree.modalities.image.features import standardised
 from labelfree.modalities.image.tokens import moments
 from labelfree.modalities.image.views import (
     AUGMENT,
@@ -411,20 +412,12 @@ class Video(Modality):
 
     def raw_features(self, train: Dataset, others: Sequence[Dataset]) -> list[np.ndarray | Any]:
         """What is seen and where it moves: mean pixels and mean change between frames, at 16 × 16, standardised."""
-        plain = [self._seen(dataset) for dataset in (train, *others)]
-        mean, std = plain[0].mean(axis=0), plain[0].std(axis=0)
-        return [(features - mean) / np.maximum(std, 1e-3) for features in plain]
+        return list(standardised(self, (train, *others), self._seen, 64))
 
-    def _seen(self, dataset: Dataset) -> np.ndarray:
-        from labelfree.data.loader import batches
-
-        side, parts = min(self.size, 16), []
-        for batch in batches(dataset, self, 64):
-            x = crop(batch.data.flatten(1, 2), central_boxes(batch.extra["aspect"]), side)
-            x = x.unflatten(1, batch.data.shape[1:3]) / (255 if batch.data.dtype == torch.uint8 else 65535)
-            seen = torch.cat([x.mean(dim=1), x.diff(dim=1).abs().mean(dim=1)], dim=1)
-            parts.append(seen.flatten(1).numpy())
-        return np.concatenate(parts)
+    def _seen(self, batch: Batch) -> Tensor:
+        x = crop(batch.data.flatten(1, 2), central_boxes(batch.extra["aspect"]), min(self.size, 16))
+        x = x.unflatten(1, batch.data.shape[1:3]) / (255 if batch.data.dtype == torch.uint8 else 65535)
+        return torch.cat([x.mean(dim=1), x.diff(dim=1).abs().mean(dim=1)], dim=1).flatten(1)
 
 
 #: Every order of the segments.

@@ -18,6 +18,7 @@ from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.encoded import Files, Kind, Source
 from labelfree.data.films import Header
+from labelfree.data.once import kept
 from labelfree.data.opening import Opener
 from labelfree.data.pictures import Form, common_shape, value_range
 from labelfree.errors import LabelfreeError, reason_of
@@ -42,6 +43,7 @@ class FrameFolders(Files):
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         return [self._frames[index] for index in indices]
 
+    @kept
     def fingerprint(self) -> str:
         return sources.hash_files([path for frames in self._frames for path in frames], self.root)
 
