@@ -410,23 +410,6 @@ def test_samples_that_no_budget_looks_at_are_not_embedded(
     assert bench.guesses[("linear", "2/class", "random")].shape == (3, len(parts.test))
 
 
-def test_raw_features_are_made_of_samples_that_budgets_look_at_only(
-    run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from labelfree.evaluation import bench as module
-
-    counts, raw_features = [], type(run.modality).raw_features
-
-    def counted(modality: Any, train: Any, others: Any) -> Any:
-        counts.append(len(train))
-        return raw_features(modality, train, others)
-
-    monkeypatch.setattr(module, "OTHERS", 10)
-    monkeypatch.setattr(type(run.modality), "raw_features", counted)
-    assert "raw" in {row.method for row in quick(run, *data).results}
-    assert 10 <= counts[0] <= 10 + 3 * 6
-
-
 def test_copies_are_looked_for_as_long_as_there_is_time_unless_all_is_in_memory(
     run: Run, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

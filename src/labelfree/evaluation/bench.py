@@ -278,10 +278,11 @@ class Bench:
         if self.clock.left <= 0:
             self.left_out.append("Raw features: no time left.")
             return
-        places = self._places(range(self.seeds))
-        found = self.run.modality.raw_features(self.train.only(places).alone(), [self.test.alone()])
-        features = Features(places, *(np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found))
-        self._probe("raw", lambda _: features, list(self.run.modality.classical))
+        # all of them, since words and scales are known the better the more samples there are, labels or not
+        found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
+        train, test = (np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found)
+        whole = Features(np.arange(len(self.train)), train, test)
+        self._probe("raw", lambda _: whole, list(self.run.modality.classical))
 
     def _probe(self, method: str, features: Callable[[int], Features], protocols: list[str]) -> None:
         """Every budget and protocol of one method, small budgets first."""
