@@ -52,10 +52,10 @@ class Run:
             from labelfree.training.logs import say
 
             if (state := self.info.get("state")) in ("stopped", "running", "failed"):
-                say(
-                    f"Note: this run is not finished ({state} at step {self.info['step']:,}). "
-                    f"It goes on with `labelfree pretrain --resume {self.path}`."
-                )
+                goes_on = f"It goes on with `labelfree pretrain --resume {self.path}`."
+                if not (self.path / "encoder").exists():
+                    raise LabelfreeError(f"'{self.path}' ended before its first checkpoint ({state}).", goes_on)
+                say(f"Note: this run is not finished ({state} at step {self.info['step']:,}). {goes_on}")
             self._loaded = load_encoder(self.path / "encoder", self.own_encoder)
         return self._loaded
 

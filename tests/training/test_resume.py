@@ -209,5 +209,7 @@ def test_a_run_killed_before_its_first_checkpoint_still_starts_where_it_was_told
     shutil.rmtree(out / "checkpoints" / "step-000000001")
     shutil.rmtree(out / "encoder")
     (out / "run.json").write_text(json.dumps({**run.info, "state": "running", "step": 0}))
+    with pytest.raises(LabelfreeError, match="before its first checkpoint"):
+        _ = labelfree.load(out).encoder
     again = weights(labelfree.pretrain(resume=out))
     assert all(torch.equal(again[name], value) for name, value in whole.items())
