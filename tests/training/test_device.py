@@ -5,15 +5,20 @@ for, shows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cells import assemble, make_sources, telling_cells
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
+from labelfree.modalities.video.tokens import frames_at
 from labelfree.training.health import feature_health
 
 GPU = torch.device("cuda", 0)
@@ -25,6 +30,17 @@ WAITS = {
     ("events", "tgn"),
 }
 CELLS = [cell for cell in telling_cells(("image", "audio")) if (cell[0], cell[2]) not in WAITS]
+
+
+class Refusals(TorchDispatchMode):
+    """Refuses what CUDA refuses and tensors without values would not."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.index.Tensor and args[0].dtype == torch.uint16 and args[0].is_cuda:
+            raise NotImplementedError("\"index_cuda\" not implemented for 'UInt16'")
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +77,12 @@ def test_a_step_stays_on_the_device_and_asks_it_nothing(
         elsewhere = [name for name, value in found.items() if value.device != GPU]
         assert not elsewhere
         assert all(value.device == GPU for value in objective.state_dict().values())
+
+
+def test_pictures_and_films_of_16_bits_are_chosen_there() -> None:
+    with FakeTensorMode(), Refusals():
+        rows = torch.zeros(2, dtype=torch.int64, device=GPU)
+        pictures = Batch(torch.zeros(4, 1, 8, 8, dtype=torch.uint16, device=GPU), torch.zeros_like(rows))
+        assert pictures[rows].data.dtype == torch.uint16
+        films = torch.zeros(2, 6, 1, 8, 8, dtype=torch.uint16, device=GPU)
+        assert frames_at(films, rows[:, None].expand(-1, 3)).shape == (2, 3, 1, 8, 8)
