@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import labelfree
-from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset, Description
+from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image
 from labelfree.modalities.series import Series, SeriesSettings
@@ -268,3 +269,8 @@ def test_processes_of_a_launcher_share_the_cores_of_their_machine(pictures, monk
     asked = {"modality": "image", "method": "simclr", "encoder": "timm:test_resnet", "settings": {}}
     plan, *_ = make_plan(pictures, seed=0, seconds=None, **asked)
     assert resolve_machine(plan, streamed=False).training.threads == 4
+
+
+def test_a_network_is_tried_where_it_lies() -> None:
+    view = Batch(data=torch.zeros(2, 5), index=torch.arange(2))
+    assert Custom.wrap(torch.nn.Linear(5, 4, device="meta"), Series(), view).dim == 4
