@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from processes import FORKED, command
+from runs import Net
 
 import labelfree
 from labelfree.tensors import read_tensors
@@ -148,3 +149,34 @@ def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tm
         for devices in (1, 2)
     )
     check_equal(one.path, two.path)
+
+
+def test_a_network_of_the_users_is_back_on_the_cpu_before_other_processes_start(pictures, tmp_path, monkeypatch):
+    happened = []
+
+    class Watched(Net):
+        def _apply(self, fn, recurse=True):
+            happened.append("moved")
+            return super()._apply(fn, recurse)
+
+        def forward(self, x):
+            happened.append("ran")
+            return super().forward(x.mean(dim=1, keepdim=True))
+
+    class Ended:
+        @staticmethod
+        def pids():
+            return []
+
+        @staticmethod
+        def join():
+            return True
+
+    def start(*arguments, **options):
+        happened.append("started")
+        return Ended()
+
+    monkeypatch.setattr(processes.mp, "start_processes", start)
+    options = {**TINY, "encoder": Watched(), "devices": 2}
+    labelfree.pretrain(str(pictures), out=tmp_path / "run", **options)
+    assert happened[-3:] == ["ran", "moved", "started"]

@@ -446,6 +446,8 @@ def _launch(
     if job is not None:
         assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network, time.time())
     world = processes.outside_world() if job is None else _world(job.plan)
+    if job is not None and world > processes.outside_world():  # the processes to come hold all of it themselves
+        runtime.leave_device(job.objective)
     assignment = processes.run_everywhere(_work, assignment, job, accelerator, world)
     run = Run(assignment.folder, network)
     if job is not None and job.objective.keeps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 #: What says which control groups this process is in, and what they allow and use (versions 2 and 1).
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -138,6 +140,14 @@ def device(accelerator: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("cpu")
     return torch.device(accelerator)
+
+
+def leave_device(module: nn.Module) -> None:
+    """Bring a module back to the CPU, and give up what memory of a GPU nothing needs any more."""
+    module.to("cpu")
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @lru_cache
