@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,32 +152,35 @@ def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tm
     check_equal(one.path, two.path)
 
 
+class Watched(Net):
+    """A network of the user's that notes when it is moved and when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.happened = []
+
+    def _apply(self, fn, recurse=True):
+        self.happened.append("moved")
+        return super()._apply(fn, recurse)
+
+    def forward(self, x):
+        self.happened.append("ran")
+        return super().forward(x.mean(dim=1, keepdim=True))
+
+
 def test_a_network_of_the_users_is_back_on_the_cpu_before_other_processes_start(pictures, tmp_path, monkeypatch):
-    happened = []
-
-    class Watched(Net):
-        def _apply(self, fn, recurse=True):
-            happened.append("moved")
-            return super()._apply(fn, recurse)
-
-        def forward(self, x):
-            happened.append("ran")
-            return super().forward(x.mean(dim=1, keepdim=True))
-
-    class Ended:
-        @staticmethod
-        def pids():
-            return []
-
-        @staticmethod
-        def join():
-            return True
+    network = Watched()
 
     def start(*arguments, **options):
-        happened.append("started")
-        return Ended()
+        network.happened.append("started")
+        return SimpleNamespace(pids=list, join=lambda: True)
 
     monkeypatch.setattr(processes.mp, "start_processes", start)
-    options = {**TINY, "encoder": Watched(), "devices": 2}
-    labelfree.pretrain(str(pictures), out=tmp_path / "run", **options)
-    assert happened[-3:] == ["ran", "moved", "started"]
+    labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "encoder": network, "devices": 2})
+    assert network.happened[-3:] == ["ran", "moved", "started"]
+
+
+def test_a_network_of_the_users_is_back_on_the_cpu_after_the_training(pictures, tmp_path):
+    network = Watched()
+    labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "encoder": network})
+    assert network.happened[-2:] == ["ran", "moved"]

@@ -477,6 +477,8 @@ def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
     start = load_state(assignment.folder / "checkpoints", training.objective, training.optimizer)
     waited = time.time() - assignment.launched
     Recorder(assignment.folder, job, training, fabric, start, waited).run()
+    if fabric.world_size == 1 or plan.training.strategy == "ddp":  # a network of the user's is theirs again
+        runtime.leave_device(job.objective)
 
 
 class Recorder:
