@@ -18,7 +18,7 @@ from labelfree.modalities.image import Image
 from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings
 from labelfree.registry import build_encoder, missing, objectives
-from labelfree.training import runtime
+from labelfree.training import processes, runtime
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
 from labelfree.training.plan import make_plan, resolve_machine
@@ -114,6 +114,17 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_is_opened(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(LabelfreeError, match=r"1 GPU\(s\) were asked for and 0 found. Set accelerator=cpu."):
         labelfree.pretrain("no/such/place", steps=1, accelerator="cuda")
+
+
+@pytest.mark.parametrize("given", [{}, {"training.accelerator": "cpu"}])
+def test_training_is_where_the_plan_says(pictures, tmp_path, monkeypatch, given):
+    def launched(work, assignment, job, accelerator, world):
+        raise InterruptedError(accelerator, job.plan.training.accelerator)
+
+    monkeypatch.setattr(processes, "run_everywhere", launched)
+    with pytest.raises(InterruptedError) as found:
+        labelfree.pretrain(pictures, out=tmp_path / "run", encoder="timm:test_resnet", steps=1, **SMALL, **given)
+    assert found.value.args == ("cpu", "cpu")
 
 
 def test_a_missing_tensorboard_is_named_before_anything_is_opened(monkeypatch):

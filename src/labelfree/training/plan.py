@@ -169,7 +169,7 @@ def make_plan(
         settings: flat `key: value` of the engine, the objective and the modality.
     """
     choices: list[Choice] = []
-    engine = _engine(settings)
+    engine = engine_settings(settings)
     check_device(engine)
     check_tensorboard(engine.tensorboard)
     if modality is None or modality == "auto":
@@ -287,7 +287,7 @@ def _owned(settings: Mapping[str, Any], kind: type[Modality]) -> dict[str, Any]:
     return own
 
 
-def _engine(settings: Mapping[str, Any]) -> TrainSettings:
+def engine_settings(settings: Mapping[str, Any]) -> TrainSettings:
     """The engine's settings, as far as they are given: they can be checked before anything is opened."""
     own = {key.removeprefix("training."): value for key, value in settings.items()}
     known = {key: value for key, value in own.items() if key in TrainSettings.model_fields}

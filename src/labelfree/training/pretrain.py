@@ -51,7 +51,7 @@ from labelfree.training.logs import (
     write_metrics_table,
 )
 from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
-from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, resolve_machine
+from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, engine_settings, make_plan, resolve_machine
 from labelfree.training.reconstructions import write_reconstructions
 
 #: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
@@ -111,7 +111,7 @@ def pretrain(
     if source is None:
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
     length = _length(epochs, steps, time_limit)
-    accelerator = str(settings.get("accelerator", "auto"))
+    accelerator = check_device(engine_settings(settings)).type
     if not processes.is_first():
         return _launch(None, Path(), source, network, {}, accelerator)
     with _new_folder(out, _name_of(source, modality)) as folder:
