@@ -1,6 +1,7 @@
 """What is chosen, and what is refused, before training."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -125,6 +126,21 @@ def test_training_is_where_the_plan_says(pictures, tmp_path, monkeypatch, given)
     with pytest.raises(InterruptedError) as found:
         labelfree.pretrain(pictures, out=tmp_path / "run", encoder="timm:test_resnet", steps=1, **SMALL, **given)
     assert found.value.args == ("cpu", "cpu")
+
+
+@pytest.mark.parametrize("already", [None, ":16:8"])
+def test_deterministic_products_are_asked_for_before_the_first(pictures, monkeypatch, already):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", already or "")
+    if already is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+    def measured(*arguments):
+        raise InterruptedError(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+
+    monkeypatch.setattr(runtime, "flops", measured)
+    with pytest.raises(InterruptedError) as found:
+        labelfree.pretrain(pictures, steps=1, deterministic=True)
+    assert found.value.args == (already or ":4096:8",)
 
 
 def test_a_missing_tensorboard_is_named_before_anything_is_opened(monkeypatch):

@@ -111,7 +111,9 @@ def pretrain(
     if source is None:
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
     length = _length(epochs, steps, time_limit)
-    accelerator = check_device(engine_settings(settings)).type
+    engine = engine_settings(settings)
+    accelerator = check_device(engine).type
+    runtime.prepare_products(engine.deterministic)
     if not processes.is_first():
         return _launch(None, Path(), source, network, {}, accelerator)
     with _new_folder(out, _name_of(source, modality)) as folder:
@@ -402,6 +404,7 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
     plan = Plan.model_validate(run.info["plan"])
     check_tensorboard(plan.training.tensorboard)
     runtime.prepare_machine(int(plan.training.threads))
+    runtime.prepare_products(plan.training.deterministic)
     state = read_json(folder / "modality.json")
     accelerator = plan.training.accelerator
     if not processes.is_first():

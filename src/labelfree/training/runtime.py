@@ -91,6 +91,12 @@ def _give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def prepare_products(deterministic: bool) -> None:
+    """Have a GPU's matrix products be the same in every run; it asks for this once, before the first of them."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def state_kept() -> Iterator[None]:
     """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing, and
