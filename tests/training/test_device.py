@@ -25,6 +25,7 @@ from labelfree.data.draw import Draw
 from labelfree.data.partners import Partners
 from labelfree.losses import sigreg
 from labelfree.modalities.video.tokens import frames_at
+from labelfree.training.batchnorm import _moments
 from labelfree.training.health import feature_health
 
 GPU = torch.device("cuda", 0)
@@ -127,3 +128,8 @@ def test_batches_with_partners_are_drawn_there(sources: dict[str, Path]) -> None
         with Refusals():
             batch = cases.tie(near.batch(np.array([3, 2, 2, 3])), places)
         assert {tensor.device for tensor in batch.tensors()} == {GPU}
+
+
+def test_statistics_of_all_processes_are_taken_there() -> None:
+    with FakeTensorMode(), Refusals():
+        assert all(found.is_cuda for found in _moments(torch.zeros(4, 3, 2, device=GPU)))
