@@ -121,6 +121,19 @@ def test_a_gpu_which_skips_by_itself_is_asked_now_and_then_whether_to_give_up():
     job.check_gradients()
 
 
+def test_a_first_step_that_a_gpu_skips_leaves_momentum_at_zero(monkeypatch):
+    job = training(poison={0}, optimizer="sgd")
+    job._on_cpu = False
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)  # what nobody has written is then not a number
+    try:
+        for step in range(2):
+            job.step(step, job.loader.batch(step))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.isfinite(value).all() for value in weights(job))
+
+
 def test_clipping_bounds_the_gradient():
     job = training(optimizer="sgd", learning_rate=1.0, clip=1e-3, weight_decay=0, momentum=0, warmup=0)
     before = [p.detach().clone() for p in job.objective.parameters()]
