@@ -148,6 +148,13 @@ def device(accelerator: str = "auto") -> torch.device:
     return torch.device(accelerator)
 
 
+def clock(on: torch.device) -> float:
+    """Seconds, read when the device has done all that it was asked to."""
+    if on.type == "cuda":
+        torch.cuda.synchronize(on)
+    return time.perf_counter()
+
+
 def leave_device(module: nn.Module) -> None:
     """Bring a module back to the CPU, and give up what memory of a GPU nothing needs any more."""
     module.to("cpu")
