@@ -49,6 +49,7 @@ class Refusals(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten.index.Tensor and args[0].dtype == torch.uint16 and args[0].is_cuda:
             raise NotImplementedError("\"index_cuda\" not implemented for 'UInt16'")
+        assert "bicubic2d_aa" not in str(func), "its gradient differs from run to run"
         assert func is not torch.ops.aten._linalg_check_errors.default, "whether it went well is asked of the GPU"
         found = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default and args[0].device != found.device and not kept():
