@@ -181,6 +181,16 @@ def test_health_tells_even_features_from_collapsed_ones():
     assert line["effective_rank"] < 1.5
 
 
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (1, 8)])
+def test_the_effective_rank_is_that_of_the_singular_values(shape):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(shape, generator=generator, dtype=torch.float64) * torch.logspace(0, -9, shape[1])
+    values = torch.linalg.svdvals(features - features.mean(dim=0))
+    share = values / values.sum().clamp_min(1e-12)
+    expected = (-torch.xlogy(share, share).sum()).exp() * (shape[0] > 1)
+    assert float(feature_health(features.float())["effective_rank"]) == pytest.approx(float(expected), rel=1e-3)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
 def test_health_of_features_that_are_not_finite_is_nan(bad):
     features = torch.ones(4, 3)
