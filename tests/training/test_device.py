@@ -27,6 +27,7 @@ from labelfree.losses import sigreg
 from labelfree.modalities.video.tokens import frames_at
 from labelfree.training.batchnorm import _moments
 from labelfree.training.health import feature_health
+from labelfree.training.loop import Training
 
 GPU = torch.device("cuda", 0)
 #: Cells in which the host does wait, once a step, and why.
@@ -99,7 +100,16 @@ def to_gpu(module: nn.Module) -> None:
 def test_a_step_stays_on_the_device_and_asks_it_nothing(
     kind: str, method: str, encoder: str, sources: dict[str, Path]
 ) -> None:
-    training = assemble(sources[kind], kind, method, encoder)
+    check(assemble(sources[kind], kind, method, encoder))
+
+
+@pytest.mark.parametrize("encoder", ["pyg:gat-64x2", "pyg:sage-64x2", "pyg:gin-16x2"])
+def test_graph_networks_do_so_too(encoder: str, sources: dict[str, Path]) -> None:
+    check(assemble(sources["graph"], "graph", "byol", encoder))
+
+
+def check(training: Training) -> None:
+    """Raises where a step leaves the device or waits for it."""
     objective, batch = training.objective, next(iter(training.loader.steps(0, 1)))
     with FakeTensorMode(allow_non_fake_inputs=True):
         to_gpu(objective)
