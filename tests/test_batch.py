@@ -32,6 +32,13 @@ def test_rows_can_be_chosen_by_slice_or_by_number() -> None:
     assert len(batch[:1]) == 1
 
 
+def test_rows_of_16_bits_keep_their_values() -> None:
+    data = torch.tensor([[0, 1], [40000, 65535]], dtype=torch.uint16)
+    chosen = Batch(data=data, index=torch.arange(2))[torch.tensor([1, 0, 1])].data
+    assert chosen.dtype == torch.uint16
+    assert chosen.tolist() == [[40000, 65535], [0, 1], [40000, 65535]]
+
+
 def test_joining_the_parts_gives_the_whole() -> None:
     assert same(Batch.cat([make([4, 7]), make([1])]), make([4, 7, 1]))
 

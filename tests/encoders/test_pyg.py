@@ -13,6 +13,7 @@ from labelfree import registry
 from labelfree.data.batch import Batch, Sample
 from labelfree.encoders._geometric import geometric
 from labelfree.encoders.base import Encoder
+from labelfree.encoders.pyg import Union
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.graph import Graph, GraphSettings
 
@@ -141,3 +142,13 @@ def test_the_package_missing_names_its_install_command(monkeypatch: pytest.Monke
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(LabelfreeError, match=r"pip install torch-geometric\."):
         geometric()
+
+
+def test_attention_has_the_loops_that_pyg_would_give_it() -> None:
+    modality = graphs()
+    batch, layer = view(modality, [0, 1, 2, 3]), build("pyg:gat-16x1", modality).blocks[0]
+    bare, looped = Union.of(batch), Union.for_kind("gat", batch)
+    h = bare.take(batch.data.nan_to_num())
+    found = layer(h, looped, None)
+    layer.convolution.add_self_loops = True
+    assert torch.equal(found, layer(h, bare, None))

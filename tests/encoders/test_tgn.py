@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,30 @@ def test_two_views_of_a_batch_are_remembered_as_one_event(known: tuple[Events, E
         states.append({name: value.clone() for name, value in encoder.state_dict().items()})
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+def test_the_memory_is_kept_in_full_precision(known: tuple[Events, EventDataset, TGN]) -> None:
+    modality, dataset, encoder = known
+    one, two, *_ = views(modality, dataset)
+    found = []
+    for mixed in (False, True):
+        encoder.train().reset()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            for view in (one, two):
+                encoder.remember(view)
+            nodes = view.extra["happened"].flatten()
+            found.append((encoder.memory.memory.clone(), encoder._read(nodes)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_messages_that_wait_move_along(known: tuple[Events, EventDataset, TGN]) -> None:
+    modality, dataset, encoder = known
+    encoder.train().reset()
+    encoder.remember(views(modality, dataset)[0])
+    moved = deepcopy(encoder).to("meta")
+    stores = (moved.memory.msg_s_store, moved.memory.msg_d_store)
+    assert {t.device.type for store in stores for entry in store.values() for t in entry} == {"meta"}
 
 
 def test_messages_that_wait_are_part_of_the_state(known: tuple[Events, EventDataset, TGN]) -> None:

@@ -210,3 +210,20 @@ def test_building_again_from_a_seed_gives_the_same_weights() -> None:
     first, second = build("test_resnet", modality()), build("test_resnet", modality())
     for name, value in first.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), second.state_dict()[name].numpy())
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 2, "no_embed_class": True}, {"class_token": False}])
+@pytest.mark.parametrize("size", [(3, 5), (6, 6), (9, 4), (4, 9)])
+def test_positions_of_other_sizes_are_those_of_timm(options: dict[str, int], size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    pool = "avg" if "class_token" in options else "token"
+    network = timm.models.VisionTransformer(
+        24, 4, embed_dim=8, depth=1, num_heads=1, num_classes=0, dynamic_img_size=True, global_pool=pool, **options
+    )
+    torch.nn.init.normal_(network.pos_embed)
+    x = torch.randn(2, *size, 8)
+    found = []
+    for place in (Timm(network, modality(24, patch=4))._placed, network._pos_embed):
+        y = place(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), network.pos_embed)))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)

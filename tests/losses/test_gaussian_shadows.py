@@ -54,3 +54,11 @@ def test_codes_that_are_all_alike_have_the_least_rate() -> None:
     torch.manual_seed(0)
     spread = F.normalize(torch.randn(32, 16), dim=1)
     assert coding_rate(spread[:1].expand(32, 16)) < 0.5 * coding_rate(spread)
+
+
+def test_coding_rate_of_views_is_that_of_each_and_nan_where_a_code_is() -> None:
+    torch.manual_seed(0)
+    z = F.normalize(torch.randn(3, 8, 6), dim=2)
+    assert torch.allclose(coding_rate(z), torch.stack([coding_rate(view) for view in z]))
+    z[1, 2, 3] = torch.nan
+    assert coding_rate(z).isnan().tolist() == [False, True, False]

@@ -77,9 +77,12 @@ def weights(job):
     return [value.clone() for value in job.objective.state_dict().values()]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
-def test_a_gradient_that_is_not_a_number_changes_nothing(optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "on_cpu"), [("adamw", True), ("sgd", True), ("lars", True), ("adamw", False), ("sgd", False)]
+)
+def test_a_gradient_that_is_not_a_number_changes_nothing(optimizer, on_cpu):
     job = training(poison=[1], optimizer=optimizer)
+    job._on_cpu = on_cpu  # a fused optimiser of the CPU skips as one of a GPU does
     job.step(0, job.loader.batch(0))
     before = weights(job)
     loss, *_ = job.step(1, job.loader.batch(1))
@@ -119,6 +122,19 @@ def test_a_gpu_which_skips_by_itself_is_asked_now_and_then_whether_to_give_up():
     job.objective.poison = frozenset()
     job.step(0, job.loader.batch(0))
     job.check_gradients()
+
+
+def test_a_first_step_that_a_gpu_skips_leaves_momentum_at_zero(monkeypatch):
+    job = training(poison={0}, optimizer="sgd")
+    job._on_cpu = False
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)  # what nobody has written is then not a number
+    try:
+        for step in range(2):
+            job.step(step, job.loader.batch(step))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.isfinite(value).all() for value in weights(job))
 
 
 def test_clipping_bounds_the_gradient():
@@ -163,6 +179,16 @@ def test_health_tells_even_features_from_collapsed_ones():
     assert even["effective_rank"] > 25
     assert point["feature_std"] < 1e-3
     assert line["effective_rank"] < 1.5
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (1, 8)])
+def test_the_effective_rank_is_that_of_the_singular_values(shape):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(shape, generator=generator, dtype=torch.float64) * torch.logspace(0, -9, shape[1])
+    values = torch.linalg.svdvals(features - features.mean(dim=0))
+    share = values / values.sum().clamp_min(1e-12)
+    expected = (-torch.xlogy(share, share).sum()).exp() * (shape[0] > 1)
+    assert float(feature_health(features.float())["effective_rank"]) == pytest.approx(float(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])

@@ -1,6 +1,7 @@
 """What is chosen, and what is refused, before training."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -9,15 +10,16 @@ import pytest
 import torch
 
 import labelfree
-from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset, Description
+from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image
 from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings
 from labelfree.registry import build_encoder, missing, objectives
-from labelfree.training import runtime
+from labelfree.training import processes, runtime
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
 from labelfree.training.plan import make_plan, resolve_machine
@@ -113,6 +115,32 @@ def test_a_gpu_that_is_not_there_is_named_before_anything_is_opened(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(LabelfreeError, match=r"1 GPU\(s\) were asked for and 0 found. Set accelerator=cpu."):
         labelfree.pretrain("no/such/place", steps=1, accelerator="cuda")
+
+
+@pytest.mark.parametrize("given", [{}, {"training.accelerator": "cpu"}])
+def test_training_is_where_the_plan_says(pictures, tmp_path, monkeypatch, given):
+    def launched(work, assignment, job, accelerator, world):
+        raise InterruptedError(accelerator, job.plan.training.accelerator)
+
+    monkeypatch.setattr(processes, "run_everywhere", launched)
+    with pytest.raises(InterruptedError) as found:
+        labelfree.pretrain(pictures, out=tmp_path / "run", encoder="timm:test_resnet", steps=1, **SMALL, **given)
+    assert found.value.args == ("cpu", "cpu")
+
+
+@pytest.mark.parametrize("already", [None, ":16:8"])
+def test_deterministic_products_are_asked_for_before_the_first(pictures, monkeypatch, already):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", already or "")
+    if already is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+    def measured(*arguments):
+        raise InterruptedError(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+
+    monkeypatch.setattr(runtime, "flops", measured)
+    with pytest.raises(InterruptedError) as found:
+        labelfree.pretrain(pictures, steps=1, deterministic=True)
+    assert found.value.args == (already or ":4096:8",)
 
 
 def test_a_missing_tensorboard_is_named_before_anything_is_opened(monkeypatch):
@@ -268,3 +296,8 @@ def test_processes_of_a_launcher_share_the_cores_of_their_machine(pictures, monk
     asked = {"modality": "image", "method": "simclr", "encoder": "timm:test_resnet", "settings": {}}
     plan, *_ = make_plan(pictures, seed=0, seconds=None, **asked)
     assert resolve_machine(plan, streamed=False).training.threads == 4
+
+
+def test_a_network_is_tried_where_it_lies() -> None:
+    view = Batch(data=torch.zeros(2, 5), index=torch.arange(2))
+    assert Custom.wrap(torch.nn.Linear(5, 4, device="meta"), Series(), view).dim == 4

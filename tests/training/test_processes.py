@@ -10,11 +10,13 @@ import time
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from processes import FORKED, command
+from runs import Net
 
 import labelfree
 from labelfree.tensors import read_tensors
@@ -148,3 +150,37 @@ def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tm
         for devices in (1, 2)
     )
     check_equal(one.path, two.path)
+
+
+class Watched(Net):
+    """A network of the user's that notes when it is moved and when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.happened = []
+
+    def _apply(self, fn, recurse=True):
+        self.happened.append("moved")
+        return super()._apply(fn, recurse)
+
+    def forward(self, x):
+        self.happened.append("ran")
+        return super().forward(x.mean(dim=1, keepdim=True))
+
+
+def test_a_network_of_the_users_is_back_on_the_cpu_before_other_processes_start(pictures, tmp_path, monkeypatch):
+    network = Watched()
+
+    def start(*arguments, **options):
+        network.happened.append("started")
+        return SimpleNamespace(pids=list, join=lambda: True)
+
+    monkeypatch.setattr(processes.mp, "start_processes", start)
+    labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "encoder": network, "devices": 2})
+    assert network.happened[-3:] == ["ran", "moved", "started"]
+
+
+def test_a_network_of_the_users_is_back_on_the_cpu_after_the_training(pictures, tmp_path):
+    network = Watched()
+    labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "encoder": network})
+    assert network.happened[-2:] == ["ran", "moved"]

@@ -108,15 +108,20 @@ def test_a_signal_saves_and_says_stopped(pictures, unbroken, tmp_path, number):
     assert numbers(run) == numbers(unbroken["memory"])
 
 
-def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch, capsys):
+def stop_at(last, monkeypatch):
+    """Have trainings asked to stop at this step."""
     tick = Recorder._tick
 
     def stopped(recorder, step):
         tick(recorder, step)
-        if step == 7:
+        if step == last:
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Recorder, "_tick", stopped)
+
+
+def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch, capsys):
+    stop_at(7, monkeypatch)
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", csv=True, log_every=1, **{**TINY, "steps": 10})
     assert run.state == "stopped"
     capsys.readouterr()
@@ -127,6 +132,27 @@ def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkey
     table = read_table(run.path / "metrics.csv")
     assert table["step"].to_pylist() == list(range(1, 11))
     assert table["loss"].to_pylist() == [line["loss"] for line in run.metrics()]
+
+
+def test_a_run_goes_on_on_a_machine_without_its_gpu_where_it_is_told_to(pictures, tmp_path, monkeypatch, capsys):
+    stop_at(1, monkeypatch)
+    out = tmp_path / "run"
+    run = labelfree.pretrain(str(pictures), out=out, **{**TINY, "steps": 2})
+    run.info["plan"]["training"] |= {"accelerator": "cuda", "cache": "device"}
+    (out / "run.json").write_text(json.dumps(run.info))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(LabelfreeError, match=r"1 GPU\(s\) were asked for and 0 found. Set accelerator=cpu."):
+        labelfree.pretrain(resume=out)
+    with pytest.raises(LabelfreeError, match="A batch of 16 cannot be shared by 3 processes"):
+        labelfree.pretrain(resume=out, accelerator="cpu", devices=3)
+    capsys.readouterr()
+    run = labelfree.pretrain(resume=out, **{"training.accelerator": "cpu", "cache": "auto"})
+    assert run.state == "finished"
+    said = capsys.readouterr().err
+    assert "accelerator = cpu  (was cuda)" in said
+    assert "cache = memory" in said
+    used = labelfree.load(out).info["settings"]["training"]
+    assert (used["accelerator"], used["cache"]) == ("cpu", "memory")
 
 
 def test_workers_change_nothing(pictures, unbroken, tmp_path):

@@ -55,6 +55,13 @@ class Unreadable:
     reason: str
 
 
+def entries(x: Tensor, places: Any) -> Tensor:
+    """`x[places]`. CUDA has no indexing of uint16, whose bits are therefore taken as int16."""
+    if x.dtype == torch.uint16:
+        return x.view(torch.int16)[places].view(torch.uint16)
+    return x[places]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Several samples, collated; also a view of them, ready for an encoder.
@@ -105,7 +112,7 @@ class Batch:
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
         """The chosen samples of the batch (a slice, or an index tensor)."""
-        return self._map(lambda value: value[rows])
+        return self._map(lambda value: entries(value, rows) if isinstance(value, Tensor) else value[rows])
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
         """Every field that is there, the batches in `parts` included, changed the same way."""

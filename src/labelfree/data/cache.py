@@ -98,7 +98,7 @@ class Cached(Dataset):
     def batch(self, places: np.ndarray) -> Batch:
         """The raw batch of the samples at `places` among those kept, wherever the cache lies."""
         if self.whole is not None:
-            return self.whole[torch.as_tensor(places, device=self.whole.index.device)]
+            return self.whole[torch.as_tensor(places).to(self.whole.index.device, non_blocking=True)]
         assert self._samples is not None
         return self._modality.collate([self._samples[place] for place in places])
 

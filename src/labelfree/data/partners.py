@@ -48,5 +48,5 @@ class Partners:
     def tie(self, both: Batch, samples: np.ndarray) -> Batch:
         """The raw batch of samples and then of their partners, as a batch of the former with the latter in `parts`."""
         own, other = both[: len(samples)], both[len(samples) :]
-        group = torch.as_tensor(self.number[samples], device=own.index.device)
+        group = torch.as_tensor(self.number[samples]).to(own.index.device, non_blocking=True)
         return own.with_(group=group, parts={**own.parts, PARTNER: other})

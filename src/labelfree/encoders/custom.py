@@ -15,9 +15,10 @@ from labelfree.needs import Need
 @torch.no_grad()
 def _sent_through(network: nn.Module, example: Batch) -> object:
     """What a network makes of a view. Raises LabelfreeError where it cannot take it."""
+    home = next((parameter.device for parameter in network.parameters()), example.data.device)
     try:
         with evaluating(network):
-            return network(example.data)
+            return network(example.data.to(home))
     except Exception as error:  # a user's network may raise anything
         shape = ", ".join(map(str, example.data.shape[1:]))
         raise LabelfreeError(

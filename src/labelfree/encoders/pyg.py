@@ -6,7 +6,7 @@ Legend: B samples, N nodes of a sample with padding, M nodes of all samples, E e
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Width and layers, unless the name says otherwise.
 SHAPES = {"gcn": (256, 2), "sage": (256, 2), "gat": (256, 2), "gin": (32, 4)}
 HEADS = 4
+#: Convolutions in which a node is its own neighbour.
+LOOPED = ("gcn", "gat")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ class Union:
     edges: Tensor
     attributes: Tensor | None
     nodes: int
+
+    @classmethod
+    def for_kind(cls, kind: str, batch: Batch) -> Union:
+        """What convolutions of this kind work on. Loops are added once for all layers; those of the data are left out
+        when it is read.
+        """
+        graph = cls.of(batch)
+        if kind not in LOOPED:
+            return graph
+        from torch_geometric.utils import add_self_loops
+
+        edges, attributes = add_self_loops(graph.edges, graph.attributes, "mean", graph.nodes)
+        return replace(graph, edges=edges, attributes=attributes)
 
     @classmethod
     def of(cls, batch: Batch) -> Union:
@@ -98,14 +113,14 @@ class Layer(nn.Module):
         elif kind == "sage":
             self.convolution = nets.SAGEConv(before, width)
         elif kind == "gat":
-            self.convolution = nets.GATv2Conv(before, width // HEADS, heads=HEADS, **own)
+            self.convolution = nets.GATv2Conv(before, width // HEADS, heads=HEADS, add_self_loops=False, **own)
         else:
             inner = nn.Sequential(nn.Linear(before, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
             self.convolution = nets.GINEConv(inner, **own) if attributes else nets.GINConv(inner)
 
-    def forward(self, h: Tensor, graph: Union, weights: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, h: Tensor, graph: Union, weights: Tensor | None) -> Tensor:
         if weights is not None:
-            return self.convolution(h, *weights)
+            return self.convolution(h, graph.edges, weights)
         if self.attributed:
             return self.convolution(h, graph.edges, graph.attributes)
         return self.convolution(h, graph.edges)
@@ -122,21 +137,19 @@ class Spread(nn.Module):
 
     def forward(self, view: Batch, tokens: Tensor, mask: Tensor) -> Tensor:
         known = self.project(tokens).masked_fill(mask[..., None], 0)
-        graph = Union.of(view)
+        graph = Union.for_kind(self.layer.kind, view)
         return self.act(graph.put(self.layer(graph.take(known), graph, _weights(self.layer.kind, graph)), tokens))
 
 
-def _weights(kind: str, graph: Union) -> tuple[Tensor, Tensor] | None:
-    """Edges with loops, and symmetrically normalised weights (Kipf & Welling 2017, §2); made once for all layers."""
+def _weights(kind: str, graph: Union) -> Tensor | None:
+    """(K,) symmetrically normalised weights of edges (Kipf & Welling 2017, §2); made once for all layers."""
     if kind != "gcn":
         return None
-    loops = torch.arange(graph.nodes, device=graph.edges.device).expand(2, -1)
-    edges = torch.cat([graph.edges, loops], dim=1)
-    degree = torch.zeros(graph.nodes, device=edges.device).index_add_(
-        0, edges[1], torch.ones(1, device=edges.device).expand(edges.shape[1])
+    degree = torch.zeros(graph.nodes, device=graph.edges.device).index_add_(
+        0, graph.edges[1], torch.ones(1, device=graph.edges.device).expand(graph.edges.shape[1])
     )
     scale = degree.rsqrt()
-    return edges, scale[edges[0]] * scale[edges[1]]
+    return scale[graph.edges[0]] * scale[graph.edges[1]]
 
 
 class PyG(Encoder):
@@ -190,7 +203,7 @@ class PyG(Encoder):
         x = batch.data.nan_to_num()
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        graph = Union.of(batch)
+        graph = Union.for_kind(self.kind, batch)
         weights = _weights(self.kind, graph)
         h = graph.take(x)
         if self.project is not None:

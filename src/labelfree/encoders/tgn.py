@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 import torch
@@ -13,6 +14,7 @@ from labelfree.encoders._geometric import geometric
 from labelfree.encoders.base import Encoder, Features
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
+from labelfree.losses.precision import full_precision
 from labelfree.modalities.base import Modality
 from labelfree.modalities.events.views import real_tokens
 
@@ -113,6 +115,7 @@ class TGN(Encoder):
         around = self.attention(x, edges, told)[: 2 * count]
         return z[: 2 * count].reshape(count, -1), around.reshape(count, -1)
 
+    @full_precision  # the memory is kept so, and PyG writes what it computes there as it is
     def _read(self, nodes: Tensor) -> Tensor:
         """(M,) → (M, D / 2) memories as they are now."""
         places, back = (nodes % self.slots).unique(return_inverse=True)
@@ -136,10 +139,17 @@ class TGN(Encoder):
         ends, when, message = (gather(view.extra[key])[first] for key in ("happened", "when", "message"))
         self.origin.copy_(torch.where(self.position == 0, when[0], self.origin))
         ticks = ((when - self.origin) * TICKS).long()
-        self.memory.update_state(*(ends % self.slots).unbind(1), ticks, message)
+        with torch.autocast(index.device.type, enabled=False):
+            self.memory.update_state(*(ends % self.slots).unbind(1), ticks, message)
         self.position.copy_(index[-1] + 1)
 
     # Messages that wait for a node's next event are part of the state, so that a training resumes exactly.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for store in (self.memory.msg_s_store, self.memory.msg_d_store):
+            store.update({node: tuple(map(fn, entry)) for node, entry in store.items()})
+        return self
 
     def get_extra_state(self) -> Tensor:
         """(M, 4 + F) float64: which store, source, target, ticks, and the event's features."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,9 @@ from labelfree.encoders.base import Encoder, Features, Over, check_weights, norm
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.losses.masked import take
+from labelfree.losses.precision import full_precision
 from labelfree.modalities.base import Modality, PictureForm
+from labelfree.modalities.image.views import resampling
 from labelfree.needs import Need
 
 #: Pictures up to this side get the small-image stem.
@@ -194,12 +197,11 @@ class Timm(Encoder):
     def _transform(self, data: Tensor, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         network = self.network
         x = network.patch_embed(data)
-        rows_and_columns = x.shape[1:3]
+        size = x.shape[1:3]
         x = local = x.flatten(1, 2)
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        # positions of smaller pictures (local crops) are interpolated
-        x = network._pos_embed(x.unflatten(1, rows_and_columns))
+        x = self._placed(x.unflatten(1, size))
         prefix = network.num_prefix_tokens
         if kept is not None:
             x = torch.cat([x[:, :prefix], take(x[:, prefix:], kept)], dim=1)
@@ -210,6 +212,21 @@ class Timm(Encoder):
         tokens = x[:, prefix:]
         pooled = x[:, 0] if self._class_token else tokens.mean(dim=1)
         return Features(network.fc_norm(pooled), tokens, local=local)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """What `patch_embed` gives, (B, h, w, D) → (B, prefix + h·w, D) with positions, interpolated where pictures are
+        of another size (local crops).
+        """
+        network, grid, size = self.network, self.network.patch_embed.grid_size, x.shape[1:3]
+        if not network.dynamic_img_size or network.pos_embed is None or size == grid:
+            return network._pos_embed(x)
+        first = 0 if network.no_embed_class else network.num_prefix_tokens
+        x = x.flatten(1, 2) + interpolated(network.pos_embed[:, first:], grid, size)
+        prefix = [token.expand(len(x), -1, -1) for token in (network.cls_token, network.reg_token) if token is not None]
+        if prefix:
+            front = torch.cat(prefix, dim=1)
+            x = torch.cat([front + network.pos_embed[:, :first] if first else front, x], dim=1)
+        return network.pos_drop(x)
 
     def layers(self) -> list[list[nn.Parameter]]:
         if not hasattr(self.network, "group_matcher"):
@@ -233,6 +250,17 @@ class Timm(Encoder):
         remedy = "Set the size, patch and channels that they were trained with (above 64 px ResNets have timm's stem)."
         check_weights(self.network.state_dict(), given, where, remedy)
         self.network.load_state_dict(given)
+
+
+@full_precision
+def interpolated(positions: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
+    """(1, N, D) positions of a grid → (1, h·w, D) of one of another size, equal to timm's `resample_abs_pos_embed`.
+
+    By matrix products, since on a GPU the gradient of torch's own interpolation differs from run to run.
+    """
+    start, stop = positions.new_zeros(1), positions.new_ones(1)
+    rows, columns = (resampling(start, stop, old, new)[0] for old, new in zip(grid, size, strict=True))
+    return torch.einsum("hr,wc,brcd->bhwd", rows, columns, positions.unflatten(1, grid)).flatten(1, 2)
 
 
 def _joined(of: Features, samples: int, weights: Tensor | None) -> Features:

@@ -15,12 +15,16 @@ def coding_rate(z: Tensor, distortion: float = 0.2) -> Tensor:
     batch; the larger the more evenly they fill their space.
 
     Args:
-        z: (B, D) unit vectors.
+        z: (B, D) unit vectors; or (V, B, D), views of the samples, each by itself.
         distortion: ε².
+
+    Returns:
+        Scalar, or (V,); NaN where a code is.
     """
-    z = gather(z)
-    count, width = z.shape
+    z = gather(z.transpose(0, -2)).transpose(0, -2)
+    count, width = z.shape[-2:]
     # ZZᵀ and ZᵀZ have the same determinant here, so the smaller one will do.
-    product = z @ z.T if count < width else z.T @ z
-    matrix = torch.eye(len(product), device=z.device, dtype=z.dtype) + width / (count * distortion) * product
-    return torch.linalg.cholesky(matrix).diagonal().log().sum()
+    product = z @ z.mT if count < width else z.mT @ z
+    matrix = torch.eye(product.shape[-1], device=z.device, dtype=z.dtype) + width / (count * distortion) * product
+    # whether it went well is not asked: on a GPU the host would wait for the answer
+    return torch.linalg.cholesky_ex(matrix).L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)

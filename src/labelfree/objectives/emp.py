@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -71,7 +70,7 @@ class EMP(Objective):
         h = self.encoder(Batch.cat(views)).pooled
         z = F.normalize(self.projector(h).float(), dim=1).unflatten(0, (own.crops, -1))  # (V, B, D)
         agreement = F.cosine_similarity(z, z.mean(dim=0, keepdim=True), dim=2).mean()
-        rate = torch.stack([coding_rate(crop, own.distortion) for crop in z]).mean()
+        rate = coding_rate(z, own.distortion).mean()
         first, second, *_ = h.detach().chunk(own.crops)
         logs = {"coding_rate": rate.detach(), "alignment": alignment(first, second)}
         return Step(own.similarity * (1 - agreement) - rate, first, logs)

@@ -342,9 +342,9 @@ def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, se
     """Measured time of one training step, on a copy."""
     trial = copy.deepcopy(model)
     train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=1)
-    began = time.perf_counter()
+    began = runtime.clock(runtime.device())
     train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=3)
-    return (time.perf_counter() - began) / 3
+    return (runtime.clock(runtime.device()) - began) / 3
 
 
 def seconds_beside(encoder: Encoder, modality: Modality, examples: Examples, trials: int) -> float:

@@ -60,7 +60,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Deviations are summed after the mean is known: the difference of mean square and squared mean loses its digits.
     """
     others = [0, *range(2, x.dim())]
-    count = all_sum(x.new_tensor(x.numel() / x.shape[1]))
+    count = all_sum(x.new_full((), x.numel() / x.shape[1]))
     mean = all_sum(x.sum(others)) / count
     centred = x - mean.view(1, -1, *(1,) * (x.dim() - 2))
     return mean, all_sum(centred.square().sum(others)) / count, count

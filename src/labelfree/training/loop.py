@@ -83,7 +83,7 @@ class Training:
         optim.set_rate(self.optimizer, rate)
         optim.set_decay(self.optimizer, self.settings, step, self.steps)
         buffers = _float_buffers(self.objective)
-        before = [b.clone() for b in buffers]
+        before = _packed(buffers)
         loss, features, logs = self.module(batch, Draw.start(self.seed, epoch, step, batch.index))
         self.backward(loss)
         norm = self._gradient_norm()
@@ -106,8 +106,12 @@ class Training:
         return norm
 
     @torch.no_grad()
-    def _move(self, norm: Tensor, buffers: list[Tensor], before: list[Tensor], progress: float) -> None:
-        """Step optimiser and objective, unless a gradient is not finite: then neither weights nor statistics move."""
+    def _move(self, norm: Tensor, buffers: list[Tensor], before: Tensor, progress: float) -> None:
+        """Step optimiser and objective, unless a gradient is not finite: then neither weights nor statistics move.
+
+        Args:
+            before: what the buffers held before the forward pass, `_packed`.
+        """
         finite = torch.isfinite(norm)
         self.skipped = torch.where(finite, 0, self.skipped + 1)
         if not self._on_cpu and getattr(self.optimizer, "_step_supports_amp_scaling", False):
@@ -116,15 +120,13 @@ class Training:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
             self.objective.after_step(progress)
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(torch.where(finite, buffer, old))
+            _restore(buffers, before, finite)
             return
-        if finite:
+        if finite:  # the host waits for the answer, since LARS and optimisers of shards cannot skip by themselves
             self.optimizer.step()
             self.objective.after_step(progress)
             return
-        for buffer, old in zip(buffers, before, strict=True):
-            buffer.copy_(old)
+        _restore(buffers, before, finite)
         self.check_gradients()
 
     def check_gradients(self) -> None:
@@ -141,6 +143,18 @@ def _float_buffers(module: nn.Module) -> list[Tensor]:
     there before the host knows that the step was skipped.
     """
     return [b for b in module.buffers() if b.is_floating_point() and b.numel() <= (1 << 24 if b.is_cuda else 1 << 16)]
+
+
+def _packed(tensors: list[Tensor]) -> Tensor:
+    """All values one behind another, in the widest type among them: one operation on a GPU, not one each."""
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0)
+
+
+def _restore(buffers: list[Tensor], before: Tensor, finite: Tensor) -> None:
+    """Give buffers what they held `before`, unless the step was finite."""
+    if buffers:
+        values = torch.where(finite, _packed(buffers), before).split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [value.view_as(buffer) for value, buffer in zip(values, buffers, strict=True)])
 
 
 class StopRequest:

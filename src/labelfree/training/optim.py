@@ -37,7 +37,10 @@ def build_optimizer(
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=betas or (0.9, settings.beta2), fused=fused)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
+        for parameter in trained if settings.momentum else []:  # a first step that is skipped would leave them as found
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     from timm.optim import Lars
 
     # η and the clipped trust ratio as in FACTS' picture recipes (solo-learn); matrices are adapted without decay too

@@ -43,6 +43,9 @@ MIXED = 0.2
 #: A guess no surer than this says only that a table has numbers or words, beside which it may name its samples.
 UNSURE = 0.3
 
+#: Settings that say where to compute, not what: a run that goes on may have others.
+OF_MACHINE = ("accelerator", "devices", "cache", "threads", "workers")
+
 
 class Plan(Settings):
     """A resolved training: with the source and the seed it says everything, and a run can be repeated from it.
@@ -169,7 +172,7 @@ def make_plan(
         settings: flat `key: value` of the engine, the objective and the modality.
     """
     choices: list[Choice] = []
-    engine = _engine(settings)
+    engine = engine_settings(settings)
     check_device(engine)
     check_tensorboard(engine.tensorboard)
     if modality is None or modality == "auto":
@@ -287,7 +290,7 @@ def _owned(settings: Mapping[str, Any], kind: type[Modality]) -> dict[str, Any]:
     return own
 
 
-def _engine(settings: Mapping[str, Any]) -> TrainSettings:
+def engine_settings(settings: Mapping[str, Any]) -> TrainSettings:
     """The engine's settings, as far as they are given: they can be checked before anything is opened."""
     own = {key.removeprefix("training."): value for key, value in settings.items()}
     known = {key: value for key, value in own.items() if key in TrainSettings.model_fields}
@@ -332,6 +335,25 @@ def resolve_machine(plan: Plan, streamed: bool) -> Plan:
     return plan.model_copy(
         update={"training": settings.model_copy(update=update), "choices": plan.choices + [c.record() for c in chosen]}
     )
+
+
+def moved(plan: Plan, given: Mapping[str, Any]) -> Plan:
+    """The plan of a run that goes on with `given` settings of the machine, of `OF_MACHINE`, in place of its own.
+
+    Raises:
+        LabelfreeError: there is no such device here.
+    """
+    settings = engine_settings(given)
+    own = {key: getattr(settings, key) for key in OF_MACHINE if {key, f"training.{key}"} & given.keys()}
+    training = plan.training.model_copy(update=own)
+    check_device(training)
+    anew = [
+        Choice(key, value, f"was {old}").record()
+        for key, value in own.items()
+        if (old := getattr(plan.training, key)) != value
+    ]
+    changed = plan.model_copy(update={"training": training, "choices": [*plan.choices, *anew]})
+    return resolve_machine(changed, streamed=training.cache == "none")
 
 
 def check_device(settings: TrainSettings) -> torch.device:

@@ -51,7 +51,16 @@ from labelfree.training.logs import (
     write_metrics_table,
 )
 from labelfree.training.loop import Callbacks, Training, stop_on_signals, train
-from labelfree.training.plan import DEFAULT_LIMIT, Plan, check_device, make_plan, resolve_machine
+from labelfree.training.plan import (
+    DEFAULT_LIMIT,
+    OF_MACHINE,
+    Plan,
+    check_device,
+    engine_settings,
+    make_plan,
+    moved,
+    resolve_machine,
+)
 from labelfree.training.reconstructions import write_reconstructions
 
 #: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
@@ -91,7 +100,8 @@ def pretrain(
         init: a run to start from, whose kind of data, its settings, and encoder are taken; or a file of the library's
             weights.
         resume: a run to continue; it ends as if it had never stopped (see `docs/resume.md` for time limits). Only the
-            source, and a network of yours, may be given with it.
+            source, a network of yours, and where to compute (accelerator, devices, cache, threads, workers) may be
+            given with it; elsewhere its numbers are no longer the same to the bit.
         **settings: of the engine, the objective and the modality, by name.
 
     Returns:
@@ -106,12 +116,15 @@ def pretrain(
         options: dict[str, Any] = {"modality": modality, "method": method, "out": out, "epochs": epochs, "steps": steps}
         options |= {"time_limit": time_limit, "seed": seed, "init": init, "encoder": None if network else encoder}
         given = [key for key, value in options.items() if value not in (None, "auto", 0)]
-        _check_unchanged(resume, [*given, *settings])
-        return _resume(Path(resume), source, network)
+        given += [key for key in settings if key.removeprefix("training.") not in OF_MACHINE]
+        _check_unchanged(resume, given)
+        return _resume(Path(resume), source, network, settings)
     if source is None:
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
     length = _length(epochs, steps, time_limit)
-    accelerator = str(settings.get("accelerator", "auto"))
+    engine = engine_settings(settings)
+    accelerator = check_device(engine).type
+    runtime.prepare_products(engine.deterministic)
     if not processes.is_first():
         return _launch(None, Path(), source, network, {}, accelerator)
     with _new_folder(out, _name_of(source, modality)) as folder:
@@ -312,9 +325,13 @@ def say_found(found: Description) -> None:
     say(f"Found {counted(found.count, 'sample')} of {found.modality} data{': ' if facts else ''}{facts}", "bold")
 
 
-def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
-    for choice in plan.choices:
+def _say_choices(choices: list[dict[str, Any]]) -> None:
+    for choice in choices:
         say(f"  {choice['key']} = {choice['value']}  ({choice['reason']})", "dim")
+
+
+def _say_plan(plan: Plan, step_seconds: float, memory: int) -> None:
+    _say_choices(plan.choices)
     epochs = plan.steps * plan.training.batch_size / plan.count
     say(
         f"Will train {plan.encoder} with {plan.method} for {counted(plan.steps, 'step')} of {plan.training.batch_size} "
@@ -388,7 +405,7 @@ def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> No
     write_json(folder / "modality.json", job.modality.state())
 
 
-def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
+def _resume(folder: Path, source: Any, network: nn.Module | None, settings: Mapping[str, Any]) -> Run:
     run = Run(folder, network)
     if run.state == "finished":
         say(f"'{folder}' is finished: {run.info['steps']} steps.")
@@ -399,9 +416,15 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
             "Give it again: pretrain(source, resume=...).",
         )
     where = run.info["source"] if source is None else source
-    plan = Plan.model_validate(run.info["plan"])
+    before = Plan.model_validate(run.info["plan"])
+    plan = moved(before, settings)
+    if plan.training.batch_size % _world(plan):
+        raise LabelfreeError(
+            f"A batch of {plan.training.batch_size} cannot be shared by {_world(plan)} processes.", "Lower devices."
+        )
     check_tensorboard(plan.training.tensorboard)
     runtime.prepare_machine(int(plan.training.threads))
+    runtime.prepare_products(plan.training.deterministic)
     state = read_json(folder / "modality.json")
     accelerator = plan.training.accelerator
     if not processes.is_first():
@@ -412,6 +435,11 @@ def _resume(folder: Path, source: Any, network: nn.Module | None) -> Run:
             f"'{without_secrets(where)}' has changed since '{folder}' was started, so it cannot continue exactly.",
             f"Start a new run from its weights: --init {folder}.",
         )
+    _say_choices(job.plan.choices[len(before.choices) :])
+    if job.plan != before:
+        used = {**run.info["settings"], "training": job.plan.training.model_dump(mode="json")}
+        now = {"plan": job.plan.model_dump(mode="json"), "settings": used, "choices": job.plan.choices}
+        write_json(folder / "run.json", run.info | now)
     return _launch(job, folder, where, network, state, accelerator)
 
 
@@ -420,7 +448,7 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     data = plan.new_modality()
     data.load_state(state)
     opened = data.open(source)
-    dataset, _ = jobs.near(data.training_set(opened, plan.objective_class().needs), data, plan)
+    dataset, plan = jobs.near(data.training_set(opened, plan.objective_class().needs), data, plan)
     bad = jobs.check_readable(dataset, plan.training)
     encoder = jobs.build_encoder(plan, data, dataset, network)
     return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, encoder), bad)
@@ -446,6 +474,8 @@ def _launch(
     if job is not None:
         assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network, time.time())
     world = processes.outside_world() if job is None else _world(job.plan)
+    if job is not None and world > processes.outside_world():  # the processes to come hold all of it themselves
+        runtime.leave_device(job.objective)
     assignment = processes.run_everywhere(_work, assignment, job, accelerator, world)
     run = Run(assignment.folder, network)
     if job is not None and job.objective.keeps:
@@ -475,6 +505,8 @@ def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
     start = load_state(assignment.folder / "checkpoints", training.objective, training.optimizer)
     waited = time.time() - assignment.launched
     Recorder(assignment.folder, job, training, fabric, start, waited).run()
+    if fabric.world_size == 1 or plan.training.strategy == "ddp":  # a network of the user's is theirs again
+        runtime.leave_device(job.objective)
 
 
 class Recorder:

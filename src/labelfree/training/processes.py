@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
@@ -107,6 +108,7 @@ def _child(rank: int, world: int, port: int, accelerator: str, work: Callable[..
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
     run_everywhere(work, assignment, None, accelerator, world)
+    dist.destroy_process_group()  # NCCL warns of one that is left
 
 
 @contextmanager

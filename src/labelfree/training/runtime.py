@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 #: What says which control groups this process is in, and what they allow and use (versions 2 and 1).
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -89,6 +91,12 @@ def _give_memory_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def prepare_products(deterministic: bool) -> None:
+    """Have a GPU's matrix products be the same in every run; it asks for this once, before the first of them."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def state_kept() -> Iterator[None]:
     """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing, and
@@ -138,6 +146,21 @@ def device(accelerator: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("cpu")
     return torch.device(accelerator)
+
+
+def clock(on: torch.device) -> float:
+    """Seconds, read when the device has done all that it was asked to."""
+    if on.type == "cuda":
+        torch.cuda.synchronize(on)
+    return time.perf_counter()
+
+
+def leave_device(module: nn.Module) -> None:
+    """Bring a module back to the CPU, and give up what memory of a GPU nothing needs any more."""
+    module.to("cpu")
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @lru_cache

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from labelfree.data.nearby import nearby
+
 #: Power below which nothing is told apart; a sine of full scale has 1/4.
 FLOOR = 1e-9
 LOWEST = 50.0
@@ -70,8 +72,8 @@ def hann(window: int) -> Tensor:
 
 def _log_power(frames: Tensor, mel: Mel) -> Tensor:
     """(R, w) samples → (R, M) logarithms of power, natural."""
-    window = hann(mel.window).to(frames.device)
-    bank = filters(mel.bands, mel.rate, mel.points).to(frames.device)
+    window = nearby(hann(mel.window), frames.device)
+    bank = nearby(filters(mel.bands, mel.rate, mel.points), frames.device)
     with torch.autocast(frames.device.type, enabled=False):
         spectrum = torch.fft.rfft(F.pad(frames.float() * window, (0, mel.points - mel.window)))
         real, imaginary = spectrum.real, spectrum.imag

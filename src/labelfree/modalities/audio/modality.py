@@ -20,6 +20,7 @@ from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import spread
+from labelfree.data.nearby import nearby
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import TargetError, value_error
 from labelfree.modalities.audio import sources as reading
@@ -272,10 +273,13 @@ class Audio(Modality):
         """Compact values as float32: log powers, or ±1."""
         return x.float().div_(TOP) if self._waves else x.float()
 
+    def _scaled(self, frames: Tensor) -> Tensor:
+        return (frames - nearby(self._mean, frames.device)) / nearby(self._std, frames.device)
+
     def _normalised(self, x: Tensor) -> Tensor:
         if self._waves:
             return x / self._level
-        return (x - self._mean.to(x.device)) / self._std.to(x.device)
+        return self._scaled(x)
 
     def _view(self, batch: Batch, x: Tensor, lengths: Tensor | None, draw: Draw | None) -> Batch:
         """A view of normalised values: 0 where there is no sound."""
@@ -301,8 +305,9 @@ class Audio(Modality):
         x = augment.shift_bands(x, draw, own.bands) if own.bands < 1 and not self._waves else x
         if self._memory is not None:
             mix = augment.mix_wave if self._waves else augment.mix_mel
-            chosen = draw.integers("mixed with", len(self._memory)).to(self._memory.device)
-            x = mix(x, self._loaded(self._memory[chosen, : x.shape[1]].to(x.device)), draw, own.mixup)
+            memory = nearby(self._memory, x.device)
+            chosen = draw.integers("mixed with", len(memory))
+            x = mix(x, self._loaded(memory[chosen, : x.shape[1]]), draw, own.mixup)
         if own.noise:
             x = (augment.noise_wave if self._waves else augment.noise_mel)(x, draw, own.noise)
         x = self._normalised(gain(x, draw, own.gain) if own.gain else x)
@@ -342,7 +347,7 @@ class Audio(Modality):
 
         def order(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
-            x = timing.segments(view.data, view.steps(), orders.to(which.device)[which])
+            x = timing.segments(view.data, view.steps(), nearby(orders, which.device)[which])
             return view.with_(data=x)
 
         def reversal(batch: Batch, which: Tensor, draw: Draw) -> Batch:
@@ -383,7 +388,7 @@ class Audio(Modality):
     def _spectrum(self, view: Batch, mel: Mel) -> Tensor:
         """(B, R, M) normalised log-mel frames of a view of waveforms."""
         frames = log_mel(view.data[..., 0] * self._level, mel)
-        return (frames - self._mean.to(frames.device)) / self._std.to(frames.device)
+        return self._scaled(frames)
 
     def targets(self, batch: Batch) -> Tensor:
         """(B, N, patch·M) the token's log-mel frames; of a waveform's token (B, N, M) the one around it."""
@@ -411,7 +416,7 @@ class Audio(Modality):
         if prediction is not None:
             found = prediction if mask is None else torch.where(mask[..., None], prediction, steps.patches(x, patch))
             x = found.unflatten(2, (patch, -1)).flatten(1, 2)[:, : x.shape[1]]
-        frames = (x * self._std.to(x.device) + self._mean.to(x.device)).nan_to_num(nan=-1e4).cpu().numpy()
+        frames = (x * nearby(self._std, x.device) + nearby(self._mean, x.device)).nan_to_num(nan=-1e4).cpu().numpy()
         lengths = [x.shape[1]] * len(x) if view.lengths is None else view.lengths.tolist()
         return [Sample(row[:n], i) for row, n, i in zip(frames, lengths, view.index.tolist(), strict=True)]
 

@@ -27,6 +27,7 @@ from labelfree.data.events import (
     moment,
     read_log,
 )
+from labelfree.data.nearby import nearby
 from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import value_error
@@ -280,7 +281,8 @@ class Events(Modality):
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Long tails are drawn in: amounts often span many orders of magnitude."""
-        return ((x - self._median.to(x)) / self._scale.to(x)).asinh()
+        median, scale = (nearby(of, x.device).to(x.dtype) for of in (self._median, self._scale))
+        return ((x - median) / scale).asinh()
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         seen = views.thin(batch, draw, self.settings.span, self.settings.masking) if policy == "contrast" else batch

@@ -16,6 +16,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.graphs import Graphs, degrees, mix, neighbourhoods, positions, returns
+from labelfree.data.nearby import nearby
 from labelfree.data.sources import hash_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
@@ -465,7 +466,7 @@ def _squares(graphs: Graphs) -> float:
 
 
 def _scaled(x: Tensor, scale: Tensor) -> Tensor:
-    mean, std = scale.to(x.device)
+    mean, std = nearby(scale, x.device)
     return (x - mean) / std
 
 

@@ -24,6 +24,7 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
 from labelfree.data.named import recognise_names
+from labelfree.data.nearby import constant
 from labelfree.data.pictures import (
     SUFFIXES,
     Form,
@@ -53,7 +54,6 @@ from labelfree.modalities.image.tokens import block_scores, grey, joined, moment
 from labelfree.modalities.image.views import (
     Policy,
     central_boxes,
-    constant,
     crop,
     neighbouring_boxes,
     patch_side,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
-from labelfree.modalities.image.views import YIQ, constant
+from labelfree.data.nearby import constant
+from labelfree.modalities.image.views import YIQ
 
 
 def squares(x: Tensor, side: int) -> Tensor:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
+from labelfree.data.nearby import constant
 from labelfree.errors import LabelfreeError
 
 #: From RGB to YIQ, whose first row is ITU-R BT.601 luma, and back.
@@ -24,12 +23,6 @@ YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 RGB = tuple(map(tuple, np.linalg.inv(YIQ).tolist()))
 #: Aspect ratios that a crop may have.
 RATIO = (3 / 4, 4 / 3)
-
-
-@lru_cache
-def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """A tensor of these values, brought to the device once."""
-    return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True)

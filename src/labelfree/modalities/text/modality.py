@@ -20,6 +20,7 @@ from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw, hash_int
 from labelfree.data.named import ENDINGS
+from labelfree.data.nearby import nearby
 from labelfree.data.sources import TABLES, frame, listed_files, names_files, read_head, share_of
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
@@ -322,11 +323,11 @@ class Text(Modality):
         return batch.with_(data=data.masked_fill(unseen, self.vocabulary.mask)), unseen
 
     def _random_words(self, like: Tensor, draw: Draw) -> Tensor:
-        if self._ordinary is None or self._ordinary.device != like.device:
+        if self._ordinary is None:
             words = self.vocabulary
-            ordinary = sorted({*range(words.size)} - {*words.special})
-            self._ordinary = torch.tensor(ordinary, device=like.device)
-        return self._ordinary[draw.integers("word", len(self._ordinary), like.shape[1])]
+            self._ordinary = torch.tensor(sorted({*range(words.size)} - {*words.special}))
+        ordinary = nearby(self._ordinary, like.device)
+        return ordinary[draw.integers("word", len(ordinary), like.shape[1])]
 
     def targets(self, batch: Batch) -> Tensor:
         return batch.data

@@ -22,6 +22,7 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
 from labelfree.data.named import recognise_listed, recognise_names
+from labelfree.data.nearby import constant
 from labelfree.data.pictures import Form
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask
@@ -32,7 +33,6 @@ from labelfree.modalities.image.views import (
     LOCAL_CROP,
     Policy,
     central_boxes,
-    constant,
     crop,
     patch_side,
     random_boxes,

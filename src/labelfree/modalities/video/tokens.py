@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from labelfree.data.batch import Batch
+from labelfree.data.batch import Batch, entries
 
 
 def tubes(x: Tensor, tube: int, patch: int) -> Tensor:
@@ -26,7 +26,7 @@ def joined(tokens: Tensor, tube: int, patch: int, side: int) -> Tensor:
 def frames_at(data: Tensor, places: Tensor) -> Tensor:
     """(B, L, ...), (B, T) → (B, T, ...): frames by number; the last one again beyond the end."""
     rows = torch.arange(len(data), device=data.device)[:, None]
-    return data[rows, places.clamp(0, data.shape[1] - 1)]
+    return entries(data, (rows, places.clamp(0, data.shape[1] - 1)))
 
 
 class VideoStem(nn.Module):
