@@ -13,7 +13,8 @@ from labelfree.data.batch import Unreadable
 from labelfree.errors import LabelfreeError
 from labelfree.files import read_json_lines
 from labelfree.training import job as jobs
-from labelfree.training.pretrain import _new_folder, write_quarantine
+from labelfree.training.pretrain import _new_folder
+from labelfree.training.recorder import write_quarantine
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16)}
 TINY |= {"batch_size": 8, "precision": "32"}

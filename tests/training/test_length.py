@@ -10,7 +10,7 @@ import labelfree
 from labelfree.data.loader import Loader
 from labelfree.training import job, length
 from labelfree.training.length import Length
-from labelfree.training.pretrain import Recorder
+from labelfree.training.recorder import Recorder
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16)}
 TINY |= {"batch_size": 16, "precision": "32", "warmup": 0.0}

@@ -19,7 +19,7 @@ from labelfree.data.sources import read_table
 from labelfree.encoders.saved import save_encoder
 from labelfree.errors import LabelfreeError
 from labelfree.tensors import read_tensors
-from labelfree.training.pretrain import Recorder
+from labelfree.training.recorder import Recorder
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
 TINY |= {"batch_size": 16, "checkpoint_every": 5, "precision": "32"}
