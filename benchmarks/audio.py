@@ -39,7 +39,7 @@ from labelfree.data.sampler import Order
 from labelfree.modalities.audio import Audio, AudioSettings
 from labelfree.modalities.audio.mel import FLOOR, Mel, filters
 from labelfree.needs import Need
-from labelfree.training.runtime import prepare_machine
+from labelfree.runtime import prepare_machine
 
 BATCH = 64
 CROP = 96

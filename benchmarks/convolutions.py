@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from labelfree.training import runtime
+from labelfree import runtime
 
 VIEWS = 512
 #: Channels in and out, side of the input, kernel, stride, and how many of these there are.

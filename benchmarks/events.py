@@ -30,7 +30,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import labelfree
-from labelfree.training import runtime
+from labelfree import runtime
 
 ENCODERS = ("transformer:nano", "tgn")
 SEEDS = 3

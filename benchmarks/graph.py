@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--method", default="auto")
     options = parser.parse_args()
-    from labelfree.training import runtime
+    from labelfree import runtime
 
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "graph.json"

@@ -27,10 +27,10 @@ import numpy as np
 from scipy import stats
 
 import labelfree
+from labelfree import runtime
 from labelfree.evaluation.parts import fresh_encoder
 from labelfree.settings import parse_assignments
 from labelfree.tasks.embed import embed
-from labelfree.training import runtime
 
 HOUSES = ("images", "images-twitter")
 METHODS = ("micle", "simclr")

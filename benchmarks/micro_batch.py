@@ -23,8 +23,8 @@ LARGE, SMALL = 4096, 256
 def one_step(batch_size: int, micro_batch: int, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from labelfree import runtime
     from labelfree.training import job as jobs
-    from labelfree.training import runtime
     from labelfree.training.plan import make_plan
 
     runtime.prepare_machine(options.threads)

@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labelfree import registry
+from labelfree import registry, runtime
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.encoders.base import Encoder, Features
 from labelfree.modalities.image import Image, ImageSettings
 from labelfree.needs import Need
 from labelfree.objectives._teacher import follow, frozen_copy
-from labelfree.training import runtime
 
 SAMPLES, SIZE, WIDTH = 50_000, 32, 512
 

@@ -29,11 +29,11 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import labelfree
+from labelfree import runtime
 from labelfree.evaluation.parts import fresh_encoder
 from labelfree.run import Run
 from labelfree.tasks.anomalies import Ordinary
 from labelfree.tasks.embed import embed
-from labelfree.training import runtime
 
 #: First and last moment of each part, as the data were published (Candanedo & Feldheim 2016).
 PARTS = {

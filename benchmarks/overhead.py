@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.data.draw import Draw
 from labelfree.training import job as jobs
-from labelfree.training import loop, runtime
+from labelfree.training import loop
 from labelfree.training.logs import Meter, MetricsFile
 from labelfree.training.plan import make_plan
 

@@ -26,10 +26,10 @@ from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import labelfree
+from labelfree import runtime
 from labelfree.evaluation.parts import fresh_encoder
 from labelfree.settings import parse_assignments
 from labelfree.tasks.sides import Proportion, ranks, sides_of
-from labelfree.training import runtime
 
 AT = (1, 5, 10)
 Rows = list[dict[str, str]]

@@ -61,7 +61,7 @@ def train(path: Path, steps: int) -> dict[str, float]:
     import torch
 
     import labelfree
-    from labelfree.training.runtime import peak_memory
+    from labelfree.runtime import peak_memory
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

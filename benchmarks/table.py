@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--evaluation-limit", default=None)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    from labelfree.training import runtime
+    from labelfree import runtime
 
     options.out.mkdir(parents=True, exist_ok=True)
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]

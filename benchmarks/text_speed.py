@@ -65,8 +65,9 @@ def labelfree(options: argparse.Namespace) -> float:
     """Rate of Labelfree's engine."""
     import torch
 
+    from labelfree import runtime
     from labelfree.training import job as jobs
-    from labelfree.training import loop, runtime
+    from labelfree.training import loop
 
     runtime.prepare_machine(options.threads)
     job = prepared(options)

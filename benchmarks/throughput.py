@@ -63,8 +63,9 @@ def labelfree(options: argparse.Namespace) -> dict[str, float]:
     """Rates of Labelfree's engine."""
     import torch
 
+    from labelfree import runtime
     from labelfree.training import job as jobs
-    from labelfree.training import loop, runtime
+    from labelfree.training import loop
     from labelfree.training.plan import make_plan
 
     runtime.prepare_machine(options.threads)

@@ -417,9 +417,9 @@ def test_long_recordings_are_embedded_a_few_at_a_time(kind: str, monkeypatch: py
 
 
 def test_long_recordings_are_learnt_from_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from labelfree import runtime
     from labelfree.tasks import embed as module
     from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, train_classifier
-    from labelfree.training import runtime
 
     lengths = [3.0, 0.5, 0.5, 0.4, 2.9, 0.5, 0.3, 0.5]
     modality, dataset = fitted([wave(number, seconds) for number, seconds in enumerate(lengths)])

@@ -13,6 +13,7 @@ import runs
 import torch
 from pyarrow import csv, parquet
 
+from labelfree import runtime
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
@@ -26,7 +27,6 @@ from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
 from labelfree.tasks.labels import Subset
 from labelfree.tasks.predict import predict
-from labelfree.training import runtime
 
 
 @pytest.fixture

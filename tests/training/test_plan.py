@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import labelfree
+from labelfree import runtime
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset, Description
@@ -19,7 +20,7 @@ from labelfree.modalities.image import Image
 from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings
 from labelfree.registry import build_encoder, missing, objectives
-from labelfree.training import processes, runtime
+from labelfree.training import processes
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
 from labelfree.training.plan import make_plan, resolve_machine

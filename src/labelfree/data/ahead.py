@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from labelfree.training import runtime
+from labelfree import runtime
 
 T = TypeVar("T")
 R = TypeVar("R")

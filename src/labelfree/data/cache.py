@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.data.ahead import read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.errors import LabelfreeError
-from labelfree.training import runtime
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality

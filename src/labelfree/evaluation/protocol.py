@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.evaluation.bench import BASELINES, Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
@@ -23,7 +24,6 @@ from labelfree.settings import listed
 from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
 from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
-from labelfree.training import runtime
 from labelfree.training.logs import duration, parse_duration, say
 
 if TYPE_CHECKING:

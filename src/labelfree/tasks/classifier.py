@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from labelfree import runtime
 from labelfree.data.ahead import read_ahead
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.cache import Cached, cached
@@ -28,7 +29,6 @@ from labelfree.tasks.embed import apply, embed, together
 from labelfree.tasks.labels import Part, Subset, folds
 from labelfree.tasks.logistic import Scaler, fit_logistic
 from labelfree.tasks.metrics import best_of, class_weights, judge
-from labelfree.training import runtime
 from labelfree.training.optim import cosine
 from labelfree.training.settings import Auto
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from labelfree import runtime
 from labelfree.data.batch import Batch
 from labelfree.data.dataset import Dataset
 from labelfree.data.loader import rows_and_batches
 from labelfree.encoders.base import Encoder, evaluating
 from labelfree.files import replacing, writable
 from labelfree.modalities.base import Modality
-from labelfree.training import runtime
 
 if TYPE_CHECKING:
     from labelfree.run import Run

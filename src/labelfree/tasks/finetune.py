@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from labelfree import runtime
 from labelfree.data.dataset import Dataset
 from labelfree.encoders.saved import build_from_config, encoder_config
 from labelfree.errors import LabelfreeError, Refusal
@@ -28,7 +29,6 @@ from labelfree.tasks.classifier import (
 )
 from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
 from labelfree.tensors import read_tensors, write_tensors
-from labelfree.training import runtime
 from labelfree.training.logs import duration, parse_duration, say
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.data.events import Log, moment
 from labelfree.errors import LabelfreeError
-from labelfree.training import runtime
 
 if TYPE_CHECKING:
     from labelfree.run import Run

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from labelfree import registry
+from labelfree import registry, runtime
 from labelfree.data import cache
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
@@ -23,7 +23,7 @@ from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.base import Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective
-from labelfree.training import optim, processes, runtime
+from labelfree.training import optim, processes
 from labelfree.training.logs import say
 from labelfree.training.loop import Stepper, Training
 from labelfree.training.plan import Plan, resolve_machine

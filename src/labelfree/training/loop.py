@@ -22,9 +22,9 @@ from labelfree.data.draw import Draw, hash_int
 from labelfree.data.loader import Loader
 from labelfree.errors import LabelfreeError
 from labelfree.objectives.base import Objective
+from labelfree.runtime import autocast
 from labelfree.training import optim
 from labelfree.training.health import Watch, feature_health
-from labelfree.training.runtime import autocast
 from labelfree.training.settings import TrainSettings
 
 #: Steps in a row without a finite gradient after which a training is given up.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from labelfree import registry
+from labelfree import registry, runtime
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.named import ENDINGS, refuse_names
 from labelfree.data.once import remembering
@@ -33,7 +33,7 @@ from labelfree.modalities.base import Budget, Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective, Recipe
 from labelfree.settings import Settings, share_out
-from labelfree.training import processes, runtime
+from labelfree.training import processes
 from labelfree.training.logs import check_tensorboard
 from labelfree.training.settings import TrainSettings
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from labelfree import runtime
 from labelfree.data import doctor
 from labelfree.data.dataset import Dataset, Description
 from labelfree.encoders.weights import load_weights
@@ -28,7 +29,7 @@ from labelfree.files import (
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
-from labelfree.training import processes, runtime
+from labelfree.training import processes
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.job import Job
 from labelfree.training.length import resolve_length

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from labelfree.training import runtime
+from labelfree import runtime
 
 
 @pytest.fixture
