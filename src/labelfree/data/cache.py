@@ -12,6 +12,7 @@ from labelfree import runtime
 from labelfree.data.ahead import read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def sample_bytes(dataset: Dataset, tries: int = 16) -> float:
     Raises:
         LabelfreeError: none of them can be read.
     """
-    where = sorted(set(np.linspace(0, len(dataset) - 1, min(tries, len(dataset))).astype(int).tolist()))
+    where = spaced(len(dataset), tries).tolist()
     read = dataset.read(where)
     sizes = [sample.nbytes for sample in read if isinstance(sample, Sample)]
     if not sizes:

@@ -15,7 +15,7 @@ from labelfree.data.ahead import PIECE, read_ahead
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
-from labelfree.data.encoded import spread
+from labelfree.data.spread import spread
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality

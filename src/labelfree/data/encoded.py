@@ -32,8 +32,6 @@ from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 LARGEST_GROUP = 64 << 20
 #: Bytes of row groups that are kept in reach.
 REACH = 128 << 20
-#: Shards that are looked into for headers and statistics.
-MOST_SHARDS = 32
 #: Why an item that is not there cannot be read.
 MISSING = "is missing"
 TABLES = ((".parquet",), (".arrow", ".feather"))
@@ -86,17 +84,6 @@ class Source(Shared, ABC):
     def no_column(self, name: str) -> Refusal:
         """Why there is no column of this name."""
         return no_column(name, self.columns())
-
-
-def spread(count: int, shards: Sequence[int], wanted: int) -> list[int]:
-    """Up to `wanted` indices all over a source of `count`, but from few of its shards where it has many."""
-    if len(shards) <= MOST_SHARDS:
-        return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int)).tolist()
-    chosen = np.unique(np.linspace(0, len(shards) - 1, MOST_SHARDS).astype(int))
-    starts, ends = np.asarray(shards)[chosen], np.asarray([*shards[1:], count])[chosen]
-    each = -(-wanted // MOST_SHARDS)
-    parts = [np.linspace(a, b - 1, min(each, b - a)).astype(int) for a, b in zip(starts, ends, strict=True)]
-    return np.unique(np.concatenate(parts)).tolist()
 
 
 class Files(Source):

@@ -26,6 +26,7 @@ from labelfree.data.sources import (
     read_table,
     readable,
 )
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.files import existing, is_address, without_secrets
 
@@ -137,7 +138,7 @@ def _in_memory(table: pa.Table, what: str, fingerprint: str = "") -> Rows:
 
 def _sketch(table: pa.Table) -> str:
     """A hash of the columns and of rows spread over the table."""
-    rows = np.unique(np.linspace(0, max(len(table) - 1, 0), min(SKETCH, len(table))).astype(np.int64))
+    rows = spaced(len(table), SKETCH)
     return hash_of(table.schema.to_string(show_schema_metadata=False), len(table), table.take(rows).to_pylist())
 
 

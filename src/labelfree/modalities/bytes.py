@@ -23,6 +23,7 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns
 from labelfree.data.sources import ARRAYS, TABLES, frame, hash_of, list_files, read_table
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.files import existing
 from labelfree.modalities.base import Budget, Choice
@@ -308,7 +309,7 @@ def _files(path: Path) -> list[Path]:
 
 def _heads(documents: Documents) -> Iterator[str]:
     """The first bytes of a few documents all over the source."""
-    for row in np.unique(np.linspace(0, len(documents) - 1, 32).astype(int)).tolist():
+    for row in spaced(len(documents), 32).tolist():
         text = documents.texts([row])[0]
         if isinstance(text, str):
             yield text[:4096]

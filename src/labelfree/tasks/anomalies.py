@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.files import is_address, write_table
 from labelfree.tasks.embed import embed
@@ -74,7 +75,7 @@ class Ordinary:
         drawn = ledoit_wolf_shrinkage(centred, assume_centered=True)
         variance = (1 - drawn) * variance + drawn * variance.mean()
         whiten = torch.from_numpy((directions[:, varying] / np.sqrt(variance[varying])).astype(np.float32))
-        few = torch.from_numpy(centred[_spread(len(x), KEPT)].astype(np.float32)) @ whiten
+        few = torch.from_numpy(centred[spaced(len(x), KEPT)].astype(np.float32)) @ whiten
         found = cls(how, torch.from_numpy(mean.astype(np.float32)), whiten, few, np.zeros(0))
         # each of them is its own nearest neighbour, which does not count
         usual = np.sort(found._strangeness(few, NEIGHBOUR + 1))
@@ -99,11 +100,6 @@ class Ordinary:
         """(M,) share of the reference that is less strange, NaN where the score is."""
         share = np.searchsorted(self.usual, scores, side="left") / len(self.usual)
         return np.where(np.isnan(scores), np.nan, share).astype(np.float32)
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    """Places of at most so many samples, spread evenly over all."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "dis
     """
     dataset, ordinary = run.open(source), _reference(run, source, reference)
     other = dataset if ordinary is source else run.open(ordinary)
-    learnt = Ordinary.learn(_features(run, other, _spread(len(other), LEARNT)), how)
+    learnt = Ordinary.learn(_features(run, other, spaced(len(other), LEARNT)), how)
     score = learnt.score(_features(run, dataset, np.arange(len(dataset))))
     return Anomalies([dataset.name(row) for row in range(len(dataset))], score, learnt.rank(score))
 

@@ -13,7 +13,7 @@ import numpy as np
 from labelfree import registry
 from labelfree.data.dataset import Dataset
 from labelfree.data.doctor import Finding, Survey, nearby
-from labelfree.data.encoded import spread
+from labelfree.data.spread import spread
 from labelfree.errors import LabelfreeError, SeenByEncoder
 from labelfree.files import without_secrets, writable, write_json
 from labelfree.modalities.base import Modality

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from labelfree.data.spread import spaced
+
 #: Pairs that one sample may be the first of.
 MOST_PAIRS = 100
 #: Neighbour by whose distance neighbours are told from copies, and samples that are asked for theirs.
@@ -45,7 +47,7 @@ def usual_distance(x: Any, owners: np.ndarray | None = None) -> float:
         owners: (N,) rows with the same, if it is not -1, are no neighbours.
     """
     count = x.shape[0]
-    asked = np.unique(np.linspace(0, count - 1, min(count, ASKED)).astype(int))
+    asked = spaced(count, ASKED)
     squared = _squared_distances(x[asked], x)
     squared[asked[:, None] == np.arange(count)] = np.nan
     if owners is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from labelfree.data.batch import Sample
 from labelfree.data.dataset import Dataset
 from labelfree.data.draw import Draw
+from labelfree.data.spread import spaced
 from labelfree.errors import Refusal
 from labelfree.files import write_json
 from labelfree.objectives.base import Objective
@@ -25,7 +25,7 @@ def write_reconstructions(run: Run, dataset: Dataset) -> None:
     """Write `reconstructions.json` into the run's folder: a few samples that `dataset`, the training set, holds, what
     the encoder saw of them and what came back; and samples that never were. Nothing where the method makes neither.
     """
-    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), IMAGINED)).astype(int)
+    rows = spaced(len(dataset), IMAGINED)
     samples = [item for item in dataset.read(rows.tolist()) if isinstance(item, Sample)]
     modality = run.modality
     if not samples:

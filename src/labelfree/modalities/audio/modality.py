@@ -19,8 +19,8 @@ from labelfree.data import sound
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import spread
 from labelfree.data.nearby import nearby
+from labelfree.data.spread import spread
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import TargetError, value_error
 from labelfree.modalities.audio import sources as reading

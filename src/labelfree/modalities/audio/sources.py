@@ -15,7 +15,7 @@ from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.columns import group_numbers
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
+from labelfree.data.encoded import Source, has_feature, is_hugging_face
 from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
@@ -29,6 +29,7 @@ from labelfree.data.sound import (
     is_silent,
     looks_like_recording,
 )
+from labelfree.data.spread import spaced, spread
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.audio.mel import Mel, log_mels
 
@@ -77,7 +78,7 @@ class Waves(Source):
 
     @kept
     def fingerprint(self) -> str:
-        some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int)).tolist()
+        some = spaced(len(self), 64).tolist()
         waves = [item[0] if isinstance(item, tuple) else item for item in self.fetch(some)]
         waves = [item["array"] if isinstance(item, dict) and "array" in item else item for item in waves]
         known = (np.asarray(wave) if hasattr(wave, "shape") or isinstance(wave, list) else str(wave) for wave in waves)

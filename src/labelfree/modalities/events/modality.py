@@ -29,6 +29,7 @@ from labelfree.data.events import (
 )
 from labelfree.data.nearby import nearby
 from labelfree.data.sources import ARRAYS, TABLES, read_head
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import value_error
 from labelfree.modalities.base import Budget, Choice, Modality, Transformation, span_mask
@@ -185,7 +186,7 @@ class Events(Modality):
     # ---- statistics
 
     def fit(self, dataset: Dataset) -> None:
-        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(_FITTED, len(dataset))).astype(np.int64))
+        chosen = spaced(len(dataset), _FITTED)
         samples = [item for item in dataset.read(chosen.tolist()) if isinstance(item, Sample)]
         values = np.stack([sample.data[-1] for sample in samples]).astype(np.float64)
         time = np.stack([sample.time for sample in samples if sample.time is not None])

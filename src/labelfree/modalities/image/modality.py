@@ -22,7 +22,7 @@ from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import Source, has_feature, is_hugging_face, spread
+from labelfree.data.encoded import Source, has_feature, is_hugging_face
 from labelfree.data.named import recognise_names
 from labelfree.data.nearby import constant
 from labelfree.data.pictures import (
@@ -38,6 +38,7 @@ from labelfree.data.pictures import (
     thumbnail,
     value_range,
 )
+from labelfree.data.spread import spread
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.losses.masked import value_error
 from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask

@@ -15,6 +15,7 @@ from labelfree.data.named import recognise_listed
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
 from labelfree.data.pictures import SUFFIXES, as_array, header, looks_like_picture
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError
 
 PICTURES = Kind("pictures", SUFFIXES, ("image", "images", "img", "picture", "x", "data"), "Image")
@@ -37,7 +38,7 @@ class Arrays(Source):
 
     @kept
     def fingerprint(self) -> str:
-        some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int))
+        some = spaced(len(self), 256)
         return sources.hash_of(self.pictures.shape, self.pictures.dtype, np.asarray(self.pictures[some]))
 
     def columns(self) -> list[str]:
@@ -99,7 +100,7 @@ class Items(Source):
 
     @kept
     def fingerprint(self) -> str:
-        some = np.unique(np.linspace(0, len(self) - 1, min(len(self), 32)).astype(int)).tolist()
+        some = spaced(len(self), 32).tolist()
         items = self.fetch(some)
         return sources.hash_of(len(self), *(str(i) if isinstance(i, Exception) else np.asarray(i) for i in items))
 

@@ -19,6 +19,7 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import MISSING
 from labelfree.data.sources import column_values, hash_of
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.files import read_json
 from labelfree.modalities.base import Budget, Choice, Modality
@@ -262,7 +263,7 @@ class Pair(Modality):
         """Keep a few samples of each side all over the source, to stand in where a row lacks it."""
         for name, tied in pairs.sides.items():
             known = tied.rows[tied.rows >= 0]
-            some = np.unique(known[np.linspace(0, len(known) - 1, SPARES).astype(int)]) if len(known) else known
+            some = np.unique(known[spaced(len(known), SPARES)])
             self._spare[name] = [item for item in tied.dataset.read(some.tolist()) if isinstance(item, Sample)]
 
     def _check_sides(self, pairs: Pairs) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from labelfree.data.batch import Sample
 from labelfree.data.dataset import Dataset
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError
 
 _COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#dd4477", "#66aa00")
@@ -59,7 +60,7 @@ class ChannelStatistics:
 
 def sparkline(values: np.ndarray, channels: tuple[str, ...]) -> str:
     """An SVG of (T, C): a line a channel, each on its own scale; gaps where values are missing."""
-    steps = np.unique(np.linspace(0, len(values) - 1, min(len(values), _POINTS)).astype(int))
+    steps = spaced(len(values), _POINTS)
     x = steps / max(len(values) - 1, 1) * (_WIDTH - 4) + 2
     lines = []
     for number in range(values.shape[1]):

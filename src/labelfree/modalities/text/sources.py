@@ -35,6 +35,7 @@ from labelfree.data.sources import (
     spelled,
     what_is_in,
 )
+from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, nearest, reason_of
 from labelfree.files import existing
 
@@ -407,7 +408,7 @@ def _in_memory(source: Any) -> tuple[pa.Table, str]:
 
 def _stamp(text: pa.ChunkedArray) -> str:
     """A hash of texts in memory: all lengths, and ten thousand of the texts."""
-    rows = np.unique(np.linspace(0, max(len(text) - 1, 0), 10_000).astype(np.int64))
+    rows = spaced(len(text), 10_000)
     lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy().astype(np.int64)
     some = text.take(pa.array(rows)).to_pylist() if len(text) else []
     return hash_of(lengths, "\0".join(value or "" for value in some))

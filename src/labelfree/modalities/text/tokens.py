@@ -17,6 +17,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.mapped import InFile, Shared
 from labelfree.data.sources import hash_of
+from labelfree.data.spread import spaced
 from labelfree.encoders.trunk import EMBEDDED
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.text.sources import Documents
@@ -148,7 +149,7 @@ class Vocabulary:
 def some_texts(documents: Documents, characters: int) -> Iterator[str]:
     """Texts spread evenly over the source, about so many characters of them, but none that are blank."""
     share = min(1.0, characters / max(1, int(documents.characters().sum())))
-    rows = np.unique(np.linspace(0, len(documents) - 1, max(1, round(share * len(documents)))).astype(int))
+    rows = spaced(len(documents), max(1, round(share * len(documents))))
     left = 2 * characters
     for start in range(0, len(rows), CHUNK):
         for text in documents.texts(rows[start : start + CHUNK].tolist()):

@@ -20,10 +20,11 @@ from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face, spread
+from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face
 from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.nearby import constant
 from labelfree.data.pictures import Form
+from labelfree.data.spread import spread
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget, Choice, Modality, PictureForm, Transformation, token_mask
 from labelfree.modalities.image.features import standardised
