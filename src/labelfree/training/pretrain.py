@@ -129,6 +129,7 @@ def pretrain(
     if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
         training = jobs.new_training(job, check_device(job.plan.training))
         save_state(folder / "checkpoints", 0, job.objective, training.optimizer)
+        del training  # its momentum need not lie on the device twice
     return _launch(job, folder, source, network, job.modality.state(), accelerator)
 
 
