@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from labelfree.data.dataset import Description
+from labelfree.encoders.timm import SMALL
 from labelfree.modalities.base import Budget, Choice
 from labelfree.needs import Need
 
@@ -45,8 +46,6 @@ LADDER = (
 )
 #: The network where epochs or steps were fixed, on a CPU; on a GPU so many seconds are reckoned with.
 USUAL, WITHOUT_LIMIT = "timm:resnet18", 3600.0
-#: Side in pixels up to which networks have a stem for small pictures.
-SMALL = 64
 
 
 def choose(found: Description, budget: Budget, given: int | None = None) -> list[Choice]:
