@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -430,6 +431,16 @@ def test_an_interrupt_leaves_with_130(monkeypatch: pytest.MonkeyPatch, capsys: p
 
     monkeypatch.setattr("labelfree.training.pretrain.pretrain", interrupted)
     assert call(capsys, "pretrain", __file__)[0] == 130
+
+
+def test_sigterm_before_the_training_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("labelfree.training.pretrain.pretrain", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(sys, "argv", ["labelfree", "pretrain", __file__])
+    try:
+        assert main() == 130
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def test_what_child_processes_print_does_not_disturb_the_json(

@@ -10,6 +10,7 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -553,6 +554,8 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code, as docs/json.md lists them. A bug in Labelfree shows its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # the process is this command's own: what a cluster sends ends it as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return int(app(words, prog_name="labelfree", standalone_mode=False) or 0)
     except typer.TyperException as error:
