@@ -40,7 +40,7 @@ def clock(monkeypatch):
         tick(self, done)
 
     monkeypatch.setattr(Recorder, "_tick", step)
-    for name in ("length", "pretrain"):
+    for name in ("length", "pretrain", "recorder"):
         monkeypatch.setattr(f"labelfree.training.{name}.time", clock)
     monkeypatch.setattr(job, "try_steps", lambda *_: SEEMED)
     return clock
