@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labelfree.data import nearby
+from labelfree.data import on_device
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
 from labelfree.data.partners import Partners
@@ -38,7 +38,7 @@ WAITS = {
     ("events", "tgn"),
 }
 #: Functions that keep what they bring to the device.
-ONCE = {nearby.nearby.__name__, nearby.constant.__name__, sigreg._rule.__name__}
+ONCE = {on_device.on_device.__name__, on_device.constant.__name__, sigreg._rule.__name__}
 CELLS = [cell for cell in telling_cells(("image", "audio")) if (cell[0], cell[2]) not in WAITS]
 
 

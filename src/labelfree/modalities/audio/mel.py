@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 
 #: Power below which nothing is told apart; a sine of full scale has 1/4.
 FLOOR = 1e-9
@@ -72,8 +72,8 @@ def hann(window: int) -> Tensor:
 
 def _log_power(frames: Tensor, mel: Mel) -> Tensor:
     """(R, w) samples → (R, M) logarithms of power, natural."""
-    window = nearby(hann(mel.window), frames.device)
-    bank = nearby(filters(mel.bands, mel.rate, mel.points), frames.device)
+    window = on_device(hann(mel.window), frames.device)
+    bank = on_device(filters(mel.bands, mel.rate, mel.points), frames.device)
     with torch.autocast(frames.device.type, enabled=False):
         spectrum = torch.fft.rfft(F.pad(frames.float() * window, (0, mel.points - mel.window)))
         real, imaginary = spectrum.real, spectrum.imag

@@ -19,7 +19,7 @@ from labelfree.data import sound
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.data.spread import spread
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import TargetError, value_error
@@ -274,7 +274,7 @@ class Audio(Modality):
         return x.float().div_(TOP) if self._waves else x.float()
 
     def _scaled(self, frames: Tensor) -> Tensor:
-        return (frames - nearby(self._mean, frames.device)) / nearby(self._std, frames.device)
+        return (frames - on_device(self._mean, frames.device)) / on_device(self._std, frames.device)
 
     def _normalised(self, x: Tensor) -> Tensor:
         if self._waves:
@@ -305,7 +305,7 @@ class Audio(Modality):
         x = augment.shift_bands(x, draw, own.bands) if own.bands < 1 and not self._waves else x
         if self._memory is not None:
             mix = augment.mix_wave if self._waves else augment.mix_mel
-            memory = nearby(self._memory, x.device)
+            memory = on_device(self._memory, x.device)
             chosen = draw.integers("mixed with", len(memory))
             x = mix(x, self._loaded(memory[chosen, : x.shape[1]]), draw, own.mixup)
         if own.noise:
@@ -347,7 +347,7 @@ class Audio(Modality):
 
         def order(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
-            x = timing.segments(view.data, view.steps(), nearby(orders, which.device)[which])
+            x = timing.segments(view.data, view.steps(), on_device(orders, which.device)[which])
             return view.with_(data=x)
 
         def reversal(batch: Batch, which: Tensor, draw: Draw) -> Batch:
@@ -416,7 +416,9 @@ class Audio(Modality):
         if prediction is not None:
             found = prediction if mask is None else torch.where(mask[..., None], prediction, steps.patches(x, patch))
             x = found.unflatten(2, (patch, -1)).flatten(1, 2)[:, : x.shape[1]]
-        frames = (x * nearby(self._std, x.device) + nearby(self._mean, x.device)).nan_to_num(nan=-1e4).cpu().numpy()
+        frames = (
+            (x * on_device(self._std, x.device) + on_device(self._mean, x.device)).nan_to_num(nan=-1e4).cpu().numpy()
+        )
         lengths = [x.shape[1]] * len(x) if view.lengths is None else view.lengths.tolist()
         return [Sample(row[:n], i) for row, n, i in zip(frames, lengths, view.index.tolist(), strict=True)]
 

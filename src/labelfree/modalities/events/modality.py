@@ -27,7 +27,7 @@ from labelfree.data.events import (
     moment,
     read_log,
 )
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.data.sources import ARRAYS, TABLES, read_head
 from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError
@@ -282,7 +282,7 @@ class Events(Modality):
 
     def _normalise(self, x: Tensor) -> Tensor:
         """Long tails are drawn in: amounts often span many orders of magnitude."""
-        median, scale = (nearby(of, x.device).to(x.dtype) for of in (self._median, self._scale))
+        median, scale = (on_device(of, x.device).to(x.dtype) for of in (self._median, self._scale))
         return ((x - median) / scale).asinh()
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:

@@ -16,7 +16,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.graphs import Graphs, degrees, mix, neighbourhoods, positions, returns
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.data.sources import hash_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
@@ -466,7 +466,7 @@ def _squares(graphs: Graphs) -> float:
 
 
 def _scaled(x: Tensor, scale: Tensor) -> Tensor:
-    mean, std = nearby(scale, x.device)
+    mean, std = on_device(scale, x.device)
     return (x - mean) / std
 
 

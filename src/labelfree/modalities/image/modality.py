@@ -24,7 +24,7 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import Source, has_feature, is_hugging_face
 from labelfree.data.named import recognise_names
-from labelfree.data.nearby import constant
+from labelfree.data.on_device import constant
 from labelfree.data.pictures import (
     SUFFIXES,
     Form,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
-from labelfree.data.nearby import constant
+from labelfree.data.on_device import constant
 from labelfree.modalities.image.views import YIQ
 
 

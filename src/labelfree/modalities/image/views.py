@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from labelfree.data.draw import Draw
-from labelfree.data.nearby import constant
+from labelfree.data.on_device import constant
 from labelfree.errors import LabelfreeError
 
 #: From RGB to YIQ, whose first row is ITU-R BT.601 luma, and back.

@@ -17,7 +17,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.columns import ReadOptions, group_numbers, is_number, looks_wide, numeric_names, with_numbers
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.data.recordings import FILES, Recordings, majority, read_recordings
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
 from labelfree.errors import LabelfreeError
@@ -362,7 +362,7 @@ class Series(Modality):
     def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What values (B, T, C) are normalised by: mean and deviation, that broadcast with them."""
         if self.settings.normalise == "channel":
-            return nearby(self._mean, x.device), nearby(self._std, x.device)
+            return on_device(self._mean, x.device), on_device(self._std, x.device)
         if self.settings.normalise == "none":
             return x.new_zeros(()), x.new_ones(())
         mean = x.nanmean(dim=1, keepdim=True)
@@ -406,7 +406,7 @@ class Series(Modality):
 
         def order(batch: Batch, which: Tensor, draw: Draw) -> Batch:
             view = self.view(batch, draw, "light")
-            rows = nearby(orders, which.device)[which]
+            rows = on_device(orders, which.device)[which]
             return view.with_(data=augment.segments(view.data, view.steps(), rows))
 
         def reversal(batch: Batch, which: Tensor, draw: Draw) -> Batch:

@@ -15,7 +15,7 @@ import torch.nn.functional as nn_functional
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.table.columns import Column, Field, column_of
 
@@ -81,7 +81,7 @@ class Fields:
         """(..., F) raw → numbers centred, scaled and softly clipped to ±3; codes as they are (Holzmüller et al. 2024,
         "Better by Default", §3: robust scaling and smooth clipping).
         """
-        z = (x[..., : self.numbers] - nearby(self.centre, x.device)) / nearby(self.scale, x.device)
+        z = (x[..., : self.numbers] - on_device(self.centre, x.device)) / on_device(self.scale, x.device)
         z = z.clamp(-1e6, 1e6)  # ±3 as good as reached, and its square is still a number
         return torch.cat([z / (1 + (z / 3).square()).sqrt(), x[..., self.numbers :]], dim=-1)
 
@@ -89,7 +89,7 @@ class Fields:
         """(..., F) normalised → raw, the inverse of `normalise`."""
         z = x[..., : self.numbers].double()
         z = z / (1 - (z / 3).square()).clamp_min(1e-7).sqrt()
-        numbers = z * nearby(self.scale, x.device) + nearby(self.centre, x.device)
+        numbers = z * on_device(self.scale, x.device) + on_device(self.centre, x.device)
         return torch.cat([numbers.to(x.dtype), x[..., self.numbers :]], dim=-1)
 
     def within(self, x: Tensor) -> Tensor:
@@ -164,17 +164,17 @@ class Typed:
         missing = value.isnan()
         value = value.masked_fill(missing, 0.0)
         device = prediction.device
-        own = prediction.gather(-1, nearby(self._place, device)[field])
+        own = prediction.gather(-1, on_device(self._place, device)[field])
         squared = (own[..., 0] - value).square()
-        scores = own.masked_fill(nearby(self._none, device)[field], -torch.inf)
+        scores = own.masked_fill(on_device(self._none, device)[field], -torch.inf)
         code = value.long().clamp(0, own.shape[-1] - 1)[..., None]
         entropy = scores.logsumexp(-1) - own.gather(-1, code).squeeze(-1)
-        loss = torch.where(field < self.numbers, squared, entropy / nearby(self._even, device)[field])
+        loss = torch.where(field < self.numbers, squared, entropy / on_device(self._even, device)[field])
         return loss.masked_fill(missing, 0.0)
 
     def guesses(self, prediction: Tensor) -> Tensor:
         """(B, F, V) for each field → (B, F): the number that is predicted, the likeliest code; NaN where it is NaN."""
-        place, none = (nearby(of, prediction.device) for of in (self._place, self._none))
+        place, none = (on_device(of, prediction.device) for of in (self._place, self._none))
         own = prediction.gather(-1, place.expand(len(prediction), -1, -1))
         code = own.masked_fill(none, -torch.inf).argmax(dim=-1).to(own.dtype)
         number = torch.arange(own.shape[1], device=own.device) < self.numbers

@@ -18,7 +18,7 @@ from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.delimited import nameless
 from labelfree.data.draw import Draw
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.data.sources import HEAD_ROWS, TABLES, column_values, read_head, share_of
 from labelfree.data.tables import DATABASES, Rows, as_table, open_rows
 from labelfree.errors import LabelfreeError
@@ -265,11 +265,11 @@ class Table(Modality):
         columns = len(self.fields.columns)
         count = round(self.settings.corrupt * columns)
         chosen = draw.permutation("columns", columns) < count
-        return chosen[:, nearby(self.fields.column, chosen.device)]
+        return chosen[:, on_device(self.fields.column, chosen.device)]
 
     def _donors(self, view: Batch, draw: Draw) -> Tensor:
         """(B, F) values drawn from each column's marginal in the training data; those of one column go together."""
-        marginals, column = (nearby(of, view.data.device) for of in (self.fields.marginals, self.fields.column))
+        marginals, column = (on_device(of, view.data.device) for of in (self.fields.marginals, self.fields.column))
         rank = draw.integers("donors", marginals.shape[1], len(self.fields.columns))[:, column]
         return marginals.T.gather(0, rank)
 
@@ -284,7 +284,7 @@ class Table(Modality):
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Whole columns, but for the last, of which some fields may stay; missing values are hidden last."""
-        column = nearby(self.fields.column, batch.data.device)
+        column = on_device(self.fields.column, batch.data.device)
         score = draw.uniform("columns", len(self.fields.columns))[:, column]
         score = score + 1e-4 * draw.uniform("fields", len(self.fields)) + 2.0 * batch.data.isnan()
         return token_mask(score, ratio)

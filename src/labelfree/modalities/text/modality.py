@@ -20,7 +20,7 @@ from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw, hash_int
 from labelfree.data.named import ENDINGS
-from labelfree.data.nearby import nearby
+from labelfree.data.on_device import on_device
 from labelfree.data.sources import TABLES, frame, listed_files, names_files, read_head, share_of
 from labelfree.distributed import of_others
 from labelfree.errors import LabelfreeError
@@ -326,7 +326,7 @@ class Text(Modality):
         if self._ordinary is None:
             words = self.vocabulary
             self._ordinary = torch.tensor(sorted({*range(words.size)} - {*words.special}))
-        ordinary = nearby(self._ordinary, like.device)
+        ordinary = on_device(self._ordinary, like.device)
         return ordinary[draw.integers("word", len(ordinary), like.shape[1])]
 
     def targets(self, batch: Batch) -> Tensor:

@@ -22,7 +22,7 @@ from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
 from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face
 from labelfree.data.named import recognise_listed, recognise_names
-from labelfree.data.nearby import constant
+from labelfree.data.on_device import constant
 from labelfree.data.pictures import Form
 from labelfree.data.spread import spread
 from labelfree.errors import LabelfreeError

@@ -16,7 +16,7 @@ _copies = WeakIdKeyDictionary()
 
 
 @torch.inference_mode(False)
-def nearby(x: Tensor, device: torch.device) -> Tensor:
+def on_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on a device; copies are kept as long as `x`, which must not change."""
     if x.device == device:
         return x

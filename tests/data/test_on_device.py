@@ -5,23 +5,23 @@ import weakref
 
 import torch
 
-from labelfree.data.nearby import constant, nearby
+from labelfree.data.on_device import constant, on_device
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def test_a_tensor_is_brought_to_a_device_once() -> None:
     mean = torch.ones(3)
-    assert nearby(mean, CPU) is mean
-    there = nearby(mean, META)
+    assert on_device(mean, CPU) is mean
+    there = on_device(mean, META)
     assert there.device == META
-    assert nearby(mean, META) is there
-    assert nearby(torch.ones(3), META) is not there
+    assert on_device(mean, META) is there
+    assert on_device(torch.ones(3), META) is not there
 
 
 def test_copies_go_with_the_tensor() -> None:
     mean = torch.ones(3)
-    there = weakref.ref(nearby(mean, META))
+    there = weakref.ref(on_device(mean, META))
     del mean
     gc.collect()
     assert there() is None
