@@ -74,11 +74,11 @@ def test_moco_remembers_the_teachers_keys_and_moves_by_its_schedules(source: Pat
     step.loss.backward()
     assert not any(p.requires_grad for p in objective.teacher_encoder.parameters())
     objective.after_step(0.5)
-    assert float(objective.temperature) == pytest.approx(0.3)
+    assert float(objective.temperature.now) == pytest.approx(0.3)
     assert objective.queue.owner[: len(batch)].tolist() == batch.index.tolist()
     torch.testing.assert_close(objective.queue.rows[: len(batch)].norm(dim=1), torch.ones(len(batch)))
     objective.after_step(1.0)
-    assert float(objective.temperature) == pytest.approx(0.1)
+    assert float(objective.temperature.now) == pytest.approx(0.1)
 
 
 def test_a_neighbour_is_the_nearest_of_another_sample(source: Path) -> None:

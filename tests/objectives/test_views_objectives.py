@@ -55,6 +55,30 @@ def test_momentum_rises_along_a_cosine_to_one() -> None:
     assert cosine_between(0.9, 0.25, 1.0) == pytest.approx(1 - 0.1 * (math.cos(math.pi / 4) + 1) / 2)
 
 
+@pytest.mark.parametrize("method", ["simclr", "moco", "nnclr", "instance", "swav", "deepcluster"])
+def test_a_temperature_moves_along_a_cosine_and_is_what_divides(source: Path, method: str) -> None:
+    def loss(share: float, **settings: float) -> float:
+        torch.manual_seed(0)
+        training = assemble(source, "series", method, "transformer:nano", **settings)
+        batch, draw = first_batch(training)
+        training.objective.temperature.move(share)
+        return training.objective.loss(batch, draw).loss.item()
+
+    moving = {"temperature": 0.5, "temperature_end": 0.1}
+    for share, now in ((0.0, 0.5), (0.5, 0.3), (1.0, 0.1)):
+        assert loss(share, **moving) == pytest.approx(loss(share, temperature=now))
+    assert loss(1.0, **moving) != pytest.approx(loss(0.0, **moving))
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "nnclr", "instance", "swav", "deepcluster"])
+def test_a_temperature_is_kept_with_the_state_and_moves_after_a_step(source: Path, method: str) -> None:
+    training = assemble(source, "series", method, "transformer:nano", temperature=0.5, temperature_end=0.1)
+    batch, draw = first_batch(training)
+    training.objective.loss(batch, draw)
+    training.objective.after_step(0.5)
+    assert float(training.objective.state_dict()["temperature.now"]) == pytest.approx(0.3)
+
+
 def test_byol_keeps_its_student_and_moves_its_teacher_after_the_step(source: Path) -> None:
     objective = assemble(source, "series", "byol", "transformer:nano").objective
     assert isinstance(objective, BYOL)

@@ -19,7 +19,9 @@ NEVER = -1e4
 
 
 @full_precision
-def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Tensor | None = None, decoupled: bool = False) -> Tensor:
+def nt_xent(
+    a: Tensor, b: Tensor, temperature: float | Tensor, group: Tensor | None = None, decoupled: bool = False
+) -> Tensor:
     """Normalised-temperature cross-entropy of two views (Chen et al. 2020, SimCLR, §2.1, eq. 1).
 
     Each of the 2·R·B projections looks for its other view among all but itself; negatives come from every process,
@@ -57,7 +59,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Tensor | None = Non
 
 
 @full_precision
-def info_nce(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, temperature: float = 1.0) -> Tensor:
+def info_nce(
+    q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, temperature: float | Tensor = 1.0
+) -> Tensor:
     """InfoNCE of many queries against a pool of negatives (van den Oord et al. 2018, CPC, §2.3, eq. 4).
 
     Args:
@@ -111,7 +115,9 @@ def across_views(
 
 
 @full_precision
-def among_instances(q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, temperature: float) -> Tensor:
+def among_instances(
+    q: Tensor, positive: Tensor, negatives: Tensor, excluded: Tensor, temperature: float | Tensor
+) -> Tensor:
     """Non-parametric softmax: each sample is a class of its own (Wu et al. 2018, §3.1, eq. 2), over its own entry in
     the memory and others of it.
 

@@ -20,11 +20,12 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Bank
+from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 
 
-class DeepClusterSettings(CropSettings):
+class DeepClusterSettings(TemperatureSettings, CropSettings):
     """Settings of DeepCluster."""
 
     projector: tuple[PositiveInt, ...] = (2048, 128)
@@ -32,7 +33,7 @@ class DeepClusterSettings(CropSettings):
     clusterings: tuple[PositiveInt, ...] = (256, 256, 256)
     """clusters of each clustering, of which there are several; at most a quarter of the samples"""
     temperature: PositiveFloat = 0.1
-    """divides the cosines of views and centroids"""
+    """divides the cosines of views and centroids, at the start"""
     iterations: PositiveInt = 10
     """k-means', after each pass"""
 
@@ -76,6 +77,7 @@ class DeepCluster(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: DeepClusterSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.projector = mlp(encoder.dim, *self.settings.projector)
+        self.temperature = Temperature(self.settings)
         self.bank: Bank | None = None
         self.clusterings = nn.ModuleList()
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
@@ -119,7 +121,7 @@ class DeepCluster(Objective):
             label = torch.stack([even[1], *[even[0]] * (len(z) - 1)])
         label = label.expand(cosines.shape[:-1])
         error = F.cross_entropy(
-            cosines.flatten(0, 1) / self.settings.temperature, label.flatten(), reduction="none", ignore_index=-1
+            cosines.flatten(0, 1) / self.temperature.now, label.flatten(), reduction="none", ignore_index=-1
         )
         return weighted_mean(error, label.flatten() >= 0)
 
@@ -128,6 +130,7 @@ class DeepCluster(Objective):
         self._clustered = bool(self.passes > 0)
 
     def after_step(self, progress: float) -> None:
+        self.temperature.move(progress)
         if self.bank is not None and self._seen is not None:
             self.bank.write(*self._seen)
 

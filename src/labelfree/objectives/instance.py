@@ -18,17 +18,17 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Bank
+from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives.base import Objective, Recipe, Step
-from labelfree.settings import Settings
 
 
-class InstanceSettings(Settings):
+class InstanceSettings(TemperatureSettings):
     """Settings of instance discrimination."""
 
     views: Literal["contrast", "light"] = "contrast"
     """strength of the augmentation"""
     temperature: PositiveFloat = 0.07
-    """divides the cosine similarities"""
+    """divides the cosine similarities, at the start"""
     projector: tuple[PositiveInt, ...] = (128,)
     """widths of the projection head's layers"""
     head_norm: bool = True
@@ -69,6 +69,7 @@ class Instance(Objective):
         self.projector = (
             projector.append(nn.BatchNorm1d(own.projector[-1], affine=False)) if own.head_norm else projector
         )
+        self.temperature = Temperature(own)
         self.bank: Bank | None = None
         self._seen: tuple[Tensor, Tensor] | None = None
 
@@ -87,7 +88,7 @@ class Instance(Objective):
         v = F.normalize(z.detach().float(), dim=1)
         chosen = self._negatives(draw)
         mine, others = self.bank.rows[batch.index], self.bank.rows[chosen]
-        loss = among_instances(z, mine, others, batch.index[:, None] == chosen, self.settings.temperature)
+        loss = among_instances(z, mine, others, batch.index[:, None] == chosen, self.temperature.now)
         self._seen = F.normalize(torch.lerp(v, mine, self.settings.memory_momentum), dim=1), batch.index
         logs = {"memory_agreement": (v * mine).sum(dim=1).mean(), "spread": 1 - v.mean(dim=0).square().sum()}
         return Step(loss, h.detach(), logs)
@@ -101,5 +102,6 @@ class Instance(Objective):
         return draw.shared.integers("negatives", samples, count)[0]
 
     def after_step(self, progress: float) -> None:
+        self.temperature.move(progress)
         if self.bank is not None and self._seen is not None:
             self.bank.write(*self._seen)

@@ -16,18 +16,17 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
 from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
+from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
 
 
-class MoCoSettings(ViewSettings):
+class MoCoSettings(TemperatureSettings, ViewSettings):
     """Settings of MoCo."""
 
     temperature: PositiveFloat = 0.2
     """divides the cosine similarities, at the start"""
-    temperature_end: PositiveFloat | None = None
-    """the same at the end, reached along a cosine; none: it stays the same"""
     queue: NonNegativeInt = 4096
     """keys of earlier batches that are remembered as negatives; 0: only those of the batch (v3)"""
     projector: tuple[PositiveInt, ...] = (2048, 256)
@@ -87,8 +86,6 @@ class MoCo(Objective):
         ),
     }
 
-    temperature: Tensor
-
     def __init__(self, encoder: Encoder, modality: Modality, settings: MoCoSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         own = self.settings
@@ -100,7 +97,7 @@ class MoCo(Objective):
         self.teacher_encoder = frozen_copy(encoder)
         self.teacher_projector = frozen_copy(self.projector)
         self.queue = Queue(own.queue, width)
-        self.register_buffer("temperature", torch.tensor(float(own.temperature)))
+        self.temperature = Temperature(own)
         self._keys: tuple[Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
@@ -111,7 +108,8 @@ class MoCo(Objective):
             keys = self.teacher_projector(self.teacher_encoder(undropped(views)).pooled).float()
             s, t = halves(nn.functional.normalize(keys))
         older = (self.queue.rows, self.queue.owner, batch.index)
-        loss = (across_views(p, t, self.temperature, *older) + across_views(q, s, self.temperature, *older)) / 2
+        tau = self.temperature.now
+        loss = (across_views(p, t, tau, *older) + across_views(q, s, tau, *older)) / 2
         self._keys = s, batch.index
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
@@ -121,7 +119,6 @@ class MoCo(Objective):
         momentum = cosine_between(own.teacher_momentum, progress, own.teacher_momentum_end)
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_projector, self.projector, momentum)
-        if own.temperature_end is not None:
-            self.temperature.fill_(cosine_between(own.temperature, progress, own.temperature_end))
+        self.temperature.move(progress)
         if own.queue and self._keys is not None:
             self.queue.push(*self._keys)

@@ -17,15 +17,16 @@ from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
+from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 
 
-class NNCLRSettings(ViewSettings):
+class NNCLRSettings(TemperatureSettings, ViewSettings):
     """Settings of NNCLR."""
 
     temperature: PositiveFloat = 0.2
-    """divides the cosine similarities"""
+    """divides the cosine similarities, at the start"""
     queue: PositiveInt = 4096
     """projections of earlier batches among which neighbours are looked for (the support set)"""
     projector: tuple[PositiveInt, ...] = (2048, 2048, 256)
@@ -62,6 +63,7 @@ class NNCLR(Objective):
         self.projector = nn.Sequential(mlp(encoder.dim, *own.projector), nn.BatchNorm1d(width))
         self.predictor = mlp(width, *own.predictor, width)
         self.queue = Queue(own.queue, width)
+        self.temperature = Temperature(own)
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
@@ -69,7 +71,7 @@ class NNCLR(Objective):
         z = self.projector(h)
         p, q = halves(self.predictor(z))
         s, t = halves(F.normalize(z.detach().float(), dim=1))
-        tau = self.settings.temperature
+        tau = self.temperature.now
         loss = across_views(self.neighbour(s, batch.index), q, tau) + across_views(
             self.neighbour(t, batch.index), p, tau
         )
@@ -90,5 +92,6 @@ class NNCLR(Objective):
         return by_rows(term, len(rows), z, index)
 
     def after_step(self, progress: float) -> None:
+        self.temperature.move(progress)
         if self._seen is not None:
             self.queue.push(*self._seen)

@@ -12,15 +12,16 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
+from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 
 
-class SimCLRSettings(ViewSettings):
+class SimCLRSettings(TemperatureSettings, ViewSettings):
     """Settings of SimCLR."""
 
     temperature: PositiveFloat = 0.2
-    """divides the cosine similarities; small values weigh the hardest negatives most"""
+    """divides the cosine similarities, at the start; small values weigh the hardest negatives most"""
     projector: tuple[PositiveInt, ...] = (2048, 256)
     """widths of the projection head's layers"""
     decoupled: bool = False
@@ -114,12 +115,16 @@ class SimCLR(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: SimCLRSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
+        self.temperature = Temperature(self.settings)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         h = self.encoder(two_views(self.modality, batch, draw, self.settings)).pooled
         a, b = halves(self.projector(h))
         # others of the same case are positives too
         group = batch.group if self.case else None
-        loss = nt_xent(a, b, self.settings.temperature, group, self.settings.decoupled)
+        loss = nt_xent(a, b, self.temperature.now, group, self.settings.decoupled)
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
+
+    def after_step(self, progress: float) -> None:
+        self.temperature.move(progress)

@@ -19,12 +19,13 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
 from labelfree.objectives._prototypes import ONE_LABEL
+from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
 
 
-class SwAVSettings(CropSettings):
+class SwAVSettings(TemperatureSettings, CropSettings):
     """Settings of SwAV."""
 
     projector: tuple[PositiveInt, ...] = (2048, 128)
@@ -32,7 +33,7 @@ class SwAVSettings(CropSettings):
     prototypes: PositiveInt = 512
     """clusters K"""
     temperature: PositiveFloat = 0.1
-    """divides the cosines of views and prototypes"""
+    """divides the cosines of views and prototypes, at the start"""
     sharpness: PositiveFloat = 0.05
     """ε of the even sharing out; small values make codes hard"""
     iterations: PositiveInt = 3
@@ -86,6 +87,7 @@ class SwAV(Objective):
         self.projector = mlp(encoder.dim, *own.projector)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(own.prototypes, width), dim=1))
         self.queue = Queue(own.queue, 2 * width)
+        self.temperature = Temperature(own)
         self.register_buffer("progress", torch.zeros(()))
         self._seen: tuple[Tensor, Tensor] | None = None
 
@@ -98,8 +100,9 @@ class SwAV(Objective):
         prototypes = F.normalize(self.prototypes, dim=1)
         codes = self._codes(halves(z), prototypes.detach())
         prototypes = torch.where(self.progress >= own.frozen_prototypes, prototypes, prototypes.detach())
-        of_crops = None if crops is None else similarities(crops, prototypes) / own.temperature
-        loss = swapped(codes, similarities(z, prototypes) / own.temperature, of_crops)
+        tau = self.temperature.now
+        of_crops = None if crops is None else similarities(crops, prototypes) / tau
+        loss = swapped(codes, similarities(z, prototypes) / tau, of_crops)
         self._seen = torch.cat(halves(z), dim=1).detach(), batch.index
         first, second = halves(h.detach())
         logs = {"alignment": alignment(first, second), "labels": distinct(codes)}
@@ -124,5 +127,6 @@ class SwAV(Objective):
 
     def after_step(self, progress: float) -> None:
         self.progress.fill_(progress)
+        self.temperature.move(progress)
         if self.settings.queue and self._seen is not None:
             self.queue.push(*self._seen)
