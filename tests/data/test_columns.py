@@ -61,7 +61,7 @@ def test_an_event_whose_time_cannot_be_read_is_left_out_and_listed() -> None:
 def test_rows_of_a_series_without_a_time_are_counted() -> None:
     table = pa.table({"time": [*DAYS[:-1], "2024-13-45"], "x": np.linspace(0.5, 3, len(DAYS))})
     found = read_recordings(table, ReadOptions())
-    assert found.facts["time"] == "'time', a step every 86400; 1 rows without one"
+    assert found.facts["time"] == "'time', a step every 86400 s; 1 row without one"
 
 
 def test_one_unreadable_date_is_missing_where_a_table_is_read_again() -> None:
@@ -191,7 +191,7 @@ def test_a_series_in_american_dates_is_sorted_by_them_and_unread_ones_are_named(
     table = pa.table({"time": dates[::-1], "x": np.linspace(0.5, 3, 28)})
     found = read_recordings(table, ReadOptions())
     assert found.values[:, 0].tolist() == np.linspace(3, 0.5, 28).astype(np.float32).tolist()
-    assert found.facts["time"] == "'time', a step every 86400; read as month/day/year"
+    assert found.facts["time"] == "'time', a step every 86400 s; read as month/day/year"
     unread = read_recordings(table.set_column(0, "time", pa.array(["noon"] * 28)), ReadOptions())
     assert unread.facts["time"] == "'time' holds none that can be read ('noon'): rows are taken in their order"
 

@@ -276,7 +276,8 @@ def _long(table: pa.Table, measured: pa.Table, options: ReadOptions, what: str) 
     values = _clean(np.stack([col.numbers(measured, name) for name in names], axis=1)[order])
     facts = {"left out": _words(left)} if left else {}
     if clock and time is not None:
-        facts["time"] = _time_words(clock, time[order], bounds, gaps)
+        dated = not col.is_number(table.column(clock).type) and col.dates(table.column(clock)[:1000]) is not None
+        facts["time"] = _time_words(clock, time[order], bounds, gaps, " s" if dated else "")
         facts["time"] += f"; read as {form}" if (form := col.order_of_dates(table.column(clock))) else ""
     elif untold := col.unread_times(table, taken):
         facts["time"] = untold
@@ -309,14 +310,15 @@ def _words(left: Mapping[str, str]) -> str:
     return "; ".join(f"{name} ({reason})" for name, reason in left.items())
 
 
-def _time_words(name: str, time: np.ndarray, bounds: np.ndarray, gaps: int) -> str:
+def _time_words(name: str, time: np.ndarray, bounds: np.ndarray, gaps: int, unit: str) -> str:
     steps = np.diff(time)
     inside = np.ones(len(steps), dtype=bool)
     inside[bounds[1:-1] - 1] = False
     known = steps[inside & ~np.isnan(steps)]
     step = np.median(known) if len(known) else float("nan")
-    words = f"'{name}', a step every {step:.6g}"
-    words += f"; {untimed:,} rows without one" if (untimed := int(np.isnan(time).sum())) else ""
+    words = f"'{name}', a step every {step:.6g}{unit}"
+    if untimed := int(np.isnan(time).sum()):
+        words += f"; {untimed:,} row{'' if untimed == 1 else 's'} without one"
     return words + (f"; cut at {gaps} gaps" if gaps else "")
 
 
