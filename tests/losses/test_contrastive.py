@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import weakref
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from memory import most_bytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from labelfree.losses import rows
 from labelfree.losses.contrastive import across_views, among_instances, info_nce, logistic_triplets, nt_xent
@@ -61,43 +60,11 @@ def test_nt_xent_equals_its_definition_in_value_and_gradient(group: list[int] | 
     check(fast, slow_nt_xent(*inputs, 0.3, group, decoupled), inputs)
 
 
-class Held(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and the most that ever were."""
-
-    now = most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.known:
-                self.known.add(id(storage))
-                self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self.gone, id(storage), storage.nbytes())
-        return out
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: set[int] = set()
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-def bytes_of_nt_xent(count: int, width: int) -> int:
-    """Most bytes that forward and backward hold at a time, counted with tensors that have shapes and no values."""
-    inputs = [torch.empty(count, width, device="meta", requires_grad=True) for _ in range(2)]
-    with Held() as held:
-        nt_xent.__wrapped__(*inputs, 0.2).backward()  # type: ignore[attr-defined]
-    return held.most
-
-
 def test_nt_xent_of_very_many_samples_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = 4 * (2 * 32768) ** 2
-    assert bytes_of_nt_xent(32768, 128) < matrix / 30
+    loss, matrix = partial(nt_xent.__wrapped__, temperature=0.2), 4 * (2 * 32768) ** 2  # type: ignore[attr-defined]
+    assert most_bytes(loss, 32768, 128) < matrix / 30
     monkeypatch.setattr(rows, "MOST", 1 << 40)
-    assert bytes_of_nt_xent(32768, 128) > matrix, "the count sees a matrix where there is one"
+    assert most_bytes(loss, 32768, 128) > matrix, "the count sees a matrix where there is one"
 
 
 def test_nt_xent_leaves_a_sample_out_of_its_own_negatives() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from memory import most_bytes
 
 from labelfree.losses import rows
 from labelfree.losses.pairs import clip_loss, siglip_loss
@@ -69,6 +70,20 @@ def test_rows_made_a_few_at_a_time_change_nothing(fast, slow, monkeypatch: pytes
     torch.testing.assert_close(parts, whole)
     for grad, expected in zip(torch.autograd.grad(parts, (a, b)), grads, strict=True):
         torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("method", ["clip", "siglip"])
+def test_very_many_rows_never_hold_the_matrix(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        scale, bias, there = (torch.ones(shape, device="meta") for shape in ((), (), len(a)))
+        if method == "clip":
+            return clip_loss.__wrapped__(a, b, scale, there.bool())  # type: ignore[attr-defined]
+        return siglip_loss.__wrapped__(a, b, scale, bias, there.bool())  # type: ignore[attr-defined]
+
+    matrix = 4 * 32768**2
+    assert most_bytes(loss, 32768, 128) < matrix / 8
+    monkeypatch.setattr(rows, "MOST", 1 << 40)
+    assert most_bytes(loss, 32768, 128) > matrix, "the count sees a matrix where there is one"
 
 
 @pytest.mark.parametrize(("fast", "slow"), LOSSES)
