@@ -98,26 +98,28 @@ def test_info_nce_equals_its_definition_and_ignores_what_is_excluded() -> None:
     torch.testing.assert_close(alone, torch.zeros(3, 4))
 
 
-def slow_search(q: Tensor, k: Tensor, older: list[list[Tensor]], temperature: float) -> Tensor:
-    """`older`: for each query the entries of the queue that are its negatives."""
+def slow_search(q: Tensor, k: Tensor, own: list[int], older: list[tuple[Tensor, int]], temperature: float) -> Tensor:
+    """`older`: vectors of the queue, and whose they are."""
     keys = [v / v.norm() for v in k]
     terms = []
     for i, v in enumerate(q):
-        odds = torch.stack([torch.exp(v @ key / v.norm() / temperature) for key in [*keys, *older[i]]])
-        terms.append(-torch.log(odds[i] / odds.sum()))
+        others = [key for key, whose in [*zip(keys, own, strict=True), *older] if whose != own[i]]
+        odds = torch.stack([torch.exp(v @ key / v.norm() / temperature) for key in [keys[i], *others]])
+        terms.append(-torch.log(odds[0] / odds.sum()))
     return torch.stack(terms).mean()
 
 
 @pytest.mark.usefixtures("held")
-def test_across_views_equals_its_definition_with_and_without_a_queue() -> None:
-    inputs = random((6, 5), (6, 5))
+@pytest.mark.parametrize("own", [[0, 1, 2, 3, 4, 5], [7, 2, 7, -3, -4, 2]])
+def test_across_views_equals_its_definition_with_and_without_a_queue(own: list[int]) -> None:
+    inputs, whose = random((6, 5), (6, 5)), torch.tensor(own)
     queue = F.normalize(random((4, 5))[0].detach(), dim=1)
-    index, owner = torch.arange(6), torch.tensor([9, -1, 2, 8])
-    check(across_views(*inputs, 0.3), slow_search(*inputs, [[]] * 6, 0.3), inputs)
-    older = [[queue[n] for n in (0, 2, 3) if owner[n] != i] for i in range(6)]
-    check(across_views(*inputs, 0.3, queue, owner, index), slow_search(*inputs, older, 0.3), inputs)
+    check(across_views(*inputs, 0.3, whose), slow_search(*inputs, own, [], 0.3), inputs)
+    owner = [9, -1, 2, -3]
+    older = [(queue[n], owner[n]) for n in (0, 2, 3)]
+    check(across_views(*inputs, 0.3, whose, queue, torch.tensor(owner)), slow_search(*inputs, own, older, 0.3), inputs)
     empty = torch.full((4,), -1)
-    check(across_views(*inputs, 0.3, queue, empty, index), slow_search(*inputs, [[]] * 6, 0.3), inputs)
+    check(across_views(*inputs, 0.3, whose, queue, empty), slow_search(*inputs, own, [], 0.3), inputs)
 
 
 @pytest.mark.usefixtures("held")
@@ -137,8 +139,12 @@ def test_among_instances_equals_its_definition() -> None:
 def test_logistic_triplets_equal_their_definition() -> None:
     inputs = random((4, 3), (4, 3), (4, 2, 3))
     a, b, negatives = inputs
+    counted = torch.tensor([[True, True], [True, False], [False, False], [True, True]])
     terms = []
     for i in range(4):
         terms.append(-torch.log(torch.sigmoid(a[i] @ b[i])))
-        terms[-1] = terms[-1] - sum(torch.log(torch.sigmoid(-a[i] @ n)) for n in negatives[i]) / 2
-    check(logistic_triplets(a, b, negatives), torch.stack(terms).mean(), inputs)
+        apart = [
+            torch.log(torch.sigmoid(-a[i] @ n)) for n, counts in zip(negatives[i], counted[i], strict=True) if counts
+        ]
+        terms[-1] = terms[-1] - sum(apart) / max(1, len(apart))
+    check(logistic_triplets(a, b, negatives, counted), torch.stack(terms).mean(), inputs)

@@ -137,6 +137,23 @@ def test_samples_of_one_case_are_positives(source: Path) -> None:
     assert float(together.detach()) >= math.log(2 * len(batch) - 1), "all are positives: none can be sure of one"
 
 
+@pytest.mark.parametrize("method", ["moco", "nnclr", "triplet"])
+def test_samples_of_one_case_are_no_negatives(source: Path, method: str) -> None:
+    training = assemble(source, "series", method, "transformer:nano")
+    objective, (batch, draw) = training.objective, first_batch(training)
+    objective.settings = objective.settings.model_copy(update={"case": "patient"})
+    nobody, one = (batch.with_(group=torch.full_like(batch.index, number)) for number in (-1, 0))
+    with torch.no_grad():
+        alone, together = objective(nobody, draw).loss, objective(one, draw).loss
+        assert objective(batch, draw).loss == alone, "without a case everyone is a negative"
+    assert together < alone
+    if method == "moco":
+        assert float(together) == pytest.approx(0, abs=1e-4), "there is nobody to be told from"
+        objective(one, draw)
+        objective.after_step(0.1)
+        assert objective.queue.owner.unique().tolist() == [0], "the queue says whose case a key is of"
+
+
 def test_the_second_view_is_of_the_partner(source: Path) -> None:
     training = assemble(source, "series", "simclr", "transformer:nano")
     modality = training.objective.modality

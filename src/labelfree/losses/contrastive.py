@@ -84,9 +84,9 @@ def across_views(
     q: Tensor,
     k: Tensor,
     temperature: float | Tensor,
+    own: Tensor,
     queue: Tensor | None = None,
     owner: Tensor | None = None,
-    index: Tensor | None = None,
 ) -> Tensor:
     """Each query looks for its key among the keys of all samples, and those that a queue remembers (He et al. 2020,
     MoCo, §3.1, eq. 1; without a queue Chen et al. 2021, MoCo v3, §3, eq. 1, and Dwibedi et al. 2021, NNCLR, eq. 3).
@@ -94,24 +94,24 @@ def across_views(
     Args:
         q, k: (B, D) of one view and of the other, in the same order; they are normalised here. Negatives come from
             every process, and their gradient goes back there.
+        own: (B,) int64 whose each query and key is: nobody's are negatives of their own.
         queue: (K, D) unit vectors, the same on every process: negatives for all.
         owner: (K,) int64 whose each entry of the queue is, -1 where it holds nothing yet; needed with a queue.
-        index: (B,) int64 whose each query is, for nothing is its own negative; needed with a queue.
 
     Returns:
         This process's part: its mean over processes is the loss of the global batch.
     """
-    q, keys = F.normalize(q, dim=1), gather(F.normalize(k, dim=1))
+    q, keys, owners = F.normalize(q, dim=1), gather(F.normalize(k, dim=1)), gather(own)
+    if queue is None or owner is None:
+        queue, owner = keys[:0].detach(), owners[:0]
 
-    if queue is None or owner is None or index is None:
-        queue, owner, index = keys[:0].detach(), places(keys[:0]), places(q)
-
-    def term(q: Tensor, place: Tensor, index: Tensor) -> Tensor:
-        none = (owner < 0) | (owner == index[:, None])
-        logits = torch.cat([q @ keys.T, (q @ queue.T).masked_fill(none, NEVER)], dim=1)
+    def term(q: Tensor, place: Tensor, own: Tensor) -> Tensor:
+        same = (owners == own[:, None]).scatter_(1, place[:, None], False)
+        none = torch.cat([same, (owner == -1) | (owner == own[:, None])], dim=1)
+        logits = torch.cat([q @ keys.T, q @ queue.T], dim=1).masked_fill(none, NEVER)
         return F.cross_entropy(logits / temperature, place, reduction="none")
 
-    return by_rows(term, len(keys) + len(queue), q, places(q), index).mean()
+    return by_rows(term, len(keys) + len(queue), q, places(q), own).mean()
 
 
 @full_precision
@@ -139,13 +139,15 @@ def among_instances(
 
 
 @full_precision
-def logistic_triplets(a: Tensor, b: Tensor, negatives: Tensor) -> Tensor:
+def logistic_triplets(a: Tensor, b: Tensor, negatives: Tensor, counted: Tensor) -> Tensor:
     """Time-contrastive logistic loss of an anchor, a positive and K negatives (Franceschi et al. 2019, §3, eq. 1,
     negatives averaged as in the authors' code): −log σ(a·b) − 1/K Σ log σ(−a·n), mean over samples.
 
     Args:
         a, b: (B, D) of the anchor and of what is part of it.
         negatives: (B, K, D) of what is part of others. Nothing is normalised: the length says how sure the network is.
+        counted: (B, K) bool, false where a negative is none.
     """
-    apart = (negatives @ a[:, :, None]).squeeze(2)
-    return (F.softplus(-(a * b).sum(dim=1)) + F.softplus(apart).mean(dim=1)).mean()
+    apart = F.softplus((negatives @ a[:, :, None]).squeeze(2))
+    apart = (apart * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)
+    return (F.softplus(-(a * b).sum(dim=1)) + apart).mean()

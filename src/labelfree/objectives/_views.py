@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
@@ -50,6 +51,13 @@ def of_case(batch: Batch, case: str) -> tuple[Batch, Batch]:
     """The batch, and its partners where there is a `case` (itself where not): what one sees and the other."""
     first = _alone(batch)
     return first, batch.parts[PARTNER].with_(group=batch.group) if case and PARTNER in batch.parts else first
+
+
+def whose(batch: Batch, case: str) -> Tensor:
+    """(B,) int64 whose each sample is, never -1: its case's, or, without one, nobody's but its own."""
+    if not case or batch.group is None:
+        return batch.index
+    return torch.where(batch.group >= 0, batch.group, -2 - batch.index)
 
 
 class CropSettings(ViewSettings):

@@ -17,7 +17,7 @@ from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
 from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
-from labelfree.objectives._views import ViewSettings, halves, two_views
+from labelfree.objectives._views import ViewSettings, halves, two_views, whose
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Share
 
@@ -53,7 +53,8 @@ V3 = {
 
 class MoCo(Objective):
     """Momentum contrast (He et al. 2020, §3; Chen et al. 2020, v2; Chen et al. 2021, v3, §3). The keys of the batch are
-    negatives of one another, beside those in the queue; a sample's own earlier keys are not. The loss is symmetrised.
+    negatives of one another, beside those in the queue; a sample's own earlier keys are not, nor those of its `case`.
+    The loss is symmetrised.
     """
 
     name = "moco"
@@ -107,10 +108,10 @@ class MoCo(Objective):
         with torch.no_grad():
             keys = self.teacher_projector(self.teacher_encoder(undropped(views)).pooled).float()
             s, t = halves(nn.functional.normalize(keys))
-        older = (self.queue.rows, self.queue.owner, batch.index)
-        tau = self.temperature.now
-        loss = (across_views(p, t, tau, *older) + across_views(q, s, tau, *older)) / 2
-        self._keys = s, batch.index
+        own = whose(batch, self.case)
+        others = (self.temperature.now, own, self.queue.rows, self.queue.owner)
+        loss = (across_views(p, t, *others) + across_views(q, s, *others)) / 2
+        self._keys = s, own
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
 

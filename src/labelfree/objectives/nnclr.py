@@ -18,7 +18,7 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Queue
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
-from labelfree.objectives._views import ViewSettings, halves, two_views
+from labelfree.objectives._views import ViewSettings, halves, two_views, whose
 from labelfree.objectives.base import Objective, Recipe, Step
 
 
@@ -71,10 +71,9 @@ class NNCLR(Objective):
         z = self.projector(h)
         p, q = halves(self.predictor(z))
         s, t = halves(F.normalize(z.detach().float(), dim=1))
-        tau = self.temperature.now
-        loss = across_views(self.neighbour(s, batch.index), q, tau) + across_views(
-            self.neighbour(t, batch.index), p, tau
-        )
+        near_s, near_t = (self.neighbour(view, batch.index) for view in (s, t))
+        others = (self.temperature.now, whose(batch, self.case))
+        loss = across_views(near_s, q, *others) + across_views(near_t, p, *others)
         self._seen = s, batch.index
         first, second = halves(h.detach())
         return Step(loss / 2, first, {"alignment": alignment(first, second)})

@@ -13,7 +13,7 @@ from labelfree.losses.regression import alignment
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._views import ViewSettings, halves, two_views
+from labelfree.objectives._views import ViewSettings, halves, two_views, whose
 from labelfree.objectives.base import Objective, Recipe, Step
 
 
@@ -60,6 +60,7 @@ class Triplet(Objective):
         # One of the others: so many places on from one's own, round the global batch.
         count = len(part) * world_size()
         step = 1 + draw.integers("negatives", max(1, count - 1), self.settings.triplet_negatives)
-        loss = logistic_triplets(anchor, part, others[(places(part)[:, None] + step) % count])
+        chosen, own = (places(part)[:, None] + step) % count, whose(batch, self.case)
+        loss = logistic_triplets(anchor, part, others[chosen], gather(own)[chosen] != own[:, None])
         first, second = halves(h.detach())
         return Step(loss, first, {"alignment": alignment(first, second)})
