@@ -227,3 +227,18 @@ def test_positions_of_other_sizes_are_those_of_timm(options: dict[str, int], siz
         y = place(x)
         found.append((y, *torch.autograd.grad(y.square().sum(), network.pos_embed)))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_transformer_sees_where_patches_lie_and_goes_back_to_timm() -> None:
+    kind = modality(size=16, patch=4)
+    torch.manual_seed(0)
+    encoder = registry.build_encoder("transformer:nano", kind).eval()
+    assert isinstance(encoder, Timm)
+    view = batch(16, count=32)
+    moved = view.with_(data=view.data.roll(8, dims=3))  # every patch lies two places to the right
+    here, there = encoder(view).pooled.detach(), encoder(moved).pooled.detach()
+    assert float((there - here).square().mean() / here.var(dim=0).mean()) > 0.02
+    shape = {"img_size": 16, "patch_size": 4, "num_classes": 0, "class_token": False, "global_pool": "avg"}
+    plain = timm.models.VisionTransformer(**shape, embed_dim=128, depth=4, num_heads=4, fc_norm=False).eval()
+    plain.load_state_dict(encoder.library_state())
+    torch.testing.assert_close(plain(view.data), encoder(view).pooled)

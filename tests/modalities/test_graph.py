@@ -194,12 +194,13 @@ def test_statistics_come_from_the_training_part_alone(bank: Path) -> None:
 # ---- views, masks, links
 
 
-VIEWS = {"edge_drop": 0.4, "node_drop": 0.3, "feature_mask": 0.3, "walk_steps": 6}
+VIEWS = {"edge_drop": 0.4, "node_drop": 0.3, "node_mask": 0.2, "feature_mask": 0.3, "walk_steps": 6}
 
 
+@pytest.mark.parametrize("changes", ["all", "one"])
 @pytest.mark.parametrize("level", ["node", "edge"])
-def test_a_view_of_a_sample_does_not_depend_on_its_batch_mates(bank: Path, level: str) -> None:
-    modality, dataset = fitted(bank, level=level, **VIEWS)
+def test_a_view_of_a_sample_does_not_depend_on_its_batch_mates(bank: Path, level: str, changes: str) -> None:
+    modality, dataset = fitted(bank, level=level, changes=changes, **VIEWS)
     rows = [3, 11, 20, 28]
     whole = batch_of(modality, dataset, rows)
     alone = batch_of(modality, dataset, [11])
@@ -212,6 +213,19 @@ def test_a_view_of_a_sample_does_not_depend_on_its_batch_mates(bank: Path, level
     assert valid[:, : modality.roots].all(), "roots stay"
     ends = view.extra["edges"][1]
     assert valid[1][ends[ends >= 0]].all(), "no edge leads to a node that was dropped"
+
+
+def test_a_view_changes_in_one_way_where_it_is_asked_for(bank: Path) -> None:
+    options = {"edge_drop": 0.5, "node_drop": 0.0, "node_mask": 0.5, "feature_mask": 0.0, "changes": "one"}
+    modality, dataset = fitted(bank, **options)
+    raw = batch_of(modality, dataset, list(range(24)))
+    before, after = modality.prepare(raw), modality.view(raw, draw_of(raw))
+    edges = (before.extra["edges"] != after.extra["edges"]).any(dim=2).any(dim=1)
+    blank = (before.data.nan_to_num() != after.data.nan_to_num()).any(dim=2)
+    assert not (edges & blank.any(dim=1)).any(), "edges are dropped, or nodes blanked"
+    assert edges.any()
+    assert blank.any()
+    assert not after.data[blank].any(), "a blank node has no features left"
 
 
 def test_shuffled_nodes_stay_in_their_sample(bank: Path) -> None:

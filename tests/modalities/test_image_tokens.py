@@ -13,7 +13,7 @@ from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import hidden_count
 from labelfree.modalities.image import Image
-from labelfree.modalities.image.tokens import joined, squares
+from labelfree.modalities.image.tokens import joined, moments, squares
 from labelfree.modalities.image.views import central_boxes, neighbouring_boxes
 
 
@@ -55,6 +55,23 @@ def test_four_blocks_hide_as_much_as_asked_for_and_lie_about(source: Path) -> No
     rows = mask.view(-1, 8, 8)
     beside = (rows[:, :, 1:] & rows[:, :, :-1]).sum(dim=(1, 2)) / rows.sum(dim=(1, 2))
     assert beside.float().mean() > 0.65, "hidden tokens have hidden neighbours (one in two by chance: 0.44)"
+
+
+def test_squares_of_four_tokens_are_hidden_together(source: Path) -> None:
+    modality, batch, draw = opened(source, mask_shape="squares")
+    mask = modality.sample_mask(modality.view(batch, draw, "none"), draw, 0.625)
+    assert (mask.sum(dim=1) == hidden_count(64, 0.625)).all()
+    assert set(squares(mask.view(-1, 1, 8, 8).float(), 2).sum(dim=2).unique().tolist()) == {0.0, 4.0}
+    assert len(torch.unique(mask, dim=0)) > 16
+
+
+def test_moments_of_each_channel_are_its_own() -> None:
+    tokens = torch.randn(2, 3, 4 * 4 * 3) * 5
+    mean, deviation = moments(tokens, channels=3)
+    pixels = tokens.view(2, 3, 16, 3)
+    torch.testing.assert_close(mean.view(2, 3, 16, 3)[:, :, 5], pixels.mean(dim=2))
+    torch.testing.assert_close(deviation.view(2, 3, 16, 3)[:, :, 7], pixels.std(dim=2, correction=0))
+    torch.testing.assert_close(moments(tokens)[0], tokens.mean(dim=2, keepdim=True))
 
 
 def test_colours_are_asked_of_a_picture_shown_in_grey(source: Path) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
+from labelfree.encoders.block import sinusoids
 from labelfree.errors import Refusal
 from labelfree.losses.masked import visible_positions
 from labelfree.modalities.base import hidden_count
 from labelfree.needs import Need
 from labelfree.objectives import _heads
-from labelfree.objectives._decoder import Decoder, sinusoids
+from labelfree.objectives._decoder import Decoder
 from labelfree.objectives._heads import token_error
 from labelfree.objectives.cpc import CPC, Pool
 from labelfree.objectives.link import Link
@@ -241,6 +242,18 @@ def test_pretext_asks_which_and_names_what_there_is(sources: dict[str, Path]) ->
     assert jigsaw.transformation.count == modality.transformations()["jigsaw"].count
     with pytest.raises(Refusal, match=r"no transformation 'rotatoin'.*Did you mean 'rotation'"):
         Pretext(encoder, modality, PretextSettings(transformation="rotatoin"))
+
+
+def test_rotation_shows_every_picture_in_all_four_turns(sources: dict[str, Path]) -> None:
+    training = assemble(sources["image"], "image", "rotation", "transformer:nano")
+    objective, (batch, draw) = training.objective, first_batch(training)
+    assert isinstance(objective, Pretext)
+    view, which = objective._transformed(batch, draw)
+    turns, labels = view.data.unflatten(0, (4, -1)), which.unflatten(0, (4, -1))
+    assert (labels == torch.arange(4)[:, None]).all()
+    for number in range(1, 4):
+        torch.testing.assert_close(turns[number], turns[0].rot90(number, (2, 3)), msg="one crop, turned")
+    assert objective(batch, draw).features.shape == (len(batch), objective.encoder.dim)
 
 
 def test_what_is_not_linked_to_a_node_of_one_graph_is_a_root_of_another_sample(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Encoder, Features, Over, check_weights, normalised
+from labelfree.encoders.block import initialise, sinusoids
 from labelfree.encoders.transformer import SIZES
 from labelfree.errors import LabelfreeError, Refusal, nearest
 from labelfree.losses.masked import take
@@ -136,7 +137,9 @@ class Timm(Encoder):
 
     @classmethod
     def transformer(cls, size: str, modality: Modality, causal: bool) -> Encoder:
-        """timm's Vision Transformer of one of our sizes."""
+        """timm's Vision Transformer of one of our sizes. It starts as the shared transformer does, so that it sees from
+        the first step where a patch lies: positions are sinusoids (learnt from there; those of MAE and I-JEPA stay).
+        """
         shape, form = SIZES[size], modality.picture_form()
         network = library().models.VisionTransformer(
             img_size=(form.height, form.width),
@@ -151,6 +154,10 @@ class Timm(Encoder):
             global_pool="token" if form.class_token else "avg",
             fc_norm=False,
         )
+        network.blocks.apply(initialise)
+        with torch.no_grad():
+            places = sinusoids(network.patch_embed.grid_size, shape.dim, network.pos_embed.device)
+            network.pos_embed.zero_()[:, network.num_prefix_tokens :] = places
         return cls(network, modality, causal)
 
     @classmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
 from labelfree.encoders.base import Features, Hide, Over, mean_of, normalised
-from labelfree.encoders.block import Block, Dropout
+from labelfree.encoders.block import Block, Dropout, initialise
 from labelfree.encoders.transformer import Transformer
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import take
@@ -62,7 +62,7 @@ class Trunk(Transformer):
         self.norm_in = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.blocks.apply(_initialise)
+        self.blocks.apply(initialise)
 
     def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         local, valid = self.stem(batch)
@@ -145,17 +145,6 @@ class Trunk(Transformer):
     def layers(self) -> list[list[nn.Parameter]]:
         first = [*self.stem.parameters(), self.mask_token, *self.norm_in.parameters()]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm.parameters())]
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights that keep the variance of what comes in (LeCun et al. 1998, "Efficient BackProp", §4.6).
-
-    The usual deviation of .02 is for widths of about a thousand; at 128 it leaves attention blind for long.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def by_windows(run: Run, x: Tensor, valid: Tensor | None, size: int, every: bool = False) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from labelfree.encoders.block import Block
+from labelfree.encoders.block import Block, sinusoids
 from labelfree.losses.masked import fill_in, hidden_positions, take
 
 #: Channels of one attention head.
@@ -93,13 +92,3 @@ class Residual(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
-
-
-def sinusoids(grid: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """(N, width) fixed position codes of the places of a grid, an equal share of the width for each direction."""
-    share = width // (2 * len(grid))
-    rates = torch.exp(torch.arange(share, device=device) * (-math.log(10000.0) / share))
-    places = torch.cartesian_prod(*(torch.arange(count, device=device) for count in grid)).view(-1, len(grid))
-    angles = (places[:, :, None] * rates).flatten(1)
-    codes = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return nn.functional.pad(codes, (0, width - codes.shape[1]))

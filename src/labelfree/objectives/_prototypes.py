@@ -31,7 +31,8 @@ class PrototypeHead(nn.Module):
             layers += [nn.Linear(width, wider), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
         self.prototypes = nn.Parameter(torch.empty(prototypes, widths[-1]))
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
+        # as long as in the authors' code: what is longer turns more slowly
+        nn.init.uniform_(self.prototypes, -(widths[-1] ** -0.5), widths[-1] ** -0.5)
 
     def forward(self, x: Tensor, learn: Tensor | float = 1.0) -> Tensor:
         """(..., D) → (..., K) cosines.

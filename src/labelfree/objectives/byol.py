@@ -56,7 +56,9 @@ class BYOL(Objective):
         "byol-a": Recipe(
             source="Niizumi et al. 2021, BYOL-A, §3: crops of .95 s, mixed with up to 40 % of other recordings, "
             "stretched in time and bands; 64 bands, frames of 64 ms; there 92.2 % linear on Speech Commands. Both "
-            "views are of one window of 1.43 s, there of .95 s of sound with silence around it",
+            "views are of one window of 1.43 s, there of .95 s of sound with silence around it. They are mixed after "
+            "they are cut out, with others that do not change, and normalised by the training data; there before, with "
+            "the latest inputs, and by the batch",
             settings={"projector": (4096, 256), "predictor": (4096,)}
             | {"teacher_momentum": 0.99, "teacher_momentum_end": 0.99},
             training={"learning_rate": 3e-4, "weight_decay": 0.0},

@@ -79,7 +79,7 @@ class DINO(Objective):
             source="Caron et al. 2021, §3.1, with the settings of solo-learn (da Costa et al. 2022) for small "
             "pictures; there 89.5 % linear on CIFAR-10 after 1000 epochs",
             settings={"projector": (2048, 2048, 256), "prototypes": 4096, "teacher_momentum": 0.9995}
-            | {"frozen_prototypes": 0.001, "temperature_warmup": 0.05},
+            | {"frozen_prototypes": 0.001, "temperature_warmup": 0.0},
             training={"optimizer": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "warmup": 0.01, "clip": 0.0},
             options={"augment": "A"},
             modalities=("image",),
@@ -87,7 +87,8 @@ class DINO(Objective):
         ),
         "dino-vit": Recipe(
             source="Caron et al. 2021, §3.1, §4.1: ViT, eight small crops of at most .4 of a picture, large ones of at "
-            "least as much, AdamW with weight decay .04 rising to .4. There pictures are blurred too",
+            "least as much, AdamW with weight decay .04 rising to .4, a teacher of .996, for batches of about a "
+            "thousand (.9995 for 256). There pictures are blurred too, and gradients clipped tensor by tensor",
             settings={"local_crops": 8, "projector": (2048, 2048, 256), "prototypes": 65536},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4},
             options={"class_token": True, "crop_min": 0.4},

@@ -47,8 +47,9 @@ class Electra(Objective):
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.98, "warmup": 0.05}
     recipes = {
         "electra-small": Recipe(
-            source="Clark et al. 2020, §3.2, appendix A: 15 % of the tokens, generator a quarter as wide (a "
-            "third here), λ 50, Adam 5e-4, weight decay .01",
+            source="Clark et al. 2020, §3.2, appendix A: 15 % of the tokens (there some of them stay as they are), "
+            "generator a quarter as wide and as deep (a third as wide and of two blocks here), λ 50, Adam 5e-4, weight "
+            "decay .01",
             settings={"ratio": 0.15, "generator": "pico", "detection": 50.0},
             training={"learning_rate": 5e-4, "weight_decay": 0.01, "beta2": 0.999, "warmup": 0.01},
             options={"word_vectors": "random"},

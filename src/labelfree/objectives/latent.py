@@ -67,27 +67,30 @@ class Latent(Objective):
     recipes = {
         "data2vec": Recipe(
             source="Baevski et al. 2022, data2vec, §3, table 4: 60 % of a picture in blocks, mean of the top 6 blocks, "
-            "smooth L1 with β 2, teacher .9998 of an 800-epoch training",
-            settings={"ratio": 0.6, "hide": "replace", "top_layers": 6, "beta": 2.0, "teacher_momentum": 0.998},
+            "smooth L1 with β 2, teacher .9998 throughout 800 epochs; here it rises to that from .998, for fewer, and "
+            "averages the whole encoder, there its blocks alone",
+            settings={"ratio": 0.6, "hide": "replace", "top_layers": 6, "beta": 2.0, "teacher_momentum": 0.998}
+            | {"teacher_momentum_end": 0.9998},
             options={"mask_shape": "blocks"},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
         "data2vec-audio": Recipe(
             source="Baevski et al. 2022, §3, §4.2: spans, about half of the tokens; mean of the top 8 of 12 blocks "
-            "(here 3 of 4), each normalised over time (§3.3), teacher .999 rising to .9999, squared error. Here what "
-            "blocks give, there what their feed-forward layers add",
+            "(here 3 of 4), each normalised over time (§3.3), squared error. Here what blocks give, there what their "
+            "feed-forward layers add; teacher .99 rising to .999 along a cosine, the whole encoder's, there .999 to "
+            ".9999 within 30,000 of 400,000 steps, the blocks'",
             settings={"ratio": 0.5, "hide": "replace", "top_layers": 3, "target_norm": "tokens"}
-            | {"teacher_momentum": 0.999, "teacher_momentum_end": 0.9999},
+            | {"teacher_momentum": 0.99, "teacher_momentum_end": 0.999},
             modalities=("audio", "series"),
             encoder="transformer:nano",
         ),
         "data2vec-text": Recipe(
             source="Baevski et al. 2022, §3, §4.3: 15 % of the tokens; mean of the top 10 of 12 blocks (here 3 of 4), "
-            "smooth L1 with β 4, teacher .999 rising to .9999. Here what blocks give, there what their feed-forward "
-            "layers add",
-            settings={"ratio": 0.15, "hide": "replace", "top_layers": 3, "beta": 4.0, "teacher_momentum": 0.999}
-            | {"teacher_momentum_end": 0.9999},
+            "smooth L1 with β 4. Here all of them are replaced, what blocks give is predicted, there what their "
+            "feed-forward layers add, and the teacher is as for data2vec-audio",
+            settings={"ratio": 0.15, "hide": "replace", "top_layers": 3, "beta": 4.0, "teacher_momentum": 0.99}
+            | {"teacher_momentum_end": 0.999},
             modalities=("text", "bytes"),
             encoder="transformer:nano",
         ),

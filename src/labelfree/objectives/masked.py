@@ -74,10 +74,10 @@ class Masked(Objective):
             encoder="transformer:small",
         ),
         "simmim": Recipe(
-            source="Xie et al. 2022, SimMIM, §3: 60 % of the patches are replaced; a linear head predicts pixels, with "
-            "an absolute error",
+            source="Xie et al. 2022, SimMIM, §3, §4.1: 60 % of the picture is replaced, in squares of 2 × 2 patches; a "
+            "linear head predicts pixels, with an absolute error; crops of .67 or more",
             settings={"ratio": 0.6, "hide": "replace"},
-            options={"target": "pixels", "target_error": "absolute"},
+            options={"target": "pixels", "target_error": "absolute", "mask_shape": "squares", "light_crop_min": 0.67},
             modalities=("image",),
             encoder="transformer:tiny",
         ),
@@ -138,7 +138,7 @@ class Masked(Objective):
         ),
         "masked-series": Recipe(
             source="Zerveas et al. 2021, §3.2: stretches of values are hidden, and predicted; Nie et al. 2023, "
-            "PatchTST, §3.2: 40 % of the patches",
+            "PatchTST, §3.2: 40 % of the patches. Channels are hidden together, there each by itself",
             settings={"ratio": 0.4},
             modalities=("series",),
             encoder="transformer:nano",

@@ -21,6 +21,8 @@ class PretextSettings(Settings):
 
     transformation: str = ""
     """name of the modality's set of transformations (rotation, jigsaw, order, next-sentence, ...); empty: its first"""
+    every: bool = False
+    """show each sample in all of them at each step, in place of one: so many times as long a step"""
 
 
 class Pretext(Objective):
@@ -34,8 +36,8 @@ class Pretext(Objective):
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 5e-4, "warmup": 0.03}
     recipes = {
         "rotation": Recipe(
-            source="Gidaris et al. 2018, §2.1: 0, 90, 180 or 270 degrees",
-            settings={"transformation": "rotation"},
+            source="Gidaris et al. 2018, §2.1, §3.1: 0, 90, 180 or 270 degrees; every picture in all four at each step",
+            settings={"transformation": "rotation", "every": True},
             modalities=("image",),
         ),
         "jigsaw": Recipe(
@@ -108,8 +110,19 @@ class Pretext(Objective):
         return -F.log_softmax(self.head(self.encoder(view).pooled).float(), dim=1)[:, 0]
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        which = draw.integers("which", self.transformation.count)
-        pooled = self.encoder(self.transformation.apply(batch, which, draw)).pooled
+        view, which = self._transformed(batch, draw)
+        pooled = self.encoder(view).pooled
         logits = self.head(pooled).float()
         correct = (logits.argmax(dim=1) == which).float().mean()
-        return Step(F.cross_entropy(logits, which), pooled.detach(), {"pretext_accuracy": correct.detach()})
+        features = pooled[: len(batch)].detach()
+        return Step(F.cross_entropy(logits, which), features, {"pretext_accuracy": correct.detach()})
+
+    def _transformed(self, batch: Batch, draw: Draw) -> tuple[Batch, Tensor]:
+        """Samples as the encoder sees them, and which transformation each underwent."""
+        count, apply = self.transformation.count, self.transformation.apply
+        if not self.settings.every:
+            which = draw.integers("which", count)
+            return apply(batch, which, draw), which
+        # what a sample shows is then the same for all answers, and tells nothing
+        each = [torch.full_like(batch.index, number) for number in range(count)]
+        return Batch.cat([apply(batch, which, draw) for which in each]), torch.cat(each)

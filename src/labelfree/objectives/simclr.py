@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pydantic import PositiveFloat, PositiveInt
+from torch import nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -24,6 +25,8 @@ class SimCLRSettings(TemperatureSettings, ViewSettings):
     """divides the cosine similarities, at the start; small values weigh the hardest negatives most"""
     projector: tuple[PositiveInt, ...] = (2048, 256)
     """widths of the projection head's layers"""
+    head_tanh: bool = False
+    """end the projection head with a tanh (SimCSE)"""
     decoupled: bool = False
     """leave the positive out of the denominator, so that small batches learn faster (DCL)"""
 
@@ -39,10 +42,11 @@ class SimCLR(Objective):
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "warmup": 0.03}
     recipes = {
         "simcse": Recipe(
-            source="Gao et al. 2021, SimCSE, §3: dropout is the only augmentation; the head, one layer, is for "
-            "training only. Negatives are NT-Xent's, so that they include the other sentences' same view; the rate is "
-            "for networks that start anew (3e-5 for a pretrained one there)",
-            settings={"views": "none", "temperature": 0.05, "projector": (256,)},
+            source="Gao et al. 2021, SimCSE, §3: dropout is the only augmentation, here of channels for a whole "
+            "sentence, and not of attention; the head, one layer and a tanh, is for training only, on the mean of the "
+            "tokens (a class token there). Negatives are NT-Xent's, so that they include the other sentences' same "
+            "view; the rate is for networks that start anew (3e-5 for a pretrained one there)",
+            settings={"views": "none", "temperature": 0.05, "projector": (256,), "head_tanh": True},
             training={"learning_rate": 3e-4, "batch_size": 64},
             modalities=("text",),
         ),
@@ -67,18 +71,20 @@ class SimCLR(Objective):
             encoder="pyg:gcn",
         ),
         "graphcl": Recipe(
-            source="You et al. 2020, GraphCL, §3: some nodes and edges are dropped and features blanked, a fifth each; "
-            "as in its loss (eq. 3) the positive is not in the denominator. Negatives are NT-Xent's, so that they "
-            "include the other graphs' same view, and both views ask",
+            source="You et al. 2020, GraphCL, §3: a view has a fifth of its nodes dropped, or of its edges (there as "
+            "many are added), or of its nodes blanked, or is what a random walk visits; as in its loss (eq. 3) the "
+            "positive is not in the denominator. Negatives are NT-Xent's, so that they include the other graphs' same "
+            "view, and both views ask",
             settings={"temperature": 0.2, "projector": (128, 128), "decoupled": True},
             training={"learning_rate": 1e-3, "weight_decay": 1e-5, "batch_size": 64},
-            options={"node_drop": 0.2, "edge_drop": 0.2, "feature_mask": 0.2},
+            options={"changes": "one", "node_drop": 0.2, "edge_drop": 0.2, "node_mask": 0.2, "feature_mask": 0.0}
+            | {"walk_steps": 20},
             modalities=("graph",),
             encoder="pyg:gin",
         ),
         "cldg": Recipe(
             source="Xu et al. 2023, CLDG, §4: the neighbourhoods of nodes in two spans of time are positives; here "
-            "those of both ends of an event",
+            "those of both ends of an event, in spans of a quarter of it or more, which may overlap",
             settings={"temperature": 0.2, "projector": (256, 128)},
             options={"span": 0.25},
             modalities=("events",),
@@ -115,6 +121,8 @@ class SimCLR(Objective):
     def __init__(self, encoder: Encoder, modality: Modality, settings: SimCLRSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
         self.projector = mlp(encoder.dim, *self.settings.projector, norm=False)
+        if self.settings.head_tanh:
+            self.projector.append(nn.Tanh())
         self.temperature = Temperature(self.settings)
 
     def loss(self, batch: Batch, draw: Draw) -> Step:

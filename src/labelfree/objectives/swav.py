@@ -94,22 +94,20 @@ class SwAV(Objective):
     def loss(self, batch: Batch, draw: Draw) -> Step:
         own = self.settings
         h = self.encoder(two_views(self.modality, batch, draw, own)).pooled
-        z = self._projected(h)
         small = local_crops(self.modality, batch, draw, own.local_crops)
-        crops = None if small is None else self._projected(self.encoder(small).pooled)
+        every = h if small is None else torch.cat([h, self.encoder(small).pooled])
+        projected = F.normalize(self.projector(every).float(), dim=1)  # views and crops are normalised together
+        z, crops = projected[: len(h)], projected[len(h) :]
         prototypes = F.normalize(self.prototypes, dim=1)
         codes = self._codes(halves(z), prototypes.detach())
         prototypes = torch.where(self.progress >= own.frozen_prototypes, prototypes, prototypes.detach())
         tau = self.temperature.now
-        of_crops = None if crops is None else similarities(crops, prototypes) / tau
+        of_crops = None if small is None else similarities(crops, prototypes) / tau
         loss = swapped(codes, similarities(z, prototypes) / tau, of_crops)
         self._seen = torch.cat(halves(z), dim=1).detach(), batch.index
         first, second = halves(h.detach())
         logs = {"alignment": alignment(first, second), "labels": distinct(codes)}
         return Step(loss, first, logs)
-
-    def _projected(self, h: Tensor) -> Tensor:
-        return F.normalize(self.projector(h).float(), dim=1)
 
     def _codes(self, views: tuple[Tensor, Tensor], prototypes: Tensor) -> Tensor:
         """(2B, K) of each view: soft clusters, in equal shares of batch and queue (§3.1, eq. 3–5)."""

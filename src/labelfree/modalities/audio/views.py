@@ -40,9 +40,11 @@ def stretch(x: Tensor, lengths: Tensor, draw: Draw, count: int, low: float, high
 
 
 def shift_bands(x: Tensor, draw: Draw, least: float) -> Tensor:
-    """A random stretch of the bands, at least the share `least` of them, spread over all (BYOL-A's resized crop)."""
+    """A random stretch of the bands, at least the share `least` of them, spread over all: BYOL-A's resized crop, which
+    would also take up to 1.5 times the bands that there are, and so leaves half of the samples or so as they are.
+    """
     band = torch.arange(x.shape[2], device=x.device)
-    share = draw.uniform("band share", low=least, high=1.0)
+    share = draw.uniform("band share", low=least, high=1.5).clamp_max(1.0)
     first = draw.uniform("first band") * (1 - share) * (x.shape[2] - 1)
     places = first[:, None] + share[:, None] * band
     weights = (1 - (places[:, None] - band[:, None]).abs()).clamp_min_(0)  # linear interpolation as a matrix

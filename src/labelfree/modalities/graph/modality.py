@@ -65,10 +65,14 @@ class GraphSettings(Settings):
     """views: share of the edges that is dropped"""
     node_drop: Share = 0.0
     """views: share of the nodes that is dropped"""
+    node_mask: Share = 0.0
+    """views: share of the nodes whose features are all blanked"""
     feature_mask: Share = 0.3
     """views: share of the features that is blanked in all nodes of a sample"""
     walk_steps: NonNegativeInt = 0
     """views: only nodes that a random walk of so many steps visits stay; 0 for all"""
+    changes: Literal["all", "one"] = "all"
+    """views: all of these changes, or one of them, drawn for each view of each sample"""
     swap: Share = 0.05
     """masks: share of the hidden nodes that get another node's features instead of being hidden"""
     node_error: Literal["cosine", "squared"] = "cosine"
@@ -353,15 +357,22 @@ class Graph(Modality):
         own, view = self.settings, self.prepare(batch).with_(draw=draw)
         if policy != "contrast":
             return view
+        changes: list[Callable[[Batch], Batch]] = []
         if own.walk_steps:
-            view = augment.only_nodes(view, augment.walk(view, draw, own.walk_steps, self.roots))
+            changes.append(lambda x: augment.only_nodes(x, augment.walk(x, draw, own.walk_steps, self.roots)))
         if own.node_drop:
-            kept = augment.drop_nodes(view, draw, own.node_drop, self.roots)
-            view = augment.only_nodes(view, kept & view.extra.get("kept", kept))
-        edges = view.extra["edges"]
-        edges = augment.drop_edges(edges, draw, own.edge_drop) if own.edge_drop else edges
-        data = augment.mask_features(view.data, draw, own.feature_mask) if own.feature_mask else view.data
-        return view.with_(data=data, extra={**view.extra, "edges": edges})
+            changes.append(lambda x: augment.only_nodes(x, augment.drop_nodes(x, draw, own.node_drop, self.roots)))
+        if own.edge_drop:
+            changes.append(lambda x: augment.drop_edges(x, draw, own.edge_drop))
+        if own.node_mask:
+            changes.append(lambda x: x.with_(data=augment.mask_nodes(x.data, draw, own.node_mask)))
+        if own.feature_mask:
+            changes.append(lambda x: x.with_(data=augment.mask_features(x.data, draw, own.feature_mask)))
+        if own.changes == "one" and changes:
+            return augment.one_of([change(view) for change in changes], draw)
+        for change in changes:
+            view = change(view)
+        return view
 
     def corrupt(self, view: Batch, draw: Draw) -> Batch:
         """The same graph with its nodes' features shuffled (Veličković et al. 2019, "Deep Graph Infomax", §4.2)."""

@@ -5,6 +5,8 @@ Legend: B samples, N nodes, E edges of a batch; edges (B, E, 2) are node places,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,14 +38,29 @@ def adjacency(batch: Batch) -> Tensor:
     return square.view(-1, nodes + 1, nodes + 1)[:, :nodes, :nodes]
 
 
-def drop_edges(edges: Tensor, draw: Draw, share: float) -> Tensor:
+def one_of(views: Sequence[Batch], draw: Draw) -> Batch:
+    """For each sample one of several views of it, drawn."""
+    which = draw.integers("change", len(views))
+    everywhere = torch.ones(views[0].data.shape[:2], dtype=torch.bool, device=which.device)
+
+    def pick(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts))[which, torch.arange(len(which), device=which.device)]
+
+    extra = {**views[0].extra, "edges": pick([view.extra["edges"] for view in views])}
+    extra["kept"] = pick([view.extra.get("kept", everywhere) for view in views])
+    return views[0].with_(data=pick([view.data for view in views]), extra=extra)
+
+
+def drop_edges(batch: Batch, draw: Draw, share: float) -> Batch:
     """Leave out a share of the edges."""
-    return edges.masked_fill(draw.bernoulli("edges", share, edges.shape[1])[..., None], -1)
+    edges = batch.extra["edges"]
+    left = edges.masked_fill(draw.bernoulli("edges", share, edges.shape[1])[..., None], -1)
+    return batch.with_(extra={**batch.extra, "edges": left})
 
 
 def only_nodes(batch: Batch, kept: Tensor) -> Batch:
     """Leave out nodes where `kept` (B, N) is false: their edges go, and their place stays as padding."""
-    edges = batch.extra["edges"]
+    edges, kept = batch.extra["edges"], kept & batch.extra.get("kept", kept)
     both = kept.gather(1, edges.clamp_min(0).flatten(1)).view(edges.shape).all(dim=2)
     extra = {**batch.extra, "edges": edges.masked_fill(~both[..., None], -1), "kept": kept}
     return batch.with_(data=batch.data * kept[..., None], extra=extra)
@@ -79,6 +96,11 @@ def walk(batch: Batch, draw: Draw, steps: int, roots: int) -> Tensor:
 def mask_features(x: Tensor, draw: Draw, share: float) -> Tensor:
     """Blank a share of the features, the same for all nodes of a sample (Zhu et al. 2020, "GRACE", §3.2)."""
     return x.masked_fill(draw.bernoulli("features", share, 1, x.shape[2]), 0)
+
+
+def mask_nodes(x: Tensor, draw: Draw, share: float) -> Tensor:
+    """Blank all features of a share of the nodes (You et al. 2020, "GraphCL", §3.1)."""
+    return x.masked_fill(draw.bernoulli("masked nodes", share, x.shape[1])[..., None], 0)
 
 
 def shuffled(batch: Batch, draw: Draw) -> Tensor:

@@ -51,7 +51,7 @@ from labelfree.modalities.image.sources import (
     recognise_items,
     recognise_path,
 )
-from labelfree.modalities.image.tokens import block_scores, grey, joined, moments, squares
+from labelfree.modalities.image.tokens import block_scores, grey, joined, moments, square_scores, squares
 from labelfree.modalities.image.views import (
     Policy,
     central_boxes,
@@ -426,10 +426,13 @@ class Image(Modality):
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         across = batch.data.shape[2] // self.patch
-        if self.settings.mask_shape != "random":
-            blocks = 4 if self.settings.mask_shape == "blocks" else 1
-            return token_mask(block_scores(draw, across, ratio, blocks), ratio)
-        return token_mask(draw.uniform("mask", across**2), ratio)
+        scores = {
+            "random": lambda: draw.uniform("mask", across**2),
+            "squares": lambda: square_scores(draw, across),
+            "block": lambda: block_scores(draw, across, ratio),
+            "blocks": lambda: block_scores(draw, across, ratio, 4),
+        }
+        return token_mask(scores[self.settings.mask_shape](), ratio)
 
     def hide(self, batch: Batch, mask: Tensor, draw: Draw) -> tuple[Batch, Tensor]:
         """Hidden tokens are, unless the target is colours: then nothing is hidden but these, in the whole picture."""

@@ -37,8 +37,8 @@ class ImageSettings(Settings):
     """what tokens are predicted as: pixels normalised within the token, pixels, or colours (pictures are shown grey)"""
     target_error: TargetError = "squared"
     """how predicted values are compared: squared or absolute differences"""
-    mask_shape: Literal["random", "block", "blocks"] = "random"
-    """which tokens are hidden: any, those of one square block, or of four"""
+    mask_shape: Literal["random", "squares", "block", "blocks"] = "random"
+    """which tokens are hidden: any, any squares of four, those of one square block, or of four blocks"""
     augment: Literal["A", "S", "W", "V", "none"] = "A"
     """random views: A (usual), S (strong colours, blur), W (weaker colours, blur), V (crops of a fifth or more)"""
     crop_min: float | None = Field(None, gt=0, le=1)

@@ -25,10 +25,16 @@ def joined(tokens: Tensor, side: int, height: int) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(count, -1, height, places // rows * side)
 
 
-def moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the pixels of each token (B, N, ·), both (B, N, 1)."""
-    variance, mean = torch.var_mean(tokens, dim=2, keepdim=True, correction=0)
-    return mean, (variance + 1e-6).sqrt()
+def moments(tokens: Tensor, channels: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the pixels of each token (B, N, ·), both (B, N, 1); with `channels`, which are last in a
+    token, those of each channel for all its pixels, both (B, N, ·).
+    """
+    split = tokens.unflatten(2, (-1, channels))
+    variance, mean = torch.var_mean(split, dim=2, keepdim=True, correction=0)
+    deviation = (variance + 1e-6).sqrt()
+    if channels == 1:
+        return mean[..., 0], deviation[..., 0]
+    return mean.expand_as(split).flatten(2), deviation.expand_as(split).flatten(2)
 
 
 def block_scores(draw: Draw, across: int, ratio: float, blocks: int = 1) -> Tensor:
@@ -44,6 +50,13 @@ def block_scores(draw: Draw, across: int, ratio: float, blocks: int = 1) -> Tens
     away = (place - centre[..., None]).abs()
     distance = torch.maximum(away[:, :, 0, :, None], away[:, :, 1, None, :]).flatten(2).amin(dim=1)
     return distance + 1e-3 * draw.uniform("mask", across**2)
+
+
+def square_scores(draw: Draw, across: int) -> Tensor:
+    """(B, N) scores that are alike in squares of 2 × 2 tokens (Xie et al. 2022, "SimMIM", §4.1.2)."""
+    half = -(-across // 2)
+    rows = draw.uniform("mask", half, half).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    return rows[:, :across, :across].flatten(1)
 
 
 def grey(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -367,13 +367,15 @@ class Video(Modality):
         return token_mask((rank + draw.uniform("times", times, 1)).flatten(1), ratio)
 
     def targets(self, batch: Batch) -> Tensor:
-        """(B, N, tube · patch · patch · C) pixels, normalised within each token, or changes from frame to frame."""
+        """(B, N, tube · patch · patch · C) pixels, each channel of each token normalised (VideoMAE's code), or changes
+        from frame to frame.
+        """
         x, own = batch.data.float(), self.settings
         if own.target == "motion":
             changed = torch.diff(x, dim=1, prepend=x[:, :1]) / self._motion
             return tubes(changed, own.tube, self.patch)
         x = tubes(x, own.tube, self.patch)
-        mean, deviation = moments(x)
+        mean, deviation = moments(x, self.channels)
         return (x - mean) / deviation
 
     def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
@@ -383,7 +385,7 @@ class Video(Modality):
             if own.target == "motion":  # what changed is laid on the frame before, as that was
                 found = tubes(torch.cat([x[:, :1], x[:, :-1]], dim=1), own.tube, self.patch) + prediction * self._motion
             else:  # what the token itself was normalised by is not predicted
-                mean, deviation = moments(tokens)
+                mean, deviation = moments(tokens, self.channels)
                 found = prediction * deviation + mean
             tokens = found if mask is None else torch.where(mask[..., None], found, tokens)
             x = joined(tokens.nan_to_num(), own.tube, self.patch, self.size)
