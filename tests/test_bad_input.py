@@ -359,6 +359,7 @@ def test_one_class(runs: dict[str, Path], tmp_path: Path, capsys: Capture) -> No
         (["--budgets", "lots"], "'lots'"),
         (["--budgets", "200%"], "200%"),
         (["--seeds", "0"], "seed"),
+        (["--seed", "-1"], "seed=-1 is no whole number"),
         (["--metric", "acuracy"], "accuracy"),
         (["--group", "patient"], "'patient'"),
     ],

@@ -1,10 +1,11 @@
 """Settings: what users write is checked at once, shared out to its owner, and refused with the nearest name."""
 
+import numpy as np
 import pytest
 from pydantic import Field
 
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.settings import Names, Settings, parse_assignments, share_out
+from labelfree.settings import Names, Settings, parse_assignments, share_out, whole
 
 
 class Engine(Settings):
@@ -85,3 +86,16 @@ def test_nearest_is_silent_when_nothing_is_near() -> None:
 def test_a_setting_given_with_and_without_its_owner_is_refused() -> None:
     with pytest.raises(LabelfreeError, match=r"'temperature' and 'simclr\.temperature' are one setting"):
         share_out({"temperature": 0.3, "simclr.temperature": 0.2}, OWNERS)
+
+
+@pytest.mark.parametrize("given", [1000, 1000.0, "1000", "1e3", np.int64(1000), np.float32(1000)])
+def test_a_whole_number_may_be_of_any_kind(given: object) -> None:
+    found = whole("steps", given, 1)
+    assert found == 1000
+    assert type(found) is int
+
+
+@pytest.mark.parametrize("given", [0, -1, 2.5, 2**63, 2**70, "many", "nan", "inf", "1e999999999", True, None, [3]])
+def test_what_is_no_whole_number_or_too_large_is_named(given: object) -> None:
+    with pytest.raises(LabelfreeError, match=r"steps=.* is no whole number from 1 .* Give steps of 1 or more\."):
+        whole("steps", given, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
@@ -21,6 +22,23 @@ def listed(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(listed)]
 #: A share of something.
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+def whole(name: str, value: Any, least: int = 0) -> int:
+    """The whole number that a user gave as `name`, of any kind: numpy's, 2.0, or a word, as which YAML reads 1e3.
+
+    Raises:
+        LabelfreeError: it is none, or below `least`, or has more than 63 bits.
+    """
+    try:
+        number = Decimal(str(value))
+        if least <= number < 2**63 and number == int(number):
+            return int(number)
+    except ArithmeticError:  # a word, or NaN
+        pass
+    raise LabelfreeError(
+        f"{name}={value} is no whole number from {least} to 2**63 - 1.", f"Give {name} of {least} or more."
+    )
 
 
 class Settings(pydantic.BaseModel):

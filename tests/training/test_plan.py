@@ -61,6 +61,9 @@ def test_what_is_not_a_duration(words):
         ({"batch_size": "many"}, "batch_size"),
         ({"epochs": 1, "steps": 1}, "epochs and steps"),
         ({"epochs": 0}, "epochs=0"),
+        ({"steps": 2.5}, "steps=2.5 is no whole number"),
+        ({"seed": -1}, "seed=-1 is no whole number"),
+        ({"seed": 2**70}, "seed=1180591620717411303424 is no whole number"),
         ({"optimizer": "adam"}, "adamw"),
         ({"accelerator": "gpu"}, "'auto', 'cpu', 'cuda' or 'mps'"),
         ({"training.workers": -2}, "workers.*greater than or equal to 0"),
@@ -74,6 +77,13 @@ def test_mistakes_are_named_and_leave_nothing(pictures, tmp_path, options, words
     with pytest.raises(LabelfreeError, match=words):
         labelfree.pretrain(str(pictures), out=out, **{**SMALL, **options})
     assert not out.exists()
+
+
+def test_steps_and_seeds_may_be_any_kind_of_whole_number(pictures, tmp_path):
+    for name, steps, seed in (("a", np.int64(1), None), ("b", "1e0", np.int32(0))):
+        options = {"encoder": "timm:test_resnet", "method": "simclr", "steps": steps, "seed": seed, **SMALL}
+        info = labelfree.pretrain(str(pictures), out=tmp_path / name, **options).info
+        assert (info["steps"], info["seed"]) == (1, 0)
 
 
 def test_a_folder_that_exists_is_left_alone(pictures, tmp_path):

@@ -20,7 +20,7 @@ from labelfree.evaluation.parts import read_parts
 from labelfree.evaluation.statistics import Resampled
 from labelfree.evaluation.verdict import SHOWN, Comparison, label_saving, verdict
 from labelfree.files import write_new_json
-from labelfree.settings import listed
+from labelfree.settings import listed, whole
 from labelfree.tasks.classifier import FinetuneSettings
 from labelfree.tasks.labels import LabelBudget
 from labelfree.tasks.metrics import METRICS, RANKINGS, check_metric
@@ -133,7 +133,7 @@ def evaluate(
     time_limit: float | str | None = None,
     group: str | None = None,
     metric: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Say what a run's encoder is worth with few labels, beside the network from scratch, a random one, raw features.
@@ -155,7 +155,7 @@ def evaluate(
         group: column whose values no split may cut.
         metric: accuracy, balanced_accuracy, macro_f1; for two classes also average_precision and roc_auc, which look
             for the rarer one; "auto" takes balanced accuracy where classes are uneven.
-        seed: of every random number.
+        seed: of every random number, from 0 on; 0 by default.
         **settings: of fine-tuning (`labelfree.tasks.classifier.FinetuneSettings`).
 
     Raises:
@@ -163,6 +163,7 @@ def evaluate(
     """
     protocols = listed(protocols)
     baselines = () if baselines == "none" else listed(baselines)
+    seeds, seed = whole("seeds", seeds), whole("seed", seed or 0)
     _check(protocols, baselines, seeds, metric)
     asked = (budgets,) if isinstance(budgets, int | float) else listed(budgets)
     wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in asked))

@@ -16,6 +16,7 @@ from labelfree.encoders.saved import build_from_config, encoder_config
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import read_json, replacing, writable, write_json
 from labelfree.modalities.base import Modality
+from labelfree.settings import whole
 from labelfree.tasks.classifier import (
     Classifier,
     Examples,
@@ -108,7 +109,7 @@ def finetune(
     *,
     budget: str | float | int | None = None,
     group: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     time_limit: float | str | None = None,
     force: bool = False,
     **settings: Any,
@@ -125,7 +126,7 @@ def finetune(
         out: folder for the model; must not exist unless `force`.
         budget: use only so many labels ("10%", "5/class", 200).
         group: column whose values the validation part keeps whole.
-        seed: of every random number.
+        seed: of every random number, from 0 on; 0 by default.
         time_limit: seconds or "10m"; lowers the number of steps.
         force: replace the folder of another model; no other folder is ever replaced.
         **settings: of `FinetuneSettings`.
@@ -140,6 +141,7 @@ def finetune(
             "fine-tuned on a few of them.",
             "Use its frozen features, or pretrain a transformer.",
         )
+    seed = whole("seed", seed or 0)
     chosen = FinetuneSettings.read(settings, "finetune")
     runtime.prepare_machine(chosen.threads)
     torch.manual_seed(seed)

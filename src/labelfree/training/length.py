@@ -6,14 +6,34 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Choice
-from labelfree.training.logs import duration
-from labelfree.training.plan import Plan
+from labelfree.settings import whole
+from labelfree.training.logs import duration, parse_duration
+from labelfree.training.plan import DEFAULT_LIMIT, Plan
 
 #: With a time limit, passes over the data beyond which more training is not planned (the length of FACTS' recipes).
 MOST_EPOCHS = 1000
 #: Shares of what remains of a timed training after which its steps are reckoned anew, one after the other.
 SHARES = (0.0, 0.05, 0.2, 0.4, 0.5, 0.5)
+
+
+def read_length(epochs: Any, steps: Any, time_limit: float | str | None) -> dict[str, Any]:
+    """The length that a user gave as `epochs`, `steps` or `seconds`; the other two are None.
+
+    Raises:
+        LabelfreeError: several were given, or one that is no length.
+    """
+    given = {"epochs": epochs, "steps": steps, "time limit": time_limit}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise LabelfreeError(f"Both {' and '.join(names)} were given.", "Give one of them.")
+    if "epochs" in names:
+        return {"epochs": whole("epochs", epochs, 1), "steps": None, "seconds": None}
+    if "steps" in names:
+        return {"epochs": None, "steps": whole("steps", steps, 1), "seconds": None}
+    limit = DEFAULT_LIMIT if time_limit is None else time_limit
+    return {"epochs": None, "steps": None, "seconds": parse_duration(limit)}
 
 
 def resolve_length(

@@ -28,21 +28,20 @@ from labelfree.files import (
 )
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
+from labelfree.settings import whole
 from labelfree.training import job as jobs
 from labelfree.training import processes
 from labelfree.training.checkpoint import load_state, save_state
 from labelfree.training.job import Job
-from labelfree.training.length import resolve_length
+from labelfree.training.length import read_length, resolve_length
 from labelfree.training.logs import (
     check_tensorboard,
     counted,
     duration,
-    parse_duration,
     say,
     silence,
 )
 from labelfree.training.plan import (
-    DEFAULT_LIMIT,
     OF_MACHINE,
     Plan,
     check_device,
@@ -73,7 +72,7 @@ def pretrain(
     epochs: int | None = None,
     steps: int | None = None,
     time_limit: float | str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     init: str | Path | None = None,
     resume: str | Path | None = None,
     **settings: Any,
@@ -87,7 +86,7 @@ def pretrain(
         encoder: for instance "timm:resnet18", "tiny", or a network of yours; "auto" to choose.
         out: folder of the run; must not exist. By default `runs/NAME`.
         epochs, steps, time_limit: how long, one of them; by default ten minutes. Time in seconds or as "10m".
-        seed: of every random number.
+        seed: of every random number, from 0 on; 0 by default.
         init: a run to start from, whose kind of data, its settings, and encoder are taken; or a file of the library's
             weights.
         resume: a run to continue; it ends as if it had never stopped (see `docs/resume.md` for time limits). Only the
@@ -112,7 +111,7 @@ def pretrain(
         return _resume(Path(resume), source, network, settings)
     if source is None:
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
-    length = _length(epochs, steps, time_limit)
+    length, seed = read_length(epochs, steps, time_limit), whole("seed", seed or 0)
     engine = engine_settings(settings)
     accelerator = check_device(engine).type
     runtime.prepare_products(engine.deterministic)
@@ -181,21 +180,6 @@ def _check_unchanged(run: str | Path, given: list[str]) -> None:
             f"'{run}' goes on as it was started, and takes no other {', '.join(given)}.",
             f"Leave that out, or start a new run from its weights: --init {run}.",
         )
-
-
-def _length(epochs: int | None, steps: int | None, time_limit: float | str | None) -> dict[str, Any]:
-    given = [
-        name
-        for name, value in {"epochs": epochs, "steps": steps, "time limit": time_limit}.items()
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise LabelfreeError(f"Both {' and '.join(given)} were given.", "Give one of them.")
-    for name, value in {"epochs": epochs, "steps": steps}.items():
-        if value is not None and value < 1:
-            raise LabelfreeError(f"{name}={value} trains nothing.", f"Give {name} of 1 or more.")
-    seconds = parse_duration(time_limit if time_limit is not None else DEFAULT_LIMIT) if not (epochs or steps) else None
-    return {"epochs": epochs, "steps": steps, "seconds": seconds}
 
 
 @contextmanager
