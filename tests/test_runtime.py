@@ -1,6 +1,8 @@
 """What the machine allows is known, and it is left as it was found."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +10,10 @@ import joblib
 import numpy as np
 import psutil
 import pytest
+import torch
+from runs import pictures, save
 
+import labelfree
 from labelfree import runtime
 
 
@@ -59,3 +64,47 @@ def test_memory_that_a_training_kept_is_given_back_afterwards() -> None:
         np.ones(300 << 20, np.uint8)
         assert process.memory_info().rss > before + (100 << 20), "kept for the next step"
     assert process.memory_info().rss < before + (20 << 20)
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def surroundings() -> list[AbstractContextManager[object]]:
+    """What a program may have set around a call."""
+    mixed = torch.autocast("cpu", torch.bfloat16)
+    return [torch.no_grad(), torch.inference_mode(), torch.device("meta"), double_by_default(), mixed]
+
+
+#: A training as short as one can be, and a fine-tuning.
+SHORT = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "batch_size": 8, "precision": "32", "threads": 1}
+TUNED = {"most_steps": 2, "learning_rate": 1e-3, "layer_decay": 1.0}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What a run gives that nothing disturbs."""
+    source = pictures(24)[0]
+    return labelfree.pretrain(source, out=tmp_path_factory.mktemp("plain") / "run", steps=1, **SHORT).embed(source)
+
+
+@pytest.mark.parametrize("number", range(5), ids=["no_grad", "inference_mode", "meta", "float64", "autocast"])
+def test_what_a_program_has_set_in_torch_changes_nothing(number: int, features: np.ndarray, tmp_path: Path) -> None:
+    def now() -> tuple[object, ...]:
+        made = torch.empty(1)
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        return *modes, made.dtype, made.device
+
+    source, labelled = pictures(24)[0], save(tmp_path / "labelled.npz", 30, seed=1)
+    with surroundings()[number]:
+        before = now()
+        run = labelfree.pretrain(source, out=tmp_path / "run", steps=1, **SHORT)
+        np.testing.assert_array_equal(run.embed(source), features)
+        run.evaluate(labelled, label="label", seeds=1, budgets="100%", protocols="linear", baselines="none")
+        run.finetune(labelled, "label", tmp_path / "model", **TUNED)
+        assert now() == before

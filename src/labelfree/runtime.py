@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,37 @@ def prepare_products(deterministic: bool) -> None:
 
 
 @contextmanager
+def plain_torch() -> Iterator[None]:
+    """Torch as it starts, whatever the program around has set: numbers are float32 and on the CPU unless it is said
+    otherwise, gradients are recorded, precision is not mixed.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as around:
+        around.enter_context(torch.inference_mode(False))
+        around.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # what says so takes part in every operation
+            around.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                around.enter_context(torch.autocast(kind, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def state_kept() -> Iterator[None]:
-    """Leave torch's random numbers, threads and determinism as they were, for a program that goes on computing, and
-    hand back the memory that `prepare_machine` keeps.
+    """Plain torch inside; its random numbers, threads and determinism are left as they were, for a program that goes on
+    computing, and the memory that `prepare_machine` keeps is handed back.
     """
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     # asking a GPU that nobody has used yet would have every process of torchrun hold memory on the first one
     used = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(used):
+        with plain_torch(), torch.random.fork_rng(used):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from labelfree import distributed, registry
+from labelfree import distributed, registry, runtime
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.custom import Custom
 from labelfree.errors import LabelfreeError
@@ -92,6 +92,7 @@ def save_encoder(
         write_json(beside / "config.json", config)
 
 
+@runtime.plain_torch()
 def load_encoder(folder: Path, encoder: nn.Module | None = None) -> tuple[Modality, Encoder]:
     """The modality and the encoder (evaluation mode, CPU) that `save_encoder` wrote; `encoder` as `build_from_config`.
 

@@ -30,6 +30,7 @@ AT_ONCE = 64
 FORMATS = (".parquet", ".csv", ".npy")
 
 
+@runtime.plain_torch()
 @torch.inference_mode()
 def apply(
     network: nn.Module,
