@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import signal
 from collections.abc import Iterable
+from contextlib import suppress
 
 
 class LabelfreeError(Exception):
@@ -38,6 +40,15 @@ def reason_of(error: BaseException) -> str:
     """What an error of a library says, in one line without its full stop."""
     words = str(getattr(error, "strerror", None) or error).strip()
     return words.splitlines()[0].rstrip(".") if words else type(error).__name__
+
+
+def end_of(code: int) -> str:
+    """What became of a process with this exit code, as the end of a sentence; a signal's is its number below 0."""
+    if code >= 0:
+        return f"ended with code {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
 
 
 def machine_trouble(error: Exception) -> LabelfreeError | None:

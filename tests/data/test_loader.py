@@ -1,8 +1,13 @@
 """Batches are the same however they are read, and bad samples are left out, not fatal."""
 
+import multiprocessing
+import os
+import signal
 import threading
+from contextlib import closing
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -10,7 +15,7 @@ from labelfree.data import ahead, cache
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.loader import Loader, batches, evenly, rows_and_batches
+from labelfree.data.loader import Loader, WorkerDied, batches, evenly, rows_and_batches
 from labelfree.data.partners import PARTNER, Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
@@ -141,6 +146,49 @@ def test_an_error_in_a_worker_reaches_the_user_with_its_remedy():
         next(loader(Numbers(1200, bad=range(1200)), workers=1).steps(0, 3))
     assert caught.value.problem.startswith("A thousand samples in a row")
     assert caught.value.remedy == "Check the source."
+
+
+@pytest.fixture(params=["fork", "forkserver"])
+def started_by(request):
+    """How processes start meanwhile."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+class Started(Numbers):
+    """Says in `place`, a folder, which processes read it."""
+
+    def __init__(self, count, place):
+        super().__init__(count)
+        self.place = place
+
+    def read(self, indices):
+        (self.place / str(os.getpid())).touch()
+        return super().read(indices)
+
+
+def test_signals_to_all_processes_are_the_trainings_alone_and_workers_end_with_it(started_by, tmp_path):
+    with closing(loader(Started(50, tmp_path), workers=1).steps(0, 12)) as steps:
+        seen = [next(steps).index.tolist()]
+        (worker,) = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            worker.send_signal(number)
+        seen += [batch.index.tolist() for _, batch in zip(range(8), steps, strict=False)]
+        assert seen == [batch.index.tolist() for batch in loader(Numbers(50)).steps(0, 9)]
+    assert not worker.is_running()
+
+
+def test_a_worker_that_was_killed_is_named(tmp_path):
+    steps = loader(Started(500, tmp_path), workers=1).steps(0, 60)
+    next(steps)
+    (worker,) = tmp_path.iterdir()
+    os.kill(int(worker.name), signal.SIGKILL)
+    with pytest.raises(
+        WorkerDied, match=r"A process that reads the source was killed by SIGKILL\. .* set fewer workers"
+    ):
+        list(steps)
 
 
 def test_the_partner_of_a_stand_in_is_of_its_own_case():

@@ -1,6 +1,7 @@
 """What a step does, and what it never does."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from torch import nn
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
+from labelfree.data.loader import WorkerDied
 from labelfree.encoders.base import Encoder, Features
 from labelfree.errors import LabelfreeError
 from labelfree.objectives.base import Objective, Step
 from labelfree.settings import Settings
 from labelfree.training import optim
 from labelfree.training.health import Watch, feature_health
-from labelfree.training.loop import GIVE_UP, Stepper, Training
+from labelfree.training.loop import GIVE_UP, Stepper, StopRequest, Training, _until_stopped
 from labelfree.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -264,3 +266,15 @@ def test_the_rate_warms_up_and_falls_as_the_schedule_says(schedule, rates):
     settings = TrainSettings(schedule=schedule, warmup=0.2)
     found = [optim.rate_factor(settings, step, 100) for step in (0, 20, 60, 99)]
     assert found == pytest.approx(rates, abs=1e-4)
+
+
+def test_a_worker_that_falls_to_the_signal_which_asks_to_stop_is_no_failure():
+    def steps():
+        yield 0, None
+        raise WorkerDied("A process that reads the source was killed by SIGTERM.")
+
+    request = StopRequest()
+    with pytest.raises(WorkerDied):
+        list(_until_stopped(steps(), request))
+    request(signal.SIGTERM, None)
+    assert list(_until_stopped(steps(), request)) == [(0, None)]

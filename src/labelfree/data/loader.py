@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
 from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
-from labelfree.errors import LabelfreeError
+from labelfree.errors import LabelfreeError, end_of
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
@@ -57,6 +60,10 @@ def rows_and_batches(
         found = {row: item for row, item in zip(chunk.tolist(), items, strict=True) if isinstance(item, Sample)}
         if found:
             yield np.array(list(found)), modality.collate(list(found.values()))
+
+
+class WorkerDied(LabelfreeError):
+    """A process that read the source is no more."""
 
 
 class _Stream(torch.utils.data.Dataset):
@@ -159,17 +166,46 @@ class Loader:
                 num_workers=self.workers,
                 prefetch_factor=AHEAD,
                 pin_memory=False,
-                worker_init_fn=_end_with_parent,
+                worker_init_fn=_serve,
             )
-            found = iter(loader)
-        for item in found:
-            if isinstance(item, LabelfreeError):
-                raise item
-            yield item
+            found: Any = iter(loader)
+        # also where the program ends in the midst: workers ignore what would end them then
+        end = Finalize(self, _kill, (found._workers,), exitpriority=0)
+        try:
+            for item in found:
+                if isinstance(item, LabelfreeError):
+                    raise item
+                yield item
+        except (RuntimeError, OSError, EOFError):  # a death is noticed in many ways
+            _check_alive(found._workers)
+            raise
+        finally:
+            found._shutdown_workers()
+            end()
 
 
-def _end_with_parent(worker: int) -> None:
-    """Make a worker end when the training does, even if that is killed: a fork server's are not its children."""
+def _check_alive(workers: list[BaseProcess]) -> None:
+    """Raises WorkerDied where one of them is not."""
+    for worker in workers:
+        worker.join(0.1)  # it may be about to end
+        if (code := worker.exitcode) is not None:
+            raise WorkerDied(
+                f"A process that reads the source {end_of(code)}.",
+                "If memory ran out (also that of /dev/shm), set fewer workers; workers=0 reads in a thread.",
+            ) from None
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _serve(worker: int) -> None:
+    """Make a worker leave signals to the training, which ends it when it has saved, as they may come to all processes
+    at once; and end when the training does, even if that is killed: a fork server's workers are not its children.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from labelfree import distributed
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw, hash_int
-from labelfree.data.loader import Loader
+from labelfree.data.loader import Loader, WorkerDied
 from labelfree.errors import LabelfreeError
 from labelfree.objectives.base import Objective
 from labelfree.runtime import autocast
@@ -237,6 +237,17 @@ def _batches(training: Training, start: int, tell: Callbacks, shares: Sequence[f
             tell.save(start)
 
 
+def _until_stopped(batches: Iterator[tuple[int, Batch]], request: StopRequest) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches, as long as they come: a worker that is still starting falls to the signal itself that
+    asks to stop. Of several processes the others would wait for this one's next step.
+    """
+    try:
+        yield from batches
+    except WorkerDied:
+        if request.name is None or distributed.world_size() > 1:
+            raise
+
+
 def train(
     training: Training, start: int, request: StopRequest, tell: Callbacks, shares: Sequence[float] = ()
 ) -> tuple[int, dict[str, float]]:
@@ -255,7 +266,9 @@ def train(
     watch = Watch(settings.batch_size, training.objective.vital)
     done = start
     began = time.perf_counter()
-    for step, batch in _batches(training, start, tell, shares):
+    # kept until all is saved: the end of it waits for what workers are reading
+    steps = _until_stopped(_batches(training, start, tell, shares), request)
+    for step, batch in steps:
         loss, features, logs = training.step(step, batch)
         done = step + 1
         if done % log_every == 0 or done in (1, training.steps):
