@@ -8,6 +8,9 @@ import signal
 from collections.abc import Iterable
 from contextlib import suppress
 
+#: What keeps a script from beginning anew in every process that it starts.
+GUARD = '`if __name__ == "__main__":` around what is to happen once'
+
 
 class LabelfreeError(Exception):
     """A mistake that the user can mend.
@@ -42,13 +45,16 @@ def reason_of(error: BaseException) -> str:
     return words.splitlines()[0].rstrip(".") if words else type(error).__name__
 
 
-def end_of(code: int) -> str:
-    """What became of a process with this exit code, as the end of a sentence; a signal's is its number below 0."""
+def death(code: int) -> tuple[str, str]:
+    """What became of a process with this exit code (a signal's is its number below 0), as the end of a sentence, and a
+    remedy.
+    """
     if code >= 0:
-        return f"ended with code {code}"
+        return f"ended with code {code}", f"What it printed says why; a script that trains needs {GUARD}."
+    name = f"signal {-code}"
     with suppress(ValueError):
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
+        name = signal.Signals(-code).name
+    return f"was killed by {name}", "If memory ran out (also that of /dev/shm), set a smaller batch_size or workers=0."
 
 
 def machine_trouble(error: Exception) -> LabelfreeError | None:

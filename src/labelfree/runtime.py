@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -61,6 +62,13 @@ def _rooms(group: Path) -> Iterator[int]:
             most, taken = (int((group / name).read_text()) for name in (limit, usage))
             facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             yield max(0, most - taken + sum(int(facts[name]) for name in of_files if name in facts))
+
+
+def shared_memory() -> int:
+    """Bytes that processes may still share: in a container they can be few."""
+    with suppress(OSError):
+        return shutil.disk_usage("/dev/shm").free
+    return free_memory()  # of another system, which keeps no such account
 
 
 def prepare_machine(threads: int | str = "auto") -> None:

@@ -15,7 +15,7 @@ from labelfree.data import ahead, cache
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached, sample_bytes
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.loader import Loader, WorkerDied, batches, evenly, rows_and_batches
+from labelfree.data.loader import Loader, WorkerDied, batches, can_be_handed, evenly, rows_and_batches
 from labelfree.data.partners import PARTNER, Partners
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
@@ -153,7 +153,7 @@ def started_by(request):
     """How processes start meanwhile."""
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(request.param, force=True)
-    yield
+    yield request.param
     multiprocessing.set_start_method(before, force=True)
 
 
@@ -185,10 +185,21 @@ def test_a_worker_that_was_killed_is_named(tmp_path):
     next(steps)
     (worker,) = tmp_path.iterdir()
     os.kill(int(worker.name), signal.SIGKILL)
-    with pytest.raises(
-        WorkerDied, match=r"A process that reads the source was killed by SIGKILL\. .* set fewer workers"
-    ):
+    with pytest.raises(WorkerDied, match=r"A process that reads the source was killed by SIGKILL\. .* workers=0"):
         list(steps)
+
+
+def test_a_source_that_cannot_be_handed_to_workers_is_named(started_by):
+    source = Numbers(50)
+    assert can_be_handed(source)
+    source.one = lambda: 1
+    if started_by == "fork":
+        assert can_be_handed(source)
+        assert len(list(loader(source, workers=1).steps(0, 2))) == 2
+    else:
+        assert not can_be_handed(source)
+        with pytest.raises(LabelfreeError, match=r"The source cannot be handed .*lambda.*\. Set workers=0"):
+            next(loader(source, workers=1).steps(0, 2))
 
 
 def test_the_partner_of_a_stand_in_is_of_its_own_case():

@@ -1,6 +1,7 @@
 """What is chosen, and what is refused, before training."""
 
 import json
+import multiprocessing
 import os
 import sys
 from types import SimpleNamespace
@@ -307,6 +308,36 @@ def test_processes_of_a_launcher_share_the_cores_of_their_machine(pictures, monk
     asked = {"modality": "image", "method": "simclr", "encoder": "timm:test_resnet", "settings": {}}
     plan, *_ = make_plan(pictures, seed=0, seconds=None, **asked)
     assert resolve_machine(plan, streamed=False).training.threads == 4
+
+
+@pytest.fixture
+def streamed(pictures, monkeypatch):
+    """A plan to stream to a GPU, on a machine with 16 cores and much shared memory, and an opened source."""
+    monkeypatch.setattr(runtime, "cores", lambda: 16)
+    monkeypatch.setattr(runtime, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(runtime, "shared_memory", lambda: 1 << 30)
+    asked = {"modality": "image", "method": "simclr", "encoder": "timm:test_resnet", "settings": {}}
+    plan, _, dataset, _ = make_plan(pictures, seed=0, seconds=None, **asked)
+    training = plan.training.model_copy(update={"accelerator": "cuda"})
+    return plan.model_copy(update={"training": training}), dataset
+
+
+def workers(plan, dataset):
+    found = resolve_machine(plan, True, dataset)
+    assert found.choices[-1]["key"] == "workers"
+    return found.training.workers, found.choices[-1]["reason"]
+
+
+def test_workers_read_for_a_gpu_where_they_can(streamed, monkeypatch):
+    plan, dataset = streamed
+    assert workers(plan, dataset) == (8, "read ahead beside the training")
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "shared_memory", lambda: 60 << 20)
+        assert workers(plan, dataset) == (0, "60 MiB of shared memory are free")
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    assert workers(plan, dataset)[0] == 8
+    dataset.own = lambda: 1
+    assert workers(plan, dataset) == (0, "the source cannot be handed to other processes")
 
 
 def test_a_network_is_tried_where_it_lies() -> None:

@@ -1,6 +1,7 @@
 """Two processes are one: started here, by torchrun, or by SLURM's srun."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from processes import FORKED, command
 from runs import Net
 
 import labelfree
+from labelfree.errors import LabelfreeError
 from labelfree.tensors import read_tensors
 from labelfree.training import processes
 
@@ -184,3 +186,35 @@ def test_a_network_of_the_users_is_back_on_the_cpu_after_the_training(pictures, 
     network = Watched()
     labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "encoder": network})
     assert network.happened[-2:] == ["ran", "moved"]
+
+
+def test_a_script_without_a_guard_is_told_so(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(LabelfreeError, match=r'runs the script anew.* `if __name__ == "__main__":` around'):
+        labelfree.pretrain("nowhere")
+
+
+@pytest.mark.parametrize(("code", "words"), [(1, r"1 of the training ended with code 1\. .*__main__"), (-9, "SIGKILL")])
+def test_processes_that_end_before_the_training_are_told_and_leave_nothing(
+    pictures, tmp_path, monkeypatch, code, words
+):
+    def join():
+        raise processes.mp.ProcessExitedException("process 1 terminated", 1, 7, code)
+
+    monkeypatch.setattr(processes.mp, "start_processes", lambda *_, **__: SimpleNamespace(pids=list, join=join))
+    with pytest.raises(LabelfreeError, match=words):
+        labelfree.pretrain(str(pictures), out=tmp_path / "run", devices=2, **TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_cannot_be_handed_to_other_processes_is_named(pictures, tmp_path, forked):
+    class Local:
+        def __len__(self):
+            return 32
+
+        def __getitem__(self, index):
+            return np.full((8, 8, 3), index, np.uint8)
+
+    with pytest.raises(LabelfreeError, match=r"cannot be handed to other processes: .*Local.*\. Set devices=1"):
+        labelfree.pretrain(Local(), modality="image", out=tmp_path / "run", devices=2, **TINY)
+    assert not (tmp_path / "run").exists()

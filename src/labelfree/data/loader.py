@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.dataset import Dataset
 from labelfree.data.partners import Partners
 from labelfree.data.sampler import Order
-from labelfree.errors import LabelfreeError, end_of
+from labelfree.errors import GUARD, LabelfreeError, death, reason_of
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
@@ -159,6 +162,7 @@ class Loader:
         with warnings.catch_warnings():
             # more workers than cores are what the user asked for
             warnings.filterwarnings("ignore", "This DataLoader will create")
+            warnings.filterwarnings("ignore", "Got pickle error")  # it is said below
             loader = torch.utils.data.DataLoader(
                 self._stream,
                 batch_size=None,
@@ -168,7 +172,7 @@ class Loader:
                 pin_memory=False,
                 worker_init_fn=_serve,
             )
-            found: Any = iter(loader)
+            found = _begun(loader)
         # also where the program ends in the midst: workers ignore what would end them then
         end = Finalize(self, _kill, (found._workers,), exitpriority=0)
         try:
@@ -184,15 +188,45 @@ class Loader:
             end()
 
 
+def _begun(loader: torch.utils.data.DataLoader) -> Any:
+    """An iterator over a loader, whose workers have started.
+
+    Raises:
+        LabelfreeError: what they are given cannot be pickled.
+        WorkerDied: one ended at once.
+    """
+    try:
+        return iter(loader)
+    except BrokenPipeError:
+        raise WorkerDied("A process that was to read the source ended at once.", f"A script needs {GUARD}.") from None
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        if multiprocessing.get_start_method() == "fork":  # nothing was pickled
+            raise
+        raise LabelfreeError(
+            f"The source cannot be handed to other processes: {reason_of(error)}.",
+            "Set workers=0, or define its class and functions in a module, by name.",
+        ) from None
+
+
+def can_be_handed(dataset: Dataset) -> bool:
+    """Whether workers could be given a dataset: those that are not forked get it pickled."""
+    if multiprocessing.get_start_method() == "fork":
+        return True
+    try:
+        ForkingPickler.dumps(dataset)
+    except Exception:  # whatever a class of the user's raises
+        return False
+    return True
+
+
 def _check_alive(workers: list[BaseProcess]) -> None:
     """Raises WorkerDied where one of them is not."""
     for worker in workers:
-        worker.join(0.1)  # it may be about to end
+        with suppress(RuntimeError):  # torch says meanwhile that one ended
+            worker.join(0.1)
         if (code := worker.exitcode) is not None:
-            raise WorkerDied(
-                f"A process that reads the source {end_of(code)}.",
-                "If memory ran out (also that of /dev/shm), set fewer workers; workers=0 reads in a thread.",
-            ) from None
+            how, remedy = death(code)
+            raise WorkerDied(f"A process that reads the source {how}.", remedy) from None
 
 
 def _kill(workers: list[BaseProcess]) -> None:

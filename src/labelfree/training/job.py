@@ -201,7 +201,7 @@ def assemble(plan: Plan, modality: Modality, dataset: Dataset, steps: int, world
     """A plan for a source as a job of `steps` steps: what `pretrain` trains, without what it says, tries and writes."""
     modality.fit(dataset)
     nearby, plan = near(modality.training_set(dataset, plan.objective_class().needs), modality, plan)
-    plan = resolve_machine(fit_batch(plan, len(nearby), world), streamed=plan.training.cache == "none")
+    plan = resolve_machine(fit_batch(plan, len(nearby), world), plan.training.cache == "none", nearby)
     objective = build_objective(plan, modality, nearby, build_encoder(plan, modality, nearby, None))
     return Job(plan.model_copy(update={"steps": steps}), modality, nearby, objective)
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from labelfree import registry, runtime
 from labelfree.data.dataset import Dataset, Description
+from labelfree.data.loader import can_be_handed
 from labelfree.data.named import ENDINGS, refuse_names
 from labelfree.data.once import remembering
 from labelfree.data.sources import (
@@ -42,6 +43,9 @@ DEFAULT_LIMIT = "10m"
 MIXED = 0.2
 #: A guess no surer than this says only that a table has numbers or words, beside which it may name its samples.
 UNSURE = 0.3
+
+#: Bytes of shared memory, through which processes hand over batches, below which none are started to read.
+SHARED = 512 << 20
 
 #: Settings that say where to compute, not what: a run that goes on may have others.
 OF_MACHINE = ("accelerator", "devices", "cache", "threads", "workers")
@@ -308,8 +312,12 @@ def _budget(engine: TrainSettings, seconds: float | None, method: str, settings:
     return Budget(seconds, flops, accelerator, views, needs or frozenset(), bool(settings.get("case")))
 
 
-def resolve_machine(plan: Plan, streamed: bool) -> Plan:
-    """Resolve what depends on the machine: precision, threads, workers."""
+def resolve_machine(plan: Plan, streamed: bool, dataset: Dataset | None = None) -> Plan:
+    """Resolve what depends on the machine: precision, threads, workers.
+
+    Args:
+        dataset: what is streamed, where it is open already.
+    """
     settings = plan.training
     device = runtime.device(settings.accelerator)
     chosen: list[Choice] = []
@@ -323,18 +331,27 @@ def resolve_machine(plan: Plan, streamed: bool) -> Plan:
 
     fast = "computed in hardware here" if runtime.fast_bf16(device) else "bfloat16 is not computed in hardware here"
     cores, beside = runtime.cores(), processes.beside(settings.devices)
-    workers = 0 if not streamed else max(0, min(8, (cores - 1) // beside)) if device.type != "cpu" else 0
+    workers, why = _workers(streamed and device.type != "cpu", max(0, min(8, (cores - 1) // beside)), dataset)
     update = {
         "accelerator": resolve("accelerator", device.type, "the fastest device here"),
         "precision": resolve("precision", runtime.best_precision(device), fast),
         "threads": resolve("threads", max(1, cores // beside), f"{cores} cores for {beside} process(es)"),
-        "workers": resolve(
-            "workers", workers, "the source is in memory" if not streamed else "read ahead beside the training"
-        ),
+        "workers": resolve("workers", workers, why if streamed else "the source is in memory"),
     }
     return plan.model_copy(
         update={"training": settings.model_copy(update=update), "choices": plan.choices + [c.record() for c in chosen]}
     )
+
+
+def _workers(useful: bool, most: int, dataset: Dataset | None) -> tuple[int, str]:
+    """How many processes read a streamed source, and why."""
+    if not (useful and most):
+        return 0, "read ahead beside the training"
+    if dataset is not None and not can_be_handed(dataset):
+        return 0, "the source cannot be handed to other processes"
+    if (room := runtime.shared_memory()) < SHARED:
+        return 0, f"{room >> 20} MiB of shared memory are free"
+    return most, "read ahead beside the training"
 
 
 def moved(plan: Plan, given: Mapping[str, Any]) -> Plan:

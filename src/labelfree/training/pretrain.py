@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -101,6 +102,7 @@ def pretrain(
         LabelfreeError: anything that the user can mend.
     """
     began = time.perf_counter()
+    processes.check_guarded()
     network = encoder if isinstance(encoder, nn.Module) else None
     if resume is not None:
         options: dict[str, Any] = {"modality": modality, "method": method, "out": out, "epochs": epochs, "steps": steps}
@@ -129,7 +131,12 @@ def pretrain(
         training = jobs.new_training(job, check_device(job.plan.training))
         save_state(folder / "checkpoints", 0, job.objective, training.optimizer)
         del training  # its momentum need not lie on the device twice
-    return _launch(job, folder, source, network, job.modality.state(), accelerator)
+    try:
+        return _launch(job, folder, source, network, job.modality.state(), accelerator)
+    except LabelfreeError:
+        if not (folder / "metrics.jsonl").exists():  # no process began: what lies there are words about nothing
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _fit_time(job: Job, length: Mapping[str, Any], began: float, found: Description) -> None:
@@ -268,7 +275,7 @@ def _prepare(
     quarantine = jobs.check_readable(nearby, plan.training)
     _say_quick_look(nearby if nearby.origin()[0] is dataset else dataset, data)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
-    plan = resolve_machine(plan, streamed=plan.training.cache == "none")
+    plan = resolve_machine(plan, plan.training.cache == "none", nearby)
     encoder = jobs.build_encoder(plan, data, nearby, network)
     counted = None
     if init is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -17,7 +19,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from labelfree.encoders.base import Encoder
-from labelfree.errors import LabelfreeError
+from labelfree.errors import GUARD, LabelfreeError, death, reason_of
 from labelfree.objectives.base import Objective
 from labelfree.training.loop import Training
 from labelfree.training.optim import build_optimizer
@@ -63,6 +65,12 @@ def _say_as_torchrun_does() -> None:
     os.environ |= {name: str(value) for name, value in names.items()}
 
 
+def check_guarded() -> None:
+    """Raises LabelfreeError in a process that is only just importing the script which started it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise LabelfreeError("Every process of a training runs the script anew, up to here.", f"Put {GUARD}.")
+
+
 def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, accelerator: str, world: int) -> Any:
     """Call `work(fabric, assignment, job)` in `world` processes: this one, those that exist already, or new ones.
 
@@ -90,7 +98,14 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
         port = free.getsockname()[1]
     # whether a step left some weights unused is no one's trouble, and each process would say so
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    context = mp.start_processes(_child, (world, port, accelerator, work, assignment), nprocs=world, join=False)
+    given = (world, port, accelerator, work, assignment)
+    try:
+        context = mp.start_processes(_child, given, nprocs=world, join=False)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise LabelfreeError(
+            f"The source or the network cannot be handed to other processes: {reason_of(error)}.",
+            "Set devices=1, or define its class and functions in a module, by name.",
+        ) from None
     with _signals_passed_to(context.pids()):
         try:
             while not context.join():
@@ -100,6 +115,9 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
             if name.endswith(("LabelfreeError", "Refusal")):
                 raise LabelfreeError(words) from None
             raise
+        except mp.ProcessExitedException as error:
+            how, remedy = death(error.exit_code)
+            raise LabelfreeError(f"Process {error.error_index} of the training {how}.", remedy) from None
     return assignment
 
 
