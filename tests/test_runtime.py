@@ -53,6 +53,20 @@ def test_cores_are_those_that_the_container_pays_for(monkeypatch: pytest.MonkeyP
     assert runtime.cores() == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "torchrun", "threads"),
+    [(None, False, None), ("3", False, 3), ("1", False, 1), ("4,2", True, 4), ("1", True, None), ("many", False, None)],
+)
+def test_threads_are_those_that_a_scheduler_allows(
+    words: str | None, torchrun: bool, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("OMP_NUM_THREADS", words), ("TORCHELASTIC_RUN_ID", "7" if torchrun else None)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert runtime.threads_allowed() == threads
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_a_training_kept_is_given_back_afterwards() -> None:
     process = psutil.Process()

@@ -39,6 +39,17 @@ def cores() -> int:
     return min(len(own_cores()), joblib.cpu_count())
 
 
+def threads_allowed() -> int | None:
+    """Threads that OMP_NUM_THREADS leaves to this process, as those set it that divide cores; None where it says none.
+
+    torchrun sets it to 1 for several processes, whatever the cores are: its 1 says nothing.
+    """
+    words = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if not words.isdecimal() or (words == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
+        return None
+    return int(words) or None
+
+
 def free_memory() -> int:
     """Bytes that are free on this machine, or as many as its container leaves to this process."""
     return min([psutil.virtual_memory().available, *(room for group in _memory_groups() for room in _rooms(group))])

@@ -307,7 +307,15 @@ def test_processes_of_a_launcher_share_the_cores_of_their_machine(pictures, monk
         monkeypatch.setenv(name, value)
     asked = {"modality": "image", "method": "simclr", "encoder": "timm:test_resnet", "settings": {}}
     plan, *_ = make_plan(pictures, seed=0, seconds=None, **asked)
-    assert resolve_machine(plan, streamed=False).training.threads == 4
+    for allowed, threads, why in (
+        (None, 4, "16 cores for 4 process(es)"),
+        (8, 4, "16 cores"),
+        (2, 2, "OMP_NUM_THREADS=2"),
+    ):
+        monkeypatch.setattr(runtime, "threads_allowed", lambda allowed=allowed: allowed)
+        found = resolve_machine(plan, streamed=False)
+        assert found.training.threads == threads
+        assert any(c["key"] == "threads" and c["reason"].startswith(why) for c in found.choices)
 
 
 @pytest.fixture

@@ -335,12 +335,20 @@ def resolve_machine(plan: Plan, streamed: bool, dataset: Dataset | None = None) 
     update = {
         "accelerator": resolve("accelerator", device.type, "the fastest device here"),
         "precision": resolve("precision", runtime.best_precision(device), fast),
-        "threads": resolve("threads", max(1, cores // beside), f"{cores} cores for {beside} process(es)"),
+        "threads": resolve("threads", *_threads(cores, beside)),
         "workers": resolve("workers", workers, why if streamed else "the source is in memory"),
     }
     return plan.model_copy(
         update={"training": settings.model_copy(update=update), "choices": plan.choices + [c.record() for c in chosen]}
     )
+
+
+def _threads(cores: int, beside: int) -> tuple[int, str]:
+    """Threads of each of the processes on this machine, and why so many."""
+    share, allowed = max(1, cores // beside), runtime.threads_allowed()
+    if allowed is not None and allowed < share:
+        return allowed, f"OMP_NUM_THREADS={allowed}"
+    return share, f"{cores} cores for {beside} process(es)"
 
 
 def _workers(useful: bool, most: int, dataset: Dataset | None) -> tuple[int, str]:
