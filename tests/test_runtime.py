@@ -1,7 +1,11 @@
 """What the machine allows is known, and it is left as it was found."""
 
+import multiprocessing
+import os
 import platform
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +19,7 @@ from runs import pictures, save
 
 import labelfree
 from labelfree import runtime
+from labelfree.errors import LabelfreeError
 
 
 @pytest.fixture
@@ -80,6 +85,19 @@ def test_memory_that_a_training_kept_is_given_back_afterwards() -> None:
     assert process.memory_info().rss < before + (20 << 20)
 
 
+def test_one_training_at_a_time_in_a_process() -> None:
+    def entered() -> bool:
+        with runtime.state_kept():
+            return True
+
+    with ThreadPoolExecutor(1) as pool:
+        with runtime.state_kept():
+            assert entered(), "parts of one computation are one"
+            with pytest.raises(LabelfreeError, match=r"Another thread .* use processes"):
+                pool.submit(entered).result()
+        assert pool.submit(entered).result()
+
+
 @contextmanager
 def double_by_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
@@ -122,3 +140,27 @@ def test_what_a_program_has_set_in_torch_changes_nothing(number: int, features: 
         run.evaluate(labelled, label="label", seeds=1, budgets="100%", protocols="linear", baselines="none")
         run.finetune(labelled, "label", tmp_path / "model", **TUNED)
         assert now() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_that_is_forked_while_another_thread_trains_may_train() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with runtime.state_kept():
+            inside.set()
+            done.wait(60)
+
+    def forked() -> None:
+        with runtime.state_kept():
+            pass
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    inside.wait(60)
+    process = multiprocessing.get_context("fork").Process(target=forked)
+    process.start()
+    process.join(60)
+    done.set()
+    thread.join()
+    assert process.exitcode == 0

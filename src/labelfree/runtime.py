@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -18,6 +19,8 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+
+from labelfree.errors import LabelfreeError
 
 #: What says which control groups this process is in, and what they allow and use (versions 2 and 1).
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -137,11 +140,40 @@ def plain_torch() -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
+def _renew() -> None:
+    """A process that is forked while a thread computes does not inherit that thread."""
+    global _one
+    _one = threading.RLock()
+
+
+_one = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
 @contextmanager
 def state_kept() -> Iterator[None]:
     """Plain torch inside; its random numbers, threads and determinism are left as they were, for a program that goes on
     computing, and the memory that `prepare_machine` keeps is handed back.
+
+    Raises:
+        LabelfreeError: another thread is inside.
     """
+    one = _one
+    if not one.acquire(blocking=False):
+        raise LabelfreeError(
+            "Another thread of this program is training or evaluating, and torch's random numbers are there once only.",
+            "Wait for it, or use processes.",
+        )
+    try:
+        with _state_kept():
+            yield
+    finally:
+        one.release()
+
+
+@contextmanager
+def _state_kept() -> Iterator[None]:
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     # asking a GPU that nobody has used yet would have every process of torchrun hold memory on the first one
