@@ -16,7 +16,7 @@ from labelfree.objectives.base import Objective, Step
 from labelfree.settings import Settings
 from labelfree.training import optim
 from labelfree.training.health import Watch, feature_health
-from labelfree.training.loop import GIVE_UP, Stepper, StopRequest, Training, _until_stopped
+from labelfree.training.loop import GIVE_UP, Stepper, StopRequest, Training, _until_stopped, heard_by, stop_on_signals
 from labelfree.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -278,3 +278,25 @@ def test_a_worker_that_falls_to_the_signal_which_asks_to_stop_is_no_failure():
         list(_until_stopped(steps(), request))
     request(signal.SIGTERM, None)
     assert list(_until_stopped(steps(), request)) == [(0, None)]
+
+
+def test_a_handler_that_is_not_pythons_stays(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    get = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGINT else get(number))
+    ours = get(signal.SIGINT)
+    with stop_on_signals() as request:
+        assert get(signal.SIGINT) is ours
+        signal.raise_signal(signal.SIGTERM)
+    assert request.name == "SIGTERM"
+    assert get(signal.SIGTERM) is before
+
+
+def test_signals_are_heard_until_the_end():
+    heard = []
+    before = signal.getsignal(signal.SIGTERM)
+    with heard_by(lambda number, frame: heard.append(number)):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert heard == [signal.SIGTERM, signal.SIGINT]
+    assert signal.getsignal(signal.SIGTERM) is before

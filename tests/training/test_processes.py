@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -144,6 +145,19 @@ def test_a_batch_script_without_srun_is_one_process(pictures, tmp_path, monkeypa
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert processes.outside_world() == 1
     assert labelfree.pretrain(str(pictures), out=tmp_path / "run", **TINY).state == "finished"
+
+
+def test_a_process_alone_is_the_first_whatever_was_left_over(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes.is_first()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert not processes.is_first()
+
+
+def test_processes_wait_for_the_first_as_long_as_it_plans(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes._make_fabric("cpu", 2).strategy._timeout >= timedelta(days=1)
 
 
 def test_all_processes_start_from_the_weights_of_another_run(pictures, alone, tmp_path, forked):

@@ -178,14 +178,22 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """While inside, Ctrl-C and SIGTERM ask for a clean stop (only the main thread may listen)."""
+    """While inside, Ctrl-C and SIGTERM ask for a clean stop."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with heard_by(request):
         yield request
-        return
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+@contextmanager
+def heard_by(listener: Callable[[int, Any], None]) -> Iterator[None]:
+    """While inside, Ctrl-C and SIGTERM call `listener` (only in the main thread, where alone one may listen).
+
+    A handler that is not Python's, such as that of a program around it, could not be given back, and is left in place.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {n: signal.signal(n, listener) for n in numbers if signal.getsignal(n) is not None}
     try:
-        yield request
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

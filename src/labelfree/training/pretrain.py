@@ -439,7 +439,9 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
 
 @dataclass
 class Assignment:
-    """What each process needs to take part in a training; `launched` is when it was asked, in seconds of the clock."""
+    """What each process needs to take part in a training; `launched` is when it was asked, in seconds of a clock that
+    the processes of a machine share, and that nobody sets: only the first process reckons with it.
+    """
 
     plan: dict[str, Any]
     state: Mapping[str, Any]
@@ -455,7 +457,7 @@ def _launch(
     """Train in as many processes as were asked for and return the run; without a `job`, as the first process says."""
     assignment = None
     if job is not None:
-        assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network, time.time())
+        assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network, time.monotonic())
     world = processes.outside_world() if job is None else _world(job.plan)
     if job is not None and world > processes.outside_world():  # the processes to come hold all of it themselves
         runtime.leave_device(job.objective)
@@ -486,7 +488,7 @@ def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
     training = jobs.new_training(job, device, fabric.global_rank, fabric.world_size)
     processes.wrap(fabric, training)
     start = load_state(assignment.folder / "checkpoints", training.objective, training.optimizer)
-    waited = time.time() - assignment.launched
+    waited = max(0.0, time.monotonic() - assignment.launched)
     Recorder(assignment.folder, job, training, fabric, start, waited).run()
     if fabric.world_size == 1 or plan.training.strategy == "ddp":  # a network of the user's is theirs again
         runtime.leave_device(job.objective)

@@ -8,9 +8,9 @@ import os
 import pickle
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,8 +21,11 @@ from torch import nn
 from labelfree.encoders.base import Encoder
 from labelfree.errors import GUARD, LabelfreeError, death, reason_of
 from labelfree.objectives.base import Objective
-from labelfree.training.loop import Training
+from labelfree.training.loop import Training, heard_by
 from labelfree.training.optim import build_optimizer
+
+#: How long a process waits for the others: none is slower than that, and a launcher ends them where one has ended.
+PATIENCE = timedelta(days=1)
 
 
 def outside_world() -> int:
@@ -38,8 +41,8 @@ def beside(devices: int) -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that chooses, writes and speaks."""
-    return int(os.environ.get("RANK") or _from_srun("PROCID", 0)) == 0
+    """Whether this is the process that chooses, writes and speaks; one alone is, whatever RANK was left over."""
+    return outside_world() == 1 or int(os.environ.get("RANK") or _from_srun("PROCID", 0)) == 0
 
 
 def _from_srun(name: str, alone: int) -> int:
@@ -138,15 +141,8 @@ def _signals_passed_to(pids: list[int]) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    if threading.current_thread() is not threading.main_thread():
+    with heard_by(pass_on):
         yield
-        return
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _make_fabric(accelerator: str, world: int) -> Any:
@@ -165,7 +161,8 @@ def _make_fabric(accelerator: str, world: int) -> Any:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     # which weights a step uses is the objective's affair (a mask vector, for instance, has no part in every step)
     # statistics and memories are equal on all processes by themselves: nothing is sent around before each step
-    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    # the others wait for the first as long as it plans: it may read a large source, and try a slow network
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=PATIENCE)
     return Fabric(accelerator=accelerator, devices=local, num_nodes=world // local, strategy=strategy, plugins=[around])
 
 
