@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import resource
@@ -441,6 +442,19 @@ def test_sigterm_before_the_training_is_an_interrupt(monkeypatch: pytest.MonkeyP
         assert main() == 130
     finally:
         signal.signal(signal.SIGTERM, usual)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_pipe_that_knows_no_greek_takes_all(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelfree.catalogue.methods", lambda: [{"name": "λ", "about": "é"}])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["labelfree", "list", "methods", *words])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True))
+    assert main() == 0
+    printed = sys.stdout.buffer.getvalue().decode("cp1252")  # type: ignore[attr-defined]
+    assert r"\u03bb" in printed
+    if words:
+        assert json.loads(printed) == {"methods": [{"name": "λ", "about": "é"}]}
 
 
 def test_what_child_processes_print_does_not_disturb_the_json(

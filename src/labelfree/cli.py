@@ -556,6 +556,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # the process is this command's own: what a cluster sends ends it as Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if getattr(sys.stdout, "errors", "") == "strict":  # a pipe of Windows knows no Greek
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return int(app(words, prog_name="labelfree", standalone_mode=False) or 0)
     except typer.TyperException as error:
