@@ -138,7 +138,9 @@ def test_what_a_program_has_set_in_torch_changes_nothing(number: int, features: 
         run = labelfree.pretrain(source, out=tmp_path / "run", steps=1, **SHORT)
         np.testing.assert_array_equal(run.embed(source), features)
         run.evaluate(labelled, label="label", seeds=1, budgets="100%", protocols="linear", baselines="none")
-        run.finetune(labelled, "label", tmp_path / "model", **TUNED)
+        run.anomalies(source, source)
+        model = run.finetune(labelled, "label", tmp_path / "model", **TUNED)
+        np.testing.assert_array_equal(labelfree.load(model.path).probabilities(source), model.probabilities(source))
         assert now() == before
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.files import is_address, write_table
@@ -133,6 +134,7 @@ class Anomalies:
         write_table({"name": self.names, **columns}, file, force)
 
 
+@runtime.plain_torch()
 def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "distance") -> Anomalies:
     """How strange each sample of a source is to a run's encoder, without any label.
 

@@ -77,6 +77,7 @@ class Model:
         self.path = folder
 
     @classmethod
+    @runtime.plain_torch()
     def load(cls, path: str | Path, encoder: nn.Module | None = None) -> Self:
         """Open a folder that `finetune` wrote.
 

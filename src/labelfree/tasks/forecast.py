@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.errors import LabelfreeError
 from labelfree.files import write_table
 
@@ -48,6 +49,7 @@ class Forecast:
         return write_table(own | {name: self.values[..., c].reshape(-1) for c, name in enumerate(channels)}, out, force)
 
 
+@runtime.plain_torch()
 @torch.no_grad()
 def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Forecast:
     """Continue every recording of `source` token by token, each prediction being taken for true by the next.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from labelfree import runtime
 from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from labelfree.run import Run
 
 
+@runtime.plain_torch()
 @torch.no_grad()
 def generate(
     run: Run, prompt: str = "", tokens: int = 200, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
@@ -87,6 +89,7 @@ class Perplexity:
     bytes: int
 
 
+@runtime.plain_torch()
 @torch.no_grad()
 def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     """Of a source of texts: cut into blocks as in pretraining, of which the model sees nothing before their start."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labelfree import runtime
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import write_table
 from labelfree.needs import Need
@@ -122,6 +123,7 @@ def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.
     return {name: apart[:, number] for number, name in enumerate(names)}
 
 
+@runtime.plain_torch()
 def retrieve(run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: int = 256) -> list[Direction]:
     """Of each side of a row, look for every other side among those of all rows that have both.
 
@@ -160,6 +162,7 @@ def ranks(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     return found
 
 
+@runtime.plain_torch()
 def zero_shot(
     run: Run,
     source: Any,

@@ -31,6 +31,7 @@ class Stream:
         Refusal: the run is of another kind of data, or its method does not say how unusual a sample is.
     """
 
+    @runtime.plain_torch()
     def __init__(self, run: Run, batch_size: int = 256) -> None:
         self._seen = run.modality.nothing_seen()
         self._modality, self._objective, self._batch_size = run.modality, run.objective(), batch_size
@@ -99,12 +100,14 @@ class Stream:
         cuts = [slice(start, start + self._batch_size) for start in range(0, len(log), self._batch_size)]
         return [replace(log, time=log.time[c], ends=log.ends[c], features=log.features[c]) for c in cuts]
 
+    @runtime.plain_torch()
     @torch.inference_mode()
     def _judge(self, part: Log) -> np.ndarray:
         batch = self._modality.fresh_batch(self._seen, part)
         with runtime.autocast(self._device, "auto"):
             return self._objective.anomaly_score(batch).float().numpy()
 
+    @runtime.plain_torch()
     @torch.inference_mode()
     def _take_in(self, part: Log) -> None:
         if self._objective.encoder.remembers:
