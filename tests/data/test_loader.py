@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from contextlib import closing
 
@@ -178,6 +179,23 @@ def test_signals_to_all_processes_are_the_trainings_alone_and_workers_end_with_i
         seen += [batch.index.tolist() for _, batch in zip(range(8), steps, strict=False)]
         assert seen == [batch.index.tolist() for batch in loader(Numbers(50)).steps(0, 9)]
     assert not worker.is_running()
+
+
+KEPT = []
+
+
+def _end_in_the_midst():
+    KEPT.append(loader(Numbers(500), workers=2).steps(0, 60))
+    next(KEPT[0])
+    sys.exit(7)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_program_that_ends_in_the_midst_of_reading_ends_its_workers():
+    program = multiprocessing.get_context("fork").Process(target=_end_in_the_midst)
+    program.start()
+    program.join(60)
+    assert program.exitcode == 7
 
 
 def test_a_worker_that_was_killed_is_named(tmp_path):

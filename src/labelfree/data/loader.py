@@ -231,7 +231,9 @@ def _check_alive(workers: list[BaseProcess]) -> None:
 
 def _kill(workers: list[BaseProcess]) -> None:
     for worker in workers:
-        worker.kill()
+        with suppress(RuntimeError):  # torch says meanwhile that one ended
+            worker.kill()
+            worker.join(1)
 
 
 def _serve(worker: int) -> None:
