@@ -457,6 +457,17 @@ def test_a_pipe_that_knows_no_greek_takes_all(words: list[str], monkeypatch: pyt
         assert json.loads(printed) == {"methods": [{"name": "λ", "about": "é"}]}
 
 
+def test_of_several_processes_the_first_answers_and_one_alone_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("labelfree.catalogue.methods", lambda: [{"name": "x"}])
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert answer(capsys, "list", "methods") == {"methods": [{"name": "x"}]}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert call(capsys, "list", "methods", "--json")[1] == ""
+
+
 def test_what_child_processes_print_does_not_disturb_the_json(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,6 @@ Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Set
 Group = Annotated[str | None, Option("--group", metavar="NAME", help="Column whose values are kept together.")]
 Force = Annotated[bool, Option("--force", help="Replace what is there.")]
 TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="How long it may take: 90s, 10m, 2h.")]
-
 Config = Annotated[Path | None, Option("--config", metavar="FILE", help="Options and settings as YAML or JSON.")]
 
 FAILED, MISTAKE, BUG, INTERRUPTED = 1, 2, 3, 130
@@ -110,7 +109,8 @@ def _streams(json: bool) -> Iterator[None]:
 
 def _print_json(answer: Answer) -> None:
     """One line on standard output; where torchrun or SLURM started several processes, only the first one speaks."""
-    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID") if "WORLD_SIZE" in os.environ else ("SLURM_PROCID",)
+    if all(os.environ.get(name, "0") == "0" for name in ranks):
         print(json_text(answer), flush=True)
 
 

@@ -54,7 +54,8 @@ def death(code: int) -> tuple[str, str]:
     name = f"signal {-code}"
     with suppress(ValueError):
         name = signal.Signals(-code).name
-    return f"was killed by {name}", "If memory ran out (also that of /dev/shm), set a smaller batch_size or workers=0."
+    remedy = "If memory ran out (also that of /dev/shm), set a smaller batch_size or workers=0."
+    return f"was killed by {name}", "" if name in ("SIGINT", "SIGTERM") else remedy
 
 
 def machine_trouble(error: Exception) -> LabelfreeError | None:
