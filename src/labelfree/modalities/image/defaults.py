@@ -46,8 +46,8 @@ LADDER = (
     Rung("timm:resnet10t", 32, 1, 1.85e9, 100_000),
     Rung("timm:resnet10t", 32, 2, 0.6e9, 0),
 )
-#: How often a picture is worth showing to a transformer, which sees another view each time (He et al. 2022, MAE, fig. 7:
-#: it gains up to 1,600 passes).
+#: How often a picture is worth showing to a transformer, which sees another view of it each time (MAE gains up to 1,600
+#: passes: He et al. 2022, fig. 7).
 PASSES = 400
 #: The network where epochs or steps were fixed, on a CPU; on a GPU so many seconds are reckoned with.
 USUAL, WITHOUT_LIMIT = "timm:resnet18", 3600.0
