@@ -345,7 +345,7 @@ class Bench:
 
     def resampled(self, key: tuple[str, str, str]) -> Resampled:
         """The score of what a protocol at a budget made of a method, and what it would be otherwise."""
-        return self.judge.resampled(self.metric, self.answers(self.metric, key))
+        return self.judge.resampled(self.metric, self.answers(self.metric, key), beside=key[2] != "pretrained")
 
     # ---- all layers trained
 
