@@ -178,6 +178,35 @@ def test_what_is_held_out_is_not_the_largest_group() -> None:
         assert 0 < held.sum() <= 60
 
 
+@pytest.mark.parametrize(
+    ("sizes", "low", "high"),
+    [
+        ([500, 500, 500, 20, 20, 20], 0.3, 0.34),
+        ([100] * 10, 0.1, 0.3),
+        ([900, 50, 50, 40, 60, 70, 30, 80, 20, 60], 0.0, 0.15),
+        (np.arange(10, 60).tolist(), 0.15, 0.25),
+    ],
+)
+def test_groups_that_are_held_out_are_about_a_fifth_and_others_with_another_seed(
+    sizes: list[int], low: float, high: float
+) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    y, drawn = np.arange(len(groups)) % 2, set()
+    for seed in range(12):
+        held = folds(y, 5, np.random.default_rng(seed), groups) == 0
+        assert low <= held.mean() <= high
+        drawn.add(tuple(np.unique(groups[held])))
+    assert len(drawn) >= 3
+
+
+def test_groups_that_are_held_out_leave_samples_of_each_class() -> None:
+    groups = np.repeat(np.arange(6), 50)
+    y = np.where(groups == 0, 2, np.arange(300) % 2)  # one class lies within one group
+    for seed in range(12):
+        held = folds(y, 5, np.random.default_rng(seed), groups) == 0
+        assert set(y[~held]) == {0, 1, 2}
+
+
 def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:
     y = np.array([0, 1, 0, 0, 1, 0, 0, 2])
     fold = folds(y, 5, np.random.default_rng(0), chronological=True)

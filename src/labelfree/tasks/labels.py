@@ -348,5 +348,22 @@ def folds(
         # the fold that has least of what this group brings, then the emptiest
         chosen[group] = np.lexsort((filled.sum(axis=1), filled @ share[group]))[0]
         filled[chosen[group]] += share[group]
-    # the largest are placed first, from fold 0 on; fold 0 of the answer, which is held out, is to have small ones
-    return (count - 1 - chosen)[place]
+    return _first_of(chosen, table, count, rng)[place]
+
+
+def _first_of(chosen: np.ndarray, table: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Folds (G,) of groups, numbered anew so that 0, which is held out, is one drawn from those that suit best: the
+    others have samples of most classes, it is nearest to 10 to 30 % of the samples, it has samples of most classes.
+
+    Args:
+        table: (G, C) samples of each class in each group.
+        count: of folds.
+    """
+    sizes = np.stack([table[chosen == fold].sum(axis=0) for fold in range(count)])
+    share = sizes.sum(axis=1) / sizes.sum()
+    off = np.round(np.maximum(0.1 - share, share - 0.3).clip(0), 1)  # to tenths, lest few samples decide
+    taken, absent = (sizes == sizes.sum(axis=0)) & (sizes > 0), sizes == 0
+    reasons = np.stack([taken.sum(axis=1), off, absent.sum(axis=1)], axis=1)
+    best = min(map(tuple, reasons))
+    first = rng.choice([fold for fold in range(count) if tuple(reasons[fold]) == best])
+    return (chosen - first) % count
