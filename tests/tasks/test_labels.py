@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,32 @@ def test_samples_without_a_label_are_left_out_with_a_note() -> None:
     assert labels.y.tolist() == [0, -1, 1, -1, -1]
     assert labels.counts.tolist() == [1, 1]
     assert "3 of 5 samples have no value in 'y'" in labels.notes[0]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["a", "b", float("nan"), "b"],
+        np.array(["a", "b", pd.NA, "b"], dtype=object),
+        np.array(["a", "b", pd.NA, "b"], dtype=object).astype(str),
+        np.array(["a", "b", pd.NaT, "b"], dtype=object),
+        np.array(["a", "b", np.float32("nan"), "b"], dtype=object),
+        pd.array(["a", "b", None, "b"], dtype="string"),
+    ],
+)
+def test_what_is_missing_is_no_class_however_it_is_written(column: Sequence[object]) -> None:
+    labels = read_labels(Table(y=column, who=column), "y", "who")
+    assert (labels.classes, labels.y.tolist()) == (("a", "b"), [0, 1, -1, 1])
+    assert len(labels.notes) == 2
+    assert len(set(labels.groups.tolist())) == 3
+
+
+def test_classes_whose_names_may_mean_no_label_are_noted() -> None:
+    for column, name in (([-1, 0, 1], "-1"), (["a", "None", "b"], "None"), (["null", "a"], "null")):
+        assert read_labels(Table(y=column), "y").notes == [
+            f"'{name}' is a class of 'y': if it stands for no label, empty it."
+        ]
+    assert read_labels(Table(y=[-1, 1]), "y").notes == []
 
 
 def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
