@@ -115,6 +115,17 @@ def test_the_baseline_that_needs_the_fewest_labels_is_quoted() -> None:
     assert "not enough" not in words
 
 
+def test_of_trainings_that_time_cut_short_it_is_not_said_that_labels_are_not_enough() -> None:
+    found = compare("1%", 10, 0.5, 0.3)
+    ours = {"1%": Resampled(0.5, np.full(21, 0.5))}
+    curve = {n: Resampled(score, np.full(21, score)) for n, score in ((10, 0.3), (1000, 0.4))}
+    whole, cut = (label_saving([found], ours, {"scratch": curve}, short)["1%"] for short in ((), ["scratch"]))
+    assert whole["scratch"]["relation"] == "more than"
+    assert cut["scratch"] == {**whole["scratch"], "relation": "not known"}
+    assert "From scratch" in verdict([found], {"1%": whole}, "accuracy")
+    assert "From scratch" not in verdict([found], {"1%": cut}, "accuracy")
+
+
 def test_a_training_that_time_cut_short_is_named() -> None:
     words = verdict([replace(compare("10%", 100, 0.7, 0.5), steps=0.6)], {}, "accuracy")
     assert words.endswith(

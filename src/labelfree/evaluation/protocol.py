@@ -207,7 +207,8 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
     comparisons = [c for c in (_compare(bench, budget, protocols) for budget in bench.budgets) if c is not None]
     ours = {c.budget: bench.resampled((c.way, c.budget, "pretrained")) for c in comparisons}
     rivals = {"scratch": ["finetune"], "raw": bench.run.modality.classical}
-    saving = label_saving(comparisons, ours, {method: _curve(bench, method, ways) for method, ways in rivals.items()})
+    curves = {method: _curve(bench, method, ways) for method, ways in rivals.items()}
+    saving = label_saving(comparisons, ours, curves, short=["scratch"] if bench.cut else [])
     about = {
         "label": label,
         "group": group,
@@ -231,13 +232,10 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
 
 
 def _curve(bench: Bench, method: str, protocols: Sequence[str]) -> dict[int, Resampled]:
-    """A baseline's learning curve: its best score at every number of labels (which favours the baseline).
-
-    What time has cut short is no point of it.
-    """
+    """A baseline's learning curve: its best score at every number of labels (which favours the baseline)."""
     best: dict[int, Resampled] = {}
     for protocol, budget, other in bench.guesses:
-        if other == method and protocol in protocols and (protocol != "finetune" or budget not in bench.cut):
+        if other == method and protocol in protocols:
             found, labels = bench.resampled((protocol, budget, method)), bench.labels(budget)
             best[labels] = max(found, best.get(labels, found), key=lambda resampled: resampled.score)
     return best

@@ -64,16 +64,15 @@ class TestPart:
     @cached_property
     def _weights(self) -> np.ndarray:
         """(N, R) how often each sample is drawn."""
-        return self._drawn(self.count, 0)[self._place]
+        return self._drawn(self.count, np.random.default_rng(self.seed))[self._place]
 
     @cached_property
     def _padded_weights(self) -> np.ndarray:
         """(N + 4 C, R) the same of the samples with those that are put beside them."""
-        return self._drawn(len(self.y) + len(self._padding), 2)
+        return self._drawn(len(self.y) + len(self._padding), np.random.default_rng((self.seed, 2)))
 
-    def _drawn(self, count: int, number: int) -> np.ndarray:
+    def _drawn(self, count: int, rng: np.random.Generator) -> np.ndarray:
         times = max(25, min(RESAMPLES, WEIGHTS // len(self.y)))
-        rng = np.random.default_rng((self.seed, number))
         return rng.multinomial(count, np.full(count, 1 / count), size=times).T.astype(np.float32)
 
     def scores(self, metric: str, guesses: np.ndarray) -> np.ndarray:

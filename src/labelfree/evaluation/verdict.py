@@ -173,7 +173,7 @@ def _saving_words(entry: Mapping[str, Any]) -> str:
     features.
     """
     order = ("at most", "about", "more than")
-    needs = {who: entry[who] for who in ("scratch", "raw") if who in entry}
+    needs = {who: entry[who] for who in ("scratch", "raw") if who in entry and entry[who]["relation"] in order}
     who = min(needs, key=lambda who: (order.index(needs[who]["relation"]), needs[who]["labels"]), default=None)
     if who is None or needs[who]["relation"] == "at most":
         return ""
@@ -190,7 +190,10 @@ def between(need: Mapping[str, Any]) -> str:
 
 
 def label_saving(
-    comparisons: Sequence[Comparison], ours: Mapping[str, Resampled], curves: Mapping[str, Mapping[int, Resampled]]
+    comparisons: Sequence[Comparison],
+    ours: Mapping[str, Resampled],
+    curves: Mapping[str, Mapping[int, Resampled]],
+    short: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """For each budget: how many labels the baselines need to reach what the pretrained encoder reaches.
 
@@ -198,11 +201,13 @@ def label_saving(
         comparisons: one a budget.
         ours: the pretrained encoder's score by budget.
         curves: for "scratch" and "raw", the score by number of labels.
+        short: those whose training time has cut short: with all of it their labels might be enough.
 
     Returns:
         By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor", "low", "high"}:
         it needs "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels,
-        which is `factor` times as many; None where it is more than that. `low` and `high` are the 95% interval; None
+        which is `factor` times as many; None where it is more than that, or "not known", since its largest is not
+        enough but time has cut it short. `low` and `high` are the 95% interval; None
         where it has no end among the budgets.
     """
     saving = {}
@@ -213,7 +218,9 @@ def label_saving(
             # a curve that ends before this budget says nothing of it
             if counts and counts[-1] >= c.labels:
                 needed, low, high = labels_saved(curve, ours[c.budget])
-                relation = "more than" if needed is None else "at most" if needed <= counts[0] else "about"
+                relation = "not known" if method in short else "more than"
+                if needed is not None:
+                    relation = "at most" if needed <= counts[0] else "about"
                 labels = counts[-1] if needed is None else round(needed)
                 factor = None if needed is None else round(needed / c.labels, 2)
                 entry[method] = {"relation": relation, "labels": labels, "factor": factor, "low": round(low)}
