@@ -389,7 +389,7 @@ class Bench:
             nominal = self._steps(budget)
             steps = max(1, round(nominal * share))
             if steps < nominal:
-                self.cut[budget.name] = steps / nominal
+                self.cut[budget.name] = min(0.99, round(steps / nominal, 2))
                 self.left_out.append(
                     f"finetune at {budget.name}: {steps} steps instead of {nominal}, for want of time."
                 )

@@ -58,7 +58,8 @@ class TestPart:
         self._place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
         self.count = int(self._place.max()) + 1
         #: (C,) groups that have samples of each class, or samples where there are no groups
-        self.units = np.bincount(np.unique(np.stack([self._place, y]), axis=1)[1])
+        classes = max(2, int(y.max()) + 1)
+        self.units = np.bincount(np.unique(self._place * classes + y) % classes, minlength=classes)
         self._padding = np.repeat(np.unique(y), 4)
 
     @cached_property
