@@ -113,6 +113,7 @@ def test_resamplings_that_lack_a_class_say_nothing() -> None:
     y, weights = np.array([0, 0, 1]), np.array([[1, 1], [1, 2], [1, 0]])
     for metric in ("balanced_accuracy", "macro_f1"):
         assert np.isnan(score(metric, y, y[None], weights)).tolist() == [[False, True]]
+        assert score(metric, y, y[None], weights, some=True).tolist() == [[1, 1]]
 
 
 def test_a_class_of_one_group_may_be_told_in_any_way_in_others() -> None:
@@ -125,6 +126,15 @@ def test_a_class_of_one_group_may_be_told_in_any_way_in_others() -> None:
     assert found.mean - found.low > 0.5
     sure = TestPart(y, groups).interval("average_precision", guess + 0.0)
     assert (sure.low, sure.high) == (0, 1)
+
+
+def test_many_classes_of_two_groups_each_leave_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    y = groups // 2
+    guess = np.where(rng.random((1, 400)) < 0.8, y, (y + 1) % 20)
+    found = TestPart(y, groups).interval("balanced_accuracy", guess)
+    assert 0.15 < (found.high - found.low) / 2 < 0.25
 
 
 def test_guesses_that_do_not_differ_between_seeds_are_given_once() -> None:

@@ -20,6 +20,7 @@ from labelfree.data.doctor import digest, nearby
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.saved import build_from_config
 from labelfree.errors import LabelfreeError
+from labelfree.evaluation.statistics import FEW_GROUPS
 from labelfree.files import is_address, read_json
 from labelfree.modalities.base import Modality
 from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, read_labels
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 #: Pairs of copies that are named.
 NAMED = 5
-#: Fewer test samples of a class, or groups of them, than these are named: its recall is hardly known.
-FEWEST, FEWEST_GROUPS = 10, 5
+#: Classes with fewer test samples than this are named: how well each is told is hardly known.
+FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ def _few_words(test: Part, classes: tuple[str, ...], kind: str) -> list[str]:
     if test.groups is not None:
         places = np.unique(np.stack([np.unique(test.groups, return_inverse=True)[1], test.y]), axis=1)[1]
         spread = np.bincount(places, minlength=len(classes))
-        few |= (spread > 0) & (spread < FEWEST_GROUPS)
-        what += f", or samples of fewer than {FEWEST_GROUPS} {kind}s"
+        few |= (spread > 0) & (spread < FEW_GROUPS)
+        what += f", or samples of fewer than {FEW_GROUPS} {kind}s"
     if not few.any():
         return []
     named = [f"'{classes[c]}' ({counts[c]})" for c in np.argsort(counts, kind="stable") if few[c]]

@@ -13,6 +13,8 @@ from labelfree.tasks.metrics import EVEN, RANKINGS, score
 
 #: Resamplings of the test part, fewer where it is so large that they would fill the memory.
 RESAMPLES, WEIGHTS = 200, 20_000_000
+#: How well a class is told is hardly known from fewer groups than this.
+FEW_GROUPS = 5
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class TestPart:
             right = np.array([True, False, True, False] if beside else [True, True, False, False])
             padding = np.where(np.tile(right, len(self._padding) // 4), self._padding, -1)
             guesses = np.hstack([guesses, np.broadcast_to(padding, (len(guesses), len(padding)))])
-        drawn = score(metric, truth, guesses, self._weights if weights is None else weights)
+        drawn = score(metric, truth, guesses, self._weights if weights is None else weights, some=self.grouped)
         return score(metric, truth, guesses)[:, 0], drawn
 
     def interval(self, metric: str, guesses: np.ndarray, against: np.ndarray | None = None) -> Interval:
@@ -121,8 +123,8 @@ class TestPart:
         Two uncertainties are added in quadrature: of the seeds (Student's t interval of their mean) and of the test
         samples, or their groups (bootstrap standard errors times a quantile of Student's t: 1.96 but where they are
         few, and without bound where there is one; Wilson's interval where all are right). With one seed the first
-        cannot be known and is left out. Resamplings that lack a class which the metric asks for say nothing and are
-        left out too; where most do, there is no bound.
+        cannot be known and is left out. Resamplings that lack what a ranking looks for say nothing and are left out
+        too; where most do, there is no bound.
 
         Args:
             metric: see `score`.
@@ -145,14 +147,18 @@ class TestPart:
         sought = int(self.units[self.positive]) if metric in RANKINGS else self.count
         if self.count == 1 or (self.grouped and sought == 1) or np.isnan(drawn).mean() > 0.5:
             return math.inf
-        units = self.units[self.units > 0]
-        # other groups may tell a class that is of one group in any way
-        alone = math.sqrt((units == 1).sum()) / len(units) if metric in EVEN and self.grouped else 0.0
+        hardly = self._hardly_known() if metric in EVEN and self.grouped else 0.0
         if error := _error(drawn):
-            return math.hypot(error * widened(self.count), alone)
+            return math.hypot(error * widened(self.count), hardly)
         # right in every resampling, or alike: Wilson's interval of so many successes (1927)
-        successes = int(units.min()) if metric in EVEN else sought
-        return math.hypot(1.96**2 / (successes + 1.96**2), alone)
+        return math.hypot(1.96**2 / (sought + 1.96**2), hardly)
+
+    def _hardly_known(self) -> float:
+        """How far the mean over classes may be off for those that few of the groups have, which may lack in most
+        resamplings: the whole weight of a class that one group has, half of it for four.
+        """
+        units = self.units[self.units > 0]
+        return math.sqrt((1 / units[units < min(FEW_GROUPS, self.count)]).sum()) / len(units)
 
 
 def _error(drawn: np.ndarray) -> float:

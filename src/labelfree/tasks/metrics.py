@@ -30,7 +30,9 @@ def check_metric(metric: str, classes: int, y: np.ndarray) -> None:
         raise LabelfreeError(f"'{metric}' needs test samples of both classes.", "Use accuracy, or add test samples.")
 
 
-def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def score(
+    metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None, some: bool = False
+) -> np.ndarray:
     """Scores of several sets of answers, on several weightings of the test samples.
 
     Args:
@@ -41,10 +43,11 @@ def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray |
         y: (N,) classes; for rankings, whether a sample is one that is looked for.
         answers: (S, N) guessed classes, one row a seed; for rankings, numbers that are larger the surer one is.
         weights: (N, R) how often each sample counts; once by default.
+        some: whether classes that a weighting lacks do not count.
 
     Returns:
-        (S, R) in [0, 1]; NaN where a weighting lacks a class of `y` that the metric counts, or all that a ranking
-        looks for.
+        (S, R) in [0, 1]; NaN where a weighting lacks a class of `y` that the metric counts (but for `some`), or all
+        that a ranking looks for.
     """
     w = np.ones((len(y), 1)) if weights is None else weights
     if metric in RANKINGS:
@@ -57,7 +60,7 @@ def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray |
         hits, size = (guessed & truth) @ w, truth @ w
         bottom = size if metric == "balanced_accuracy" else (size + guessed @ w) / 2
         parts.append(np.where(size > 0, hits / np.maximum(bottom, 1e-12), np.nan))
-    return np.mean(parts, axis=0)
+    return np.nanmean(parts, axis=0) if some else np.mean(parts, axis=0)
 
 
 def _of_ranking(metric: str, positive: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:
