@@ -155,10 +155,10 @@ class TestPart:
 
     def _hardly_known(self) -> float:
         """How far the mean over classes may be off for those that few of the groups have, which may lack in most
-        resamplings: the whole weight of a class that one group has, half of it for four.
+        resamplings: the whole weight of a class that one group has, a quarter of it for four.
         """
         units = self.units[self.units > 0]
-        return math.sqrt((1 / units[units < min(FEW_GROUPS, self.count)]).sum()) / len(units)
+        return float(np.linalg.norm(1 / units[units < min(FEW_GROUPS, self.count)])) / len(units)
 
 
 def _error(drawn: np.ndarray) -> float:
