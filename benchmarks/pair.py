@@ -29,7 +29,7 @@ import labelfree
 from labelfree import runtime
 from labelfree.evaluation.parts import fresh_encoder
 from labelfree.settings import parse_assignments
-from labelfree.tasks.sides import Proportion, ranks, sides_of
+from labelfree.tasks.sides import Proportion, hits, ranks, sides_of
 
 AT = (1, 5, 10)
 Rows = list[dict[str, str]]
@@ -66,8 +66,8 @@ def pixels(rows: Rows, pictures: Path, side: int = 32) -> np.ndarray:
 
 def recall(q: np.ndarray, k: np.ndarray) -> list[Proportion]:
     """R@K of each query's own row."""
-    rank = ranks(q, k)
-    return [Proportion.of(rank <= at) for at in AT]
+    better, ties, _ = ranks(q, k)
+    return [Proportion.of(hits(better, ties, at)) for at in AT]
 
 
 def of_towers(run: Any, name: str, held: Path, drawn_anew: Path) -> dict[str, list[Proportion]]:

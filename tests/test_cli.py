@@ -331,7 +331,7 @@ METHODS = {"pretrained", "scratch", "random", "raw"}
 
 def check_evaluation(found: dict[str, Any]) -> None:
     """The keys of docs/json.md."""
-    assert {"verdict", "label_saving", "metric", "results"} <= set(found)
+    assert {"verdict", "outcomes", "label_saving", "metric", "results"} <= set(found)
     assert found["verdict"].endswith(".")
     assert isinstance(found["label_saving"], dict)
     for row in found["results"]:

@@ -385,7 +385,7 @@ def retrieve(
         shares = [f"{s.value:.3f} ({s.low:.3f} … {s.high:.3f})" for s in way.recall.values()]
         rows = [[f"R@{k}", share, f"{way.chance[k]:.3f}"] for k, share in zip(way.recall, shares, strict=True)]
         count = next(iter(way.recall.values())).count
-        print(f"{way.query} → {way.key}, {count:,} rows, median rank {way.median_rank:g}")
+        print(f"{way.query} → {way.key}: {count:,} among {way.keys:,}, median rank {way.median_rank:g}")
         _table(["", "recall (95% interval)", "chance"], rows)
     return {"directions": [way.to_dict() for way in found]}
 

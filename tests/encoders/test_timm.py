@@ -242,3 +242,18 @@ def test_a_new_transformer_sees_where_patches_lie_and_goes_back_to_timm() -> Non
     plain = timm.models.VisionTransformer(**shape, embed_dim=128, depth=4, num_heads=4, fc_norm=False).eval()
     plain.load_state_dict(encoder.library_state())
     torch.testing.assert_close(plain(view.data), encoder(view).pooled)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_learning_in_half_precision_on_a_cpu_does_without_fused_attention(causal: bool) -> None:
+    encoder, view = registry.build_encoder("transformer:pico", modality(size=16, patch=4), causal).eval(), batch(16)
+    with torch.no_grad():
+        exact = encoder(view).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        learning = encoder(view).tokens
+        assert not any(block.attn.fused_attn for block in encoder.network.blocks)
+        with torch.no_grad():
+            using = encoder(view).tokens
+        assert all(block.attn.fused_attn for block in encoder.network.blocks)
+    torch.testing.assert_close(learning, exact, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(using, exact, rtol=0.05, atol=0.05)

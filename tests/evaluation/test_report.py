@@ -101,6 +101,16 @@ def test_an_evaluation_is_reported_with_its_verdict_first(run: Run, tmp_path: Pa
     assert len(text) < 6e6
 
 
+def test_one_seed_is_named_in_the_heading(run: Run, tmp_path: Path) -> None:
+    options = {"label": "label", "budgets": "2/class", "protocols": "linear", "baselines": "raw", "seeds": 1}
+    found = evaluate(run, tmp_path / "train.npz", **options)
+    heading = re.search(r"<h1>(.*?)</h1>", check(run.report()))
+    assert heading is not None
+    assert heading.group(1).startswith("In the one seed that was measured, ")
+    assert heading.group(1).endswith("; whether that holds for other seeds is not known.")
+    assert found.outcomes == {"2/class": "not known"}
+
+
 def test_an_evaluation_that_measured_nothing_is_reported(run: Run, tmp_path: Path) -> None:
     evaluate(run, tmp_path / "train.npz", label="label", budgets="2/class", protocols="linear", time_limit=0.0001)
     text = check(run.report())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from labelfree.evaluation.statistics import TestPart, labels_needed, student
+from labelfree.evaluation.statistics import TestPart, labels_needed, labels_saved, student
 from labelfree.tasks.metrics import score
 
 
@@ -79,6 +81,92 @@ def test_one_group_says_nothing_of_others() -> None:
     y = np.array([0, 1] * 10)
     found = TestPart(y, np.zeros(20)).interval("accuracy", y[None])
     assert (found.mean, found.low, found.high) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_two_groups_that_are_all_right_are_two_and_not_two_thousand(metric: str) -> None:
+    y = np.arange(2000) % 2
+    found = TestPart(y, np.repeat([0, 1], 1000)).interval(metric, y[None])
+    assert (found.mean, found.low, found.high) == (1, pytest.approx(2 / (2 + 1.96**2)), 1)
+
+
+@pytest.mark.parametrize(("few", "least"), [(1, 0.93), (2, 0.93), (5, 0.93), (20, 0.92)])
+def test_intervals_of_even_metrics_hold_the_truth_with_few_samples_of_a_class(few: int, least: float) -> None:
+    rng, held = np.random.default_rng(few), 0
+    y = np.repeat([0, 1], [200, few])
+    for trial in range(100):
+        guess = np.where(rng.random((1, len(y))) < np.where(y == 0, 0.9, 0.7), y, 1 - y)
+        found = TestPart(y, seed=trial).interval("balanced_accuracy", guess)
+        assert found.low <= found.mean <= found.high
+        held += found.low <= 0.8 <= found.high
+    assert held >= 100 * least
+
+
+def test_a_difference_that_rests_on_two_samples_of_a_class_is_not_certain() -> None:
+    y = np.repeat([0, 1], [200, 2])
+    worse, better = np.zeros((3, 202), dtype=int), np.tile(y, (3, 1))
+    gain = TestPart(y).interval("balanced_accuracy", better, worse)
+    assert (gain.mean, gain.low < 0.1) == (0.5, True)
+
+
+def test_resamplings_that_lack_a_class_say_nothing() -> None:
+    y, weights = np.array([0, 0, 1]), np.array([[1, 1], [1, 2], [1, 0]])
+    for metric in ("balanced_accuracy", "macro_f1"):
+        assert np.isnan(score(metric, y, y[None], weights)).tolist() == [[False, True]]
+        assert score(metric, y, y[None], weights, some=True).tolist() == [[1, 1]]
+
+
+def test_a_class_of_one_group_may_be_told_in_any_way_in_others() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 20)
+    y = (groups == 0).astype(int)
+    guess = np.where(rng.random((1, 400)) < 0.9, y, 1 - y)
+    found = TestPart(y, groups).interval("balanced_accuracy", guess)
+    assert found.high - found.mean >= 0.1 - 1e-9
+    assert found.mean - found.low > 0.5
+    sure = TestPart(y, groups).interval("average_precision", guess + 0.0)
+    assert (sure.low, sure.high) == (0, 1)
+
+
+def test_many_classes_of_two_groups_each_leave_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    y = groups // 2
+    guess = np.where(rng.random((1, 400)) < 0.8, y, (y + 1) % 20)
+    found = TestPart(y, groups).interval("balanced_accuracy", guess)
+    assert 0.1 < (found.high - found.low) / 2 < 0.2
+
+
+def test_guesses_that_do_not_differ_between_seeds_are_given_once() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 200)
+    once, others = guesses(y, 0.8, rng, seeds=1), guesses(y, 0.6, rng)
+    found, same = (TestPart(y).interval("accuracy", each, others) for each in (once, np.repeat(once, 3, axis=0)))
+    assert astuple(found) == pytest.approx(astuple(same))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_draws_of_a_score_lie_as_wide_as_its_interval(count: int) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    guess = np.concatenate([guesses(y, right, rng, seeds=1) for right in (0.5, 0.6, 0.65, 0.7)[:count]])
+    for groups in (None, np.arange(300) % 3):
+        part = TestPart(y, groups)
+        found, drawn = part.interval("accuracy", guess), part.resampled("accuracy", guess)
+        assert drawn.score == pytest.approx(found.mean)
+        assert drawn.draws.mean() == pytest.approx(found.mean, abs=0.05)
+        assert 1.96 * drawn.draws.std() == pytest.approx((found.high - found.low) / 2, rel=0.15)
+
+
+def test_one_group_leaves_label_saving_open() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    part = TestPart(y, np.zeros(300))
+    curve = {n: part.resampled("accuracy", guesses(y, right, rng)) for n, right in ((10, 0.4), (100, 0.6), (1000, 0.9))}
+    needed, low, high = labels_saved(curve, part.resampled("accuracy", guesses(y, 0.75, rng)))
+    assert needed is not None
+    assert 100 < needed < 1000
+    assert (low, high) == (10, None)
 
 
 def test_a_difference_on_the_same_samples_is_sharper_than_two_intervals() -> None:

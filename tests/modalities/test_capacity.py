@@ -26,3 +26,10 @@ def test_size_by_time_and_tokens(tokens: float, budget: Budget, size: str) -> No
     choice = transformer_for(tokens, budget)
     assert choice.value == f"transformer:{size}"
     assert choice.reason
+
+
+def test_what_is_worth_seeing_more_often_is_worth_more_weights() -> None:
+    budget = Budget(HOURS, GPU, True)
+    assert transformer_for(3e6, budget).value == "transformer:nano"
+    assert transformer_for(3e6, budget, passes=400).value == "transformer:small"
+    assert transformer_for(3e6, Budget(MINUTES, TWO_CORES, False), passes=400).value == "transformer:nano"

@@ -33,6 +33,26 @@ def test_what_is_far_along_a_narrow_direction_is_strange(how: How) -> None:
     assert 0.2 < learnt.rank(usual).mean() < 0.8
 
 
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(("count", "width"), [(300, 256), (60, 256), (400, 8)])
+def test_ordinary_samples_are_as_strange_as_the_reference(how: How, count: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    scale = np.arange(1, width + 1) ** -0.5
+    learnt = Ordinary.learn(rng.normal(size=(count, width)) * scale, how)
+    share = learnt.rank(learnt.score(rng.normal(size=(500, width)) * scale))
+    assert share.mean() == pytest.approx(0.5, abs=0.1)
+    assert np.nanmean(learnt.rank(learnt.own)) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_samples_of_the_reference_are_judged_by_the_others(how: How) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 20)) * np.linspace(3, 0.3, 20)
+    own = Ordinary.learn(x, how).own
+    for i in range(5):
+        others = Ordinary.learn(np.delete(x, i, axis=0), how)
+        assert own[i] == pytest.approx(others.score(x[i : i + 1])[0], rel=0.05)
+
+
 def test_fewer_samples_than_dimensions_are_not_all_equally_strange() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(22, 128)) * np.linspace(3, 0.1, 128)
@@ -84,7 +104,9 @@ def test_a_run_finds_pictures_unlike_those_it_learnt_from(tmp_path: Path, capsys
     table = csv.read_csv(tmp_path / "a.csv")
     assert table.column_names == ["name", "score", "share"]
     np.testing.assert_allclose(table.column("score").to_numpy(), found.score, rtol=1e-5)
-    assert run.anomalies(tmp_path / "new.npz", tmp_path / "new.npz").score[7] < found.score[7]
+    alone = run.anomalies(tmp_path / "new.npz", tmp_path / "new.npz")
+    assert alone.strangest(1).tolist() == [7]
+    assert alone.share.mean() == pytest.approx(0.5, abs=0.05)
     assert main(["anomalies", str(tmp_path / "nothing"), "x", "--out", "y.csv"]) == 2
     assert main(["anomalies", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--out", "y.txt", "--json"]) == 2
     assert "not a kind of file" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]

@@ -17,7 +17,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.doctor import quick
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
-from labelfree.tasks.doctor import Checkup, doctor
+from labelfree.tasks.doctor import OUTLYING, Checkup, doctor, outlyingness
 
 
 def noise(count: int, seed: int = 0, side: int = 12) -> np.ndarray:
@@ -193,6 +193,16 @@ def test_outliers_of_a_run_are_found(tmp_path: Path) -> None:
     assert found(checkup)["outliers"] == [17]
     with pytest.raises(LabelfreeError, match="The run says how its data is read"):
         doctor(pictures, run=run, modality="image")
+
+
+def test_what_most_samples_share_makes_no_outliers_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    alike, others = np.repeat(rng.normal(size=(1, 8)), 60, axis=0), rng.normal(size=(30, 8))
+    assert outlyingness(np.vstack([alike, others])).max() < OUTLYING
+    corners = np.eye(8)[np.arange(80) % 8] + 1e-3 * rng.normal(size=(80, 8))
+    assert outlyingness(np.repeat(np.eye(8), 10, axis=0)).max() == 0, "one distance for all"
+    far = np.vstack([corners, -np.ones((2, 8))])
+    assert np.flatnonzero(outlyingness(far) > OUTLYING).tolist() == [80, 81], "equal rows are no neighbours"
 
 
 def test_page_json_and_exit_code(spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

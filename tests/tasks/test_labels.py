@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,32 @@ def test_samples_without_a_label_are_left_out_with_a_note() -> None:
     assert labels.y.tolist() == [0, -1, 1, -1, -1]
     assert labels.counts.tolist() == [1, 1]
     assert "3 of 5 samples have no value in 'y'" in labels.notes[0]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["a", "b", float("nan"), "b"],
+        np.array(["a", "b", pd.NA, "b"], dtype=object),
+        np.array(["a", "b", pd.NA, "b"], dtype=object).astype(str),
+        np.array(["a", "b", pd.NaT, "b"], dtype=object),
+        np.array(["a", "b", np.float32("nan"), "b"], dtype=object),
+        pd.array(["a", "b", None, "b"], dtype="string"),
+    ],
+)
+def test_what_is_missing_is_no_class_however_it_is_written(column: Sequence[object]) -> None:
+    labels = read_labels(Table(y=column, who=column), "y", "who")
+    assert (labels.classes, labels.y.tolist()) == (("a", "b"), [0, 1, -1, 1])
+    assert len(labels.notes) == 2
+    assert len(set(labels.groups.tolist())) == 3
+
+
+def test_classes_whose_names_may_mean_no_label_are_noted() -> None:
+    for column, name in (([-1, 0, 1], "-1"), (["a", "None", "b"], "None"), (["null", "a"], "null")):
+        assert read_labels(Table(y=column), "y").notes == [
+            f"'{name}' is a class of 'y': if it stands for no label, empty it."
+        ]
+    assert read_labels(Table(y=[-1, 1]), "y").notes == []
 
 
 def test_test_samples_of_unknown_classes_are_left_out_with_a_note() -> None:
@@ -176,6 +203,35 @@ def test_what_is_held_out_is_not_the_largest_group() -> None:
     for seed in range(4):
         held = folds(np.arange(len(groups)) % 2, 5, np.random.default_rng(seed), groups) == 0
         assert 0 < held.sum() <= 60
+
+
+@pytest.mark.parametrize(
+    ("sizes", "low", "high"),
+    [
+        ([500, 500, 500, 20, 20, 20], 0.3, 0.34),
+        ([100] * 10, 0.1, 0.3),
+        ([900, 50, 50, 40, 60, 70, 30, 80, 20, 60], 0.0, 0.15),
+        (np.arange(10, 60).tolist(), 0.15, 0.25),
+    ],
+)
+def test_groups_that_are_held_out_are_about_a_fifth_and_others_with_another_seed(
+    sizes: list[int], low: float, high: float
+) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    y, drawn = np.arange(len(groups)) % 2, set()
+    for seed in range(12):
+        held = folds(y, 5, np.random.default_rng(seed), groups) == 0
+        assert low <= held.mean() <= high
+        drawn.add(tuple(np.unique(groups[held])))
+    assert len(drawn) >= 3
+
+
+def test_groups_that_are_held_out_leave_samples_of_each_class() -> None:
+    groups = np.repeat(np.arange(6), 50)
+    y = np.where(groups == 0, 2, np.arange(300) % 2)  # one class lies within one group
+    for seed in range(12):
+        held = folds(y, 5, np.random.default_rng(seed), groups) == 0
+        assert set(y[~held]) == {0, 1, 2}
 
 
 def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:

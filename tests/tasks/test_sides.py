@@ -15,7 +15,7 @@ import labelfree
 from labelfree.cli import main
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
-from labelfree.tasks.sides import Proportion, ranks, sides_of
+from labelfree.tasks.sides import Proportion, _by_chance, hits, ranks, sides_of
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,40 @@ def run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> labelfree.Run
     )  # fmt: skip
 
 
-def test_ranks_count_what_is_nearer_and_ties_by_halves() -> None:
+def test_ranks_count_what_is_nearer_and_what_is_as_near() -> None:
     q = np.eye(3, dtype=np.float32)
     k = np.array([[1, 0, 0], [0.6, 0.8, 0], [0, 0.9, 0.1]], dtype=np.float32)
-    assert ranks(q, k).tolist() == [1, 2, 1]
-    assert ranks(q, np.ones((3, 3), dtype=np.float32)).tolist() == [2, 2, 2], "one point for all is no find"
+    assert [found.tolist() for found in ranks(q, k)] == [[0, 1, 0], [1, 1, 1], [1, 1, 1]]
+    better, ties, _ = ranks(q, np.ones((3, 3), dtype=np.float32))
+    assert (better.tolist(), ties.tolist()) == ([0, 0, 0], [3, 3, 3])
+    assert hits(better, ties, 1) == pytest.approx(1 / 3), "one point for all is no find"
+    assert hits(np.array([0, 2, 2]), np.array([1, 1, 2]), 3).tolist() == [1, 1, 0.5]
+
+
+def test_captions_of_one_picture_find_it_and_are_each_found_by_it() -> None:
+    pictures, captions = np.repeat(np.arange(4), 5), np.arange(20)
+    q = np.eye(4, dtype=np.float32)[pictures]
+    for given, count, own in (((pictures, captions), 4, 5), ((captions, pictures), 20, 1)):
+        better, ties, found = ranks(q, q, *given)
+        assert len(better) == count
+        assert (hits(better, ties, 1) == 1).all(), "captions of one picture are as good as one another"
+        assert (found == own).all()
+
+
+def test_chance_counts_all_that_is_right() -> None:
+    assert _by_chance(np.array([1, 1]), 10, 3) == pytest.approx(0.3)
+    assert _by_chance(np.array([5]), 20, 1) == pytest.approx(0.25)
+    assert _by_chance(np.array([2]), 4, 2) == pytest.approx(1 - 2 / 4 * 1 / 3)
+    assert _by_chance(np.array([1]), 4, 10) == 1
+
+
+def test_equal_sides_of_a_source_are_one(run: labelfree.Run, source: Path, tmp_path: Path) -> None:
+    lines = source.read_text().splitlines()
+    twice = source.parent / "twice.csv"
+    twice.write_text("\n".join([*lines, *lines[1:9]]) + "\n")
+    for once, both in zip(run.retrieve(source), run.retrieve(twice), strict=True):
+        assert (both.keys, both.recall[1].count, both.chance) == (once.keys, once.recall[1].count, once.chance)
+        assert both.recall[5].value == pytest.approx(once.recall[5].value, abs=0.05)
 
 
 def test_share_has_an_interval_that_holds_it() -> None:
@@ -78,6 +107,19 @@ def test_classes_are_named_in_words(run: labelfree.Run, source: Path, tmp_path: 
     table = pyarrow.csv.read_csv(tmp_path / "named.csv")
     assert table.column_names == ["name", "prediction", "similarity"]
     assert len(table) == 64
+
+
+def test_samples_of_other_classes_than_those_given_are_counted(
+    run: labelfree.Run, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, some = (run.zero_shot(source, "tone", classes=classes) for classes in ((), ("dark", "light")))
+    assert whole.accuracy is not None
+    assert some.accuracy is not None
+    left = whole.accuracy.count - some.accuracy.count
+    assert left > 10
+    assert any("samples are of classes that are not among those known ('grey')" in note for note in some.notes)
+    assert "('grey'); left out." in capsys.readouterr().err
+    assert some.to_dict()["notes"] == some.notes
 
 
 def test_verbs_answer_with_stable_keys(

@@ -298,6 +298,15 @@ def test_earlier_layers_of_a_pretrained_encoder_learn_more_slowly() -> None:
     assert {group["lr"] for group in parameter_groups(model, Pace(1.0), 0.05)} == {1.0}
 
 
+def test_logits_are_not_rounded_to_bf16(run: Run, train: Path) -> None:
+    model = Classifier(run.encoder, 3).eval()
+    view = run.modality.prepare(run.modality.collate(run.open(train).read(range(8))))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(view)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_the_search_tries_as_much_for_a_network_from_scratch() -> None:
     own = FinetuneSettings()
     assert len(own.paces(True)) == len(own.paces(False)) == 3

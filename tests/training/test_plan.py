@@ -291,7 +291,7 @@ def test_the_encoder_that_auto_takes_for_pictures_serves_every_method(pictures, 
 
 def test_auto_trains_what_comes_next_on_pictures(pictures, tmp_path):
     run = labelfree.pretrain(pictures, method="next", out=tmp_path / "run", steps=2, batch_size=4, threads=1)
-    assert run.info["encoder"] == "transformer:tiny"
+    assert run.info["encoder"] == "transformer:nano"
     assert "the method needs an encoder that can be kept" in str(run.info["choices"])
 
 

@@ -220,6 +220,8 @@ def test_starting_from_another_run_keeps_its_weights_and_statistics(pictures, un
     assert run.modality.state() == first.modality.state()
     learnt = {name: value for name, value in weights(first).items() if name.endswith("weight")}
     assert all(torch.allclose(weights(run)[name], value, atol=1e-5) for name, value in learnt.items())
+    assert first.info["before"] == []
+    assert [seen["fingerprint"] for seen in run.info["before"]] == [first.info["fingerprint"]]
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,10 @@ class Timm(Encoder):
         if kept is not None:
             x = torch.cat([x[:, :prefix], take(x[:, prefix:], kept)], dim=1)
         x = network.norm_pre(x)
+        learning_in_half = data.is_cpu and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
         for block in network.blocks:
+            if hasattr(block, "attn"):
+                block.attn.fused_attn = not learning_in_half  # its backward pass is slow there, see `encoders.block`
             x = block(x, is_causal=True) if self.causal else block(x)
         x = network.norm(x)
         tokens = x[:, prefix:]

@@ -11,7 +11,7 @@ import numpy as np
 
 from labelfree.encoders.base import Encoder
 from labelfree.errors import LabelfreeError
-from labelfree.evaluation.parts import Parts, fresh_encoder
+from labelfree.evaluation.parts import Parts, fresh_encoder, units
 from labelfree.evaluation.probes import Labelled, Probed, boosting_probe, knn_probe, linear_probe
 from labelfree.evaluation.statistics import Resampled, TestPart
 from labelfree.tasks.classifier import (
@@ -93,12 +93,13 @@ class Bench:
     """The measurements of one evaluation.
 
     Attributes:
-        guesses: (protocol, budget, method) → (seeds, test samples) guessed classes.
+        guesses: (protocol, budget, method) → (seeds, test samples) guessed classes; one row where seeds do not differ.
         margins: the same keys → (seeds, test samples) how much the second of two classes is preferred.
         validation: the same keys → mean score on held-out training samples.
         features: pretrained features; `embedding_seconds` is what each took.
         beside: the baselines that are measured: those asked for that can be had.
         trained: what is fine-tuned: the pretrained network, and the same from scratch.
+        cut: budgets at which networks were trained for a share of their steps only, and that share.
         left_out: what was not measured, in words.
     """
 
@@ -128,10 +129,11 @@ class Bench:
         self._count(budgets)
         counts = self._counts(parts.train)
         self.positive = int(counts[1] <= counts[0])  # rankings look for the rarer of two classes
-        self.judge = TestPart(self.test.y, self.test.groups, seed, self.positive)
+        self.judge = TestPart(self.test.y, units(self.test), seed, self.positive)
         self.guesses: dict[tuple[str, str, str], np.ndarray] = {}
         self.margins: dict[tuple[str, str, str], np.ndarray] = {}
         self.validation: dict[tuple[str, str, str], float | None] = {}
+        self.cut: dict[str, float] = {}
         self.features: Features | None = None
         self.embedding_seconds = 0.0
 
@@ -180,14 +182,21 @@ class Bench:
         self.train, self.test = self._fewer(self.train, share, "training"), self._fewer(self.test, share, "test")
 
     def _fewer(self, part: Part, share: float, name: str) -> Part:
+        """A share of a part: of training samples some of each class, of test samples any, since what some would favour
+        is scored too well.
+        """
         size = max(200, 2 * len(self.parts.classes), int(share * len(part)))
         if size >= len(part):
             return part
-        quotas = LabelBudget(name, count=size).quotas(self._counts(part))
-        kept = choose(part.y, quotas, np.random.default_rng(self.seed))
+        rng = np.random.default_rng(self.seed)
+        if name == "training":
+            kept = choose(part.y, LabelBudget(name, count=size).quotas(self._counts(part)), rng)
+        else:
+            order = rng.permutation(len(part))
+            if self.metric in RANKINGS:  # which need both classes
+                size = max(size, 1 + int(np.unique(part.y[order], return_index=True)[1].max()))
+            kept = np.sort(order[:size])
         among = f": shares are of the other {len(kept):,}" if name == "training" else ""
-        if name == "test" and self.metric == "average_precision" and _denser(part.y, kept):
-            among = ": the class looked for is more frequent in the others, and so is the average precision higher"
         self.left_out.append(
             f"For want of time {len(part) - len(kept):,} of {len(part):,} {name} samples were not used{among}."
         )
@@ -216,7 +225,7 @@ class Bench:
         _check_any(int((~gaps).sum()), "test")
         if gaps.any():
             self.test, test = self.test.only(~gaps), test[~gaps]
-            self.judge = TestPart(self.test.y, self.test.groups, self.seed, self.positive)
+            self.judge = TestPart(self.test.y, units(self.test), self.seed, self.positive)
         places, train = np.empty(0, dtype=np.int64), np.empty((0, test.shape[1]), dtype=np.float32)
         while len(new := np.setdiff1d(wanted := self._places(range(self.seeds)), places)):
             fresh = self._embed_part(encoder, self.train.only(new))
@@ -238,17 +247,21 @@ class Bench:
         rng = np.random.default_rng((self.seed, number))
         return choose(self.train.y, self.quotas[budget.name], rng, self.train.groups)
 
-    @property
-    def whole(self) -> bool:
-        """Whether all labels of the training part may be used."""
-        return len(self.train) == len(self.parts.train)
+    def is_share(self, budget: LabelBudget) -> bool:
+        """Whether a budget is the share of the labels that its name says, give or take a fifth of it, of all labels."""
+        asked = (budget.share or 0.0) * len(self.train)
+        whole = len(self.train) == len(self.parts.train)
+        return whole and asked > 0 and abs(self.labels(budget.name) - asked) <= 0.2 * asked
 
     def missing(self, budget: str, protocols: Sequence[str]) -> tuple[str, ...]:
         """Of the baselines that a person would use, those that `protocols` ask for and that time left out."""
-        asked = {"raw": "linear"} if self.run.encoder.remembers else {"scratch": "finetune", "raw": "linear"}
-        measured = {method for _, name, method in self.guesses if name == budget}
-        asked_for = (name for name, protocol in asked.items() if name in self.beside and protocol in protocols)
-        return tuple(name for name in asked_for if name not in measured)
+        asked: dict[str, tuple[str, str]] = {}
+        if "finetune" in protocols and not self.run.encoder.remembers:
+            asked["scratch"] = ("finetune", "scratch")
+        if "linear" in protocols:
+            asked |= {"raw" if way == "linear" else f"raw/{way}": (way, "raw") for way in self.run.modality.classical}
+        measured = {(protocol, method) for protocol, name, method in self.guesses if name == budget}
+        return tuple(name for name, pair in asked.items() if pair[1] in self.beside and pair not in measured)
 
     def labels(self, budget: str) -> int:
         """How many labels the budget of this name is."""
@@ -302,7 +315,7 @@ class Bench:
                     if protocol == "linear" and id(found) not in scalers:
                         scalers[id(found)] = Scaler.fit(found.train)
                     probed.append(self._one_probe(protocol, budget, number, found, scalers.get(id(found))))
-                self._keep(protocol, budget, method, probed * (self.seeds if once else 1))
+                self._keep(protocol, budget, method, probed)
                 took = self.clock.spent - began
 
     def _one_probe(
@@ -345,7 +358,7 @@ class Bench:
 
     def resampled(self, key: tuple[str, str, str]) -> Resampled:
         """The score of what a protocol at a budget made of a method, and what it would be otherwise."""
-        return self.judge.resampled(self.metric, self.answers(self.metric, key))
+        return self.judge.resampled(self.metric, self.answers(self.metric, key), beside=key[2] != "pretrained")
 
     # ---- all layers trained
 
@@ -376,6 +389,7 @@ class Bench:
             nominal = self._steps(budget)
             steps = max(1, round(nominal * share))
             if steps < nominal:
+                self.cut[budget.name] = min(0.99, round(steps / nominal, 2))
                 self.left_out.append(
                     f"finetune at {budget.name}: {steps} steps instead of {nominal}, for want of time."
                 )
@@ -458,9 +472,3 @@ def _check_any(readable: int, part: str) -> None:
             f"No sample of the {part} part has finite features.",
             "Look at the source with `labelfree doctor`; if it is sound, the run has diverged.",
         )
-
-
-def _denser(y: np.ndarray, kept: np.ndarray) -> bool:
-    """Whether the rarer of two classes is clearly more frequent among those kept."""
-    rare = int(np.bincount(y).argmin())
-    return bool((y[kept] == rare).mean() > 1.1 * (y == rare).mean())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from labelfree.data.doctor import digest, nearby
 from labelfree.encoders.base import Encoder
 from labelfree.encoders.saved import build_from_config
 from labelfree.errors import LabelfreeError
-from labelfree.files import read_json
+from labelfree.evaluation.statistics import FEW_GROUPS
+from labelfree.files import is_address, read_json
 from labelfree.modalities.base import Modality
 from labelfree.tasks.labels import Labels, Part, Subset, check_enough, folds, read_labels
 from labelfree.training.logs import counted
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 
 #: Pairs of copies that are named.
 NAMED = 5
-#: With pieces of fewer recordings than this in the test part, intervals are of pieces, not of recordings.
-FEWEST = 5
+#: Classes with fewer test samples than this are named: how well each is told is hardly known.
+FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -80,21 +83,18 @@ def read_parts(
         part, held, marks, other = whole.only(~late), whole.only(late), marks[~late], marks[late]
         if strict:
             _check_early(part, labels.classes, label)
-        what = "the last fifth" if strict else "the last fifth of each class" if whole.chronological else "a fifth"
-        warnings += [f"There was no test source: {what} of the training source was held out.", *_seen(run, dataset)]
+        warnings += [_held_words(whole, held, strict, labels.pieces), *_seen(run, train, dataset)]
     else:
         opened = run.open(test)
         found = read_labels(opened, label, group, labels.classes)
-        held, unreadable = _near(run.modality, opened, found)
-        warnings += [*found.notes, *_unreadable_words("test", unreadable), *_same_source(run, dataset, opened)]
+        held, unreadable = _near(run.modality, opened, found, split=False)
+        warnings += [*found.notes, *_unreadable_words("test", unreadable), *_same_source(run, dataset, test, opened)]
         part, other = whole, _marks(held, "test", seconds, left_out)
     _check_common(part, held, label, group)
     duplicates = _duplicates(part, held, marks, other)
     shared = [] if part.groups is None or held.groups is None else np.intersect1d(part.groups, held.groups).tolist()
     warnings += _guard_words(duplicates, shared, group, part, held, labels.classes)
-    if labels.pieces and held.groups is not None and (count := len(np.unique(held.groups))) < FEWEST:
-        held = replace(held, groups=None)
-        warnings.append(f"The test part is pieces of {counted(count, 'recording')}: intervals say nothing of others.")
+    warnings += _few_words(held, labels.classes, "recording" if labels.pieces else "group")
     return Parts(part, held, labels.classes, duplicates, shared, warnings, left_out)
 
 
@@ -110,6 +110,42 @@ def _fifth(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
         return folds(whole.y, 5, rng, whole.groups, whole.chronological) == 0
     _, first, place = np.unique(marks, return_index=True, return_inverse=True)
     return (folds(whole.y[first], 5, rng) == 0)[place]
+
+
+def _held_words(whole: Part, held: Part, strict: bool, pieces: bool) -> str:
+    """What was held out, for want of a test source."""
+    what = "the last fifth" if strict else "the last fifth of each class" if whole.chronological else "a fifth"
+    if whole.groups is not None:
+        some, all_of = (len(np.unique(part.groups)) for part in (held, whole))  # type: ignore[arg-type]
+        what = f"{len(held) / len(whole):.0%} ({some:,} of {counted(all_of, 'recording' if pieces else 'group')})"
+    return f"There was no test source: {what} of the training source was held out."
+
+
+def units(test: Part) -> np.ndarray | None:
+    """(N,) what the test samples are resampled by: their groups; where samples came one after another, stretches of
+    about √N of them, since neighbours in time are alike; None where each stands alone.
+    """
+    if test.groups is not None or not test.chronological:
+        return test.groups
+    return np.arange(len(test)) // max(1, round(math.sqrt(len(test))))
+
+
+def _few_words(test: Part, classes: tuple[str, ...], kind: str) -> list[str]:
+    """What is said of test parts that hardly tell about others: of one group, or with few samples of a class."""
+    if test.groups is not None and len(np.unique(test.groups)) == 1:
+        return [f"The test part is of one {kind}, which says nothing of others: intervals have no bounds."]
+    counts = np.bincount(test.y, minlength=len(classes))
+    few, what = (counts > 0) & (counts < FEWEST), f"{FEWEST} test samples"
+    if test.groups is not None:
+        places = np.unique(np.stack([np.unique(test.groups, return_inverse=True)[1], test.y]), axis=1)[1]
+        spread = np.bincount(places, minlength=len(classes))
+        few |= (spread > 0) & (spread < FEW_GROUPS)
+        what += f", or samples of fewer than {FEW_GROUPS} {kind}s"
+    if not few.any():
+        return []
+    named = [f"'{classes[c]}' ({counts[c]})" for c in np.argsort(counts, kind="stable") if few[c]]
+    names = ", ".join(named[:3]) + (f" and {len(named) - 3:,} more" if len(named) > 3 else "")
+    return [f"Classes with fewer than {what}: {names}. How well each of them is told is hardly known."]
 
 
 def _check_early(train: Part, classes: tuple[str, ...], label: str) -> None:
@@ -133,10 +169,15 @@ def _check_common(train: Part, test: Part, label: str, group: str | None) -> Non
         )
 
 
-def _near(modality: Modality, dataset: Dataset, labels: Labels) -> tuple[Part, int]:
-    """The labelled samples, in memory if they fit, and how many of them could not be read (as far as is known)."""
+def _near(modality: Modality, dataset: Dataset, labels: Labels, split: bool = True) -> tuple[Part, int]:
+    """The labelled samples, in memory if they fit, and how many of them could not be read (as far as is known).
+
+    Those that nothing will `split` keep their groups, also where these could not be split.
+    """
     rows = np.flatnonzero(labels.y >= 0)
     groups, by_time = labels.groups_of(rows)
+    if not split and labels.groups is not None:
+        groups = labels.groups[rows]
     held = cached(Subset(dataset, rows), modality)
     whole = Part(dataset, rows, labels.y[rows], groups, chronological=by_time or not modality.shuffled)
     if not isinstance(held, Cached):
@@ -198,24 +239,37 @@ def _piece_words(whole: Part, labels: Labels) -> list[str]:
     ]
 
 
-def _same_source(run: Run, train: Dataset, test: Dataset) -> list[str]:
-    if train.fingerprint() == test.fingerprint():
+def _same_source(run: Run, train: Dataset, test: Any, opened: Dataset) -> list[str]:
+    if train.fingerprint() == opened.fingerprint():
         return ["The test source is the training source: the scores say nothing about new data."]
-    if _pretrained_on(run, test):
+    if _pretrained_on(run, test, opened):
         return ["The encoder was pretrained on the test source (without its labels)."]
     return []
 
 
-def _seen(run: Run, dataset: Dataset) -> list[str]:
+def _seen(run: Run, train: Any, opened: Dataset) -> list[str]:
     """A word where the encoder knows what was held out: no label is given away, but new samples may be harder."""
-    if not _pretrained_on(run, dataset):
+    if not _pretrained_on(run, train, opened):
         return []
     return ["The encoder was pretrained on the held-out samples too (without labels): scores on new ones may be lower."]
 
 
-def _pretrained_on(run: Run, dataset: Dataset) -> bool:
+def _pretrained_on(run: Run, source: Any, opened: Dataset) -> bool:
+    """Whether the run, or one whose weights it began with, learnt from a source, from a folder that it lies in, or from
+    some of what lies in it.
+    """
+    return any(_is_of(seen, source, opened.fingerprint()) for seen in (run.info, *run.info.get("before", ())))
+
+
+def _is_of(seen: Mapping[str, Any], source: Any, fingerprint: str) -> bool:
     # training draws from pieces of some sources, whose fingerprint is another
-    return dataset.fingerprint() in (run.info.get("source_fingerprint"), run.info.get("fingerprint"))
+    if fingerprint in (seen.get("source_fingerprint"), seen.get("fingerprint")):
+        return True
+    learnt = seen.get("source")
+    if learnt is None or not isinstance(source, str | Path) or is_address(source) or is_address(learnt):
+        return False
+    here, there = (Path(place).expanduser().resolve() for place in (source, learnt))
+    return here.is_relative_to(there) or there.is_relative_to(here)
 
 
 def _guard_words(

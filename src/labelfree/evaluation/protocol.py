@@ -48,8 +48,9 @@ class Result:
 
     Raw features have a protocol of their own beside `linear` where a kind of data names it: `boosting`.
 
-    `score` is the mean over `seeds`; `low` and `high` its 95% interval; `labels` how many labels the budget is;
-    `validation` the mean score on training samples held out (None without); `scores` the other metrics.
+    `score` is the mean over `seeds`, which are one where seeds do not differ (the pretrained encoder, frozen, or raw
+    features, with all labels); `low` and `high` its 95% interval; `labels` how many labels the budget is; `validation`
+    the mean score on training samples held out (None without); `scores` the other metrics.
     """
 
     protocol: str
@@ -70,6 +71,7 @@ class Evaluation:
 
     Attributes:
         verdict: the answer in words.
+        outcomes: by budget, whether pretraining "helped", "did not help", "did worse", or that is "not known".
         label_saving: by budget, how many labels baselines need for the same score (see `verdict.label_saving`).
         metric: of `results`.
         results: the rows.
@@ -82,6 +84,7 @@ class Evaluation:
     """
 
     verdict: str
+    outcomes: dict[str, str]
     label_saving: dict[str, Any]
     metric: str
     results: list[Result]
@@ -93,7 +96,7 @@ class Evaluation:
     path: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `verdict`, `label_saving`, `metric` and `results` are kept stable."""
+        """JSON-ready; `verdict`, `outcomes`, `label_saving`, `metric` and `results` are kept stable."""
         values = asdict(self)
         values.pop("path")
         return values
@@ -205,7 +208,8 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
     comparisons = [c for c in (_compare(bench, budget, protocols) for budget in bench.budgets) if c is not None]
     ours = {c.budget: bench.resampled((c.way, c.budget, "pretrained")) for c in comparisons}
     rivals = {"scratch": ["finetune"], "raw": bench.run.modality.classical}
-    saving = label_saving(comparisons, ours, {method: _curve(bench, method, ways) for method, ways in rivals.items()})
+    curves = {method: _curve(bench, method, ways) for method, ways in rivals.items()}
+    saving = label_saving(comparisons, ours, curves, short=["scratch"] if bench.cut else [])
     about = {
         "label": label,
         "group": group,
@@ -224,7 +228,8 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
     }
     words = verdict(comparisons, saving, bench.metric)
     notes = (bench.left_out, bench.parts.warnings, bench.parts.duplicates)
-    return Evaluation(words, saving, bench.metric, results, *notes, comparisons, about)
+    outcomes: dict[str, str] = {c.budget: c.outcome for c in comparisons}
+    return Evaluation(words, outcomes, saving, bench.metric, results, *notes, comparisons, about)
 
 
 def _curve(bench: Bench, method: str, protocols: Sequence[str]) -> dict[int, Resampled]:
@@ -265,8 +270,14 @@ def _compare(bench: Bench, budget: LabelBudget, protocols: Sequence[str]) -> Com
     gain = bench.judge.interval(bench.metric, ours[way], others[rival])
     score = float(bench.judge.scores(bench.metric, ours[way]).mean())
     found = Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain)
-    alone = all(method == "random" for _, method in others)
-    return replace(found, missing=bench.missing(budget.name, protocols), alone=alone, whole=bench.whole)
+    return replace(
+        found,
+        missing=bench.missing(budget.name, protocols),
+        alone=all(method == "random" for _, method in others),
+        share=bench.is_share(budget),
+        seeds=bench.seeds,
+        steps=bench.cut.get(budget.name, 1.0) if ("finetune", "scratch") in others else 1.0,
+    )
 
 
 def _save(run: Run, evaluation: Evaluation, bench: Bench) -> Evaluation:

@@ -190,6 +190,8 @@ def _saving(evaluation: Mapping[str, Any]) -> str:
 def _need(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return "<small>not measured</small>"
+    if entry["relation"] == "not known":
+        return "<small>not known: the time limit cut it short</small>"
     if entry["relation"] == "more than":
         return f"more than {entry['labels']:,}"
     words = f"{'at most ' if entry['relation'] == 'at most' else ''}{entry['labels']:,}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from labelfree.tasks.metrics import EVEN, RANKINGS, score
 
 #: Resamplings of the test part, fewer where it is so large that they would fill the memory.
 RESAMPLES, WEIGHTS = 200, 20_000_000
+#: How well a class is told is hardly known from fewer groups than this.
+FEW_GROUPS = 5
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,14 @@ class Interval:
     high: float
 
     @classmethod
-    def around(cls, mean: float, half: float, floor: float = 0.0) -> Interval:
-        return cls(mean, max(floor, mean - half), min(1.0, mean + half))
+    def around(cls, mean: float, middle: float, half: float, floor: float = 0.0) -> Interval:
+        """`half` to each side of `middle`, and the mean in any case, within `floor` and 1."""
+        return cls(mean, max(floor, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A mean score, and (R,) what it would be with other test samples and seeds."""
+    """A mean score, and (R,) what it would be with other test samples and seeds: NaN where that is not known."""
 
     score: float
     draws: np.ndarray
@@ -37,6 +41,10 @@ class Resampled:
 
 class TestPart:
     """The test samples' classes, and the resamplings of them that say how much a score owes to which ones they are.
+
+    Where each class counts the same and there are no groups, four samples a class are put beside those that are there:
+    of two methods one gets the first and the second right, the other the first and the third (Agresti & Coull 1998;
+    Agresti & Min 2005 for pairs). Few samples of a class that are all right would else be taken for certain.
 
     Args:
         y: (N,) classes.
@@ -48,28 +56,66 @@ class TestPart:
     __test__ = False  # no test class, whatever pytest may think of its name
 
     def __init__(self, y: np.ndarray, groups: np.ndarray | None = None, seed: int = 0, positive: int = 1) -> None:
-        self.y, self.positive = y, positive
-        rng = np.random.default_rng(seed)
-        place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        self.count = count = int(place.max()) + 1
-        times = max(25, min(RESAMPLES, WEIGHTS // len(y)))
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=times).T
-        self.weights = drawn.astype(np.float32)[place]
-        self.weights = self.weights[:, self.weights.sum(axis=0) > 0]
-        self.seed = seed
+        self.y, self.positive, self.seed, self.grouped = y, positive, seed, groups is not None
+        self._place = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        self.count = int(self._place.max()) + 1
+        #: (C,) groups that have samples of each class, or samples where there are no groups
+        classes = max(2, int(y.max()) + 1)
+        self.units = np.bincount(np.unique(self._place * classes + y) % classes, minlength=classes)
+        self._padding = np.repeat(np.unique(y), 4)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """(N, R) how often each sample is drawn."""
+        return self._drawn(self.count, np.random.default_rng(self.seed))[self._place]
+
+    @cached_property
+    def _padded_weights(self) -> np.ndarray:
+        """(N + 4 C, R) the same of the samples with those that are put beside them."""
+        return self._drawn(len(self.y) + len(self._padding), np.random.default_rng((self.seed, 2)))
+
+    def _drawn(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        times = max(25, min(RESAMPLES, WEIGHTS // len(self.y)))
+        return rng.multinomial(count, np.full(count, 1 / count), size=times).T.astype(np.float32)
 
     def scores(self, metric: str, guesses: np.ndarray) -> np.ndarray:
         """(S,) score of each row of guesses (S, N)."""
         return score(metric, self._truth(metric), guesses)[:, 0]
 
-    def resampled(self, metric: str, guesses: np.ndarray) -> Resampled:
-        """The mean over seeds of a score; test samples and seeds (S, N) are drawn again, for all methods alike."""
-        every = score(metric, self._truth(metric), guesses, self.weights)
-        seeds = np.random.default_rng((self.seed, 1)).integers(0, len(every), every.shape)
-        return Resampled(float(self.scores(metric, guesses).mean()), np.take_along_axis(every, seeds, 0).mean(axis=0))
+    def resampled(self, metric: str, guesses: np.ndarray, beside: bool = False) -> Resampled:
+        """The mean over seeds of a score; test samples and seeds (S, N) are drawn again, for all methods alike.
+
+        Draws lie as wide about the mean as its interval does.
+
+        Args:
+            metric: see `score`.
+            guesses: as `interval` takes them.
+            beside: whether they are what others are compared with.
+        """
+        each = self.scores(metric, guesses)
+        drawn = self._resamplings(metric, guesses, beside)[1].mean(axis=0)
+        half, error = self._of_samples(metric, drawn), _error(drawn)
+        if math.isinf(half):
+            return Resampled(float(each.mean()), np.full(len(drawn), np.nan))
+        draws = (drawn - np.nanmean(drawn)) * (half / 1.96 / error if error else 0.0)
+        if len(each) > 1:
+            seeds = np.random.default_rng((self.seed, 1)).integers(0, len(each), (len(each), len(draws)))
+            draws += (each[seeds].mean(axis=0) - each.mean()) * widened(len(each)) / 1.96
+        return Resampled(float(each.mean()), each.mean() + draws)
 
     def _truth(self, metric: str) -> np.ndarray:
         return self.y == self.positive if metric in RANKINGS else self.y
+
+    def _resamplings(self, metric: str, guesses: np.ndarray, beside: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(S, N) guesses → (S,) scores, and (S, R) what they would be with other test samples."""
+        truth, weights = self._truth(metric), None
+        if metric in EVEN and not self.grouped:
+            truth, weights = np.append(truth, self._padding), self._padded_weights
+            right = np.array([True, False, True, False] if beside else [True, True, False, False])
+            padding = np.where(np.tile(right, len(self._padding) // 4), self._padding, -1)
+            guesses = np.hstack([guesses, np.broadcast_to(padding, (len(guesses), len(padding)))])
+        drawn = score(metric, truth, guesses, self._weights if weights is None else weights, some=self.grouped)
+        return score(metric, truth, guesses)[:, 0], drawn
 
     def interval(self, metric: str, guesses: np.ndarray, against: np.ndarray | None = None) -> Interval:
         """Mean over seeds of a score, or of its difference to that of other guesses on the same seeds and samples.
@@ -77,38 +123,56 @@ class TestPart:
         Two uncertainties are added in quadrature: of the seeds (Student's t interval of their mean) and of the test
         samples, or their groups (bootstrap standard errors times a quantile of Student's t: 1.96 but where they are
         few, and without bound where there is one; Wilson's interval where all are right). With one seed the first
-        cannot be known and is left out. Resamplings that lack a class which the metric asks for say nothing and are
-        left out too.
+        cannot be known and is left out. Resamplings that lack what a ranking looks for say nothing and are left out
+        too; where most do, there is no bound.
 
         Args:
             metric: see `score`.
-            guesses: (S, N) guessed classes; for rankings, how sure each is (see `score`).
-            against: (S, N) guesses to compare with.
+            guesses: (S, N) guessed classes, or (1, N) where seeds do not differ; for rankings, how sure each is (see
+                `score`).
+            against: (S, N) or (1, N) guesses to compare with.
         """
-        each = self.scores(metric, guesses)
-        spread = score(metric, self._truth(metric), guesses, self.weights).mean(axis=0)
+        each, (middle, drawn) = self.scores(metric, guesses), self._resamplings(metric, guesses)
+        of_all, spread = middle.mean(), drawn.mean(axis=0)
         if against is not None:
             each = each - self.scores(metric, against)
-            spread = spread - score(metric, self._truth(metric), against, self.weights).mean(axis=0)
+            middle, drawn = self._resamplings(metric, against, beside=True)
+            of_all, spread = of_all - middle.mean(), spread - drawn.mean(axis=0)
         of_seeds = student(len(each)) * each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else 0.0
-        spread = spread[~np.isnan(spread)]
-        half = math.hypot(of_seeds, self._of_samples(metric, float(spread.std(ddof=1)) if len(spread) > 1 else 0.0))
-        return Interval.around(float(each.mean()), half, floor=0.0 if against is None else -1.0)
+        half = math.hypot(of_seeds, self._of_samples(metric, spread))
+        return Interval.around(float(each.mean()), float(of_all), half, floor=0.0 if against is None else -1.0)
 
-    def _of_samples(self, metric: str, error: float) -> float:
-        """How far to each side a score may be off for its test samples, by its bootstrap standard error."""
-        if self.count == 1:
+    def _of_samples(self, metric: str, drawn: np.ndarray) -> float:
+        """How far to each side a score may be off for its test samples, by its resamplings (R,)."""
+        sought = int(self.units[self.positive]) if metric in RANKINGS else self.count
+        if self.count == 1 or (self.grouped and sought == 1) or np.isnan(drawn).mean() > 0.5:
             return math.inf
-        if error > 1e-9:  # resampling few units shows (n − 1)/n of their variance
-            return error * student(self.count) * math.sqrt(self.count / (self.count - 1))
+        hardly = self._hardly_known() if metric in EVEN and self.grouped else 0.0
+        if error := _error(drawn):
+            return math.hypot(error * widened(self.count), hardly)
         # right in every resampling, or alike: Wilson's interval of so many successes (1927)
-        classes = np.bincount(self.y)
-        successes = len(self.y)
-        if metric in RANKINGS:
-            successes = int(classes[self.positive])
-        elif metric in EVEN:
-            successes = int(classes[classes > 0].min())
-        return 1.96**2 / (successes + 1.96**2)
+        return math.hypot(1.96**2 / (sought + 1.96**2), hardly)
+
+    def _hardly_known(self) -> float:
+        """How far the mean over classes may be off for those that few of the groups have, which may lack in most
+        resamplings: the whole weight of a class that one group has, a quarter of it for four.
+        """
+        units = self.units[self.units > 0]
+        return float(np.linalg.norm(1 / units[units < min(FEW_GROUPS, self.count)])) / len(units)
+
+
+def _error(drawn: np.ndarray) -> float:
+    """The standard deviation of resamplings (R,), 0 where they do not differ but by rounding."""
+    known = drawn[~np.isnan(drawn)]
+    error = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return error if error > 1e-9 else 0.0
+
+
+def widened(count: int) -> float:
+    """Standard errors to each side of a 95 % interval, of those that resampling `count` units shows: it shows
+    (n − 1)/n of their variance.
+    """
+    return student(count) * math.sqrt(count / (count - 1))
 
 
 def student(count: int) -> float:
@@ -121,7 +185,8 @@ def student(count: int) -> float:
 def labels_saved(curve: Mapping[int, Resampled], target: Resampled) -> tuple[float | None, float, float | None]:
     """How many labels a learning curve needs to reach `target`, and the ends of its 95 % interval (see `TestPart`).
 
-    None where it never does; numbers are no smaller than the smallest budget.
+    None where it never does; numbers are no smaller than the smallest budget. Where nothing is known of other test
+    samples, the interval is all that was tried, and more.
 
     Args:
         curve: by number of labels.
@@ -129,9 +194,11 @@ def labels_saved(curve: Mapping[int, Resampled], target: Resampled) -> tuple[flo
     labels = sorted(curve)
     draws = np.stack([curve[n].draws for n in labels] + [target.draws], axis=1)
     found = [labels_needed(labels, row[:-1], row[-1]) for row in draws[~np.isnan(draws).any(axis=1)].tolist()]
+    most = labels_needed(labels, [curve[n].score for n in labels], target.score)
+    if not found:
+        return most, float(labels[0]), None
     ranked = sorted(math.inf if needed is None else needed for needed in found)
     low, high = (ranked[round(share * (len(ranked) - 1))] for share in (0.025, 0.975))
-    most = labels_needed(labels, [curve[n].score for n in labels], target.score)
     return most, min(low, float(labels[-1])), None if math.isinf(high) else high
 
 

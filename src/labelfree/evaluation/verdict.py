@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from labelfree.evaluation.statistics import Interval, Resampled, labels_saved
 
@@ -22,6 +22,9 @@ NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macr
     "average_precision": "average precision",
     "roc_auc": "area under the ROC curve",
 }
+#: A gain that does not reach so far is none.
+MARGIN = 0.01
+Outcome = Literal["helped", "did not help", "did worse", "not known"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,12 @@ class Comparison:
         baseline_way: protocol in which that was used.
         other: the baseline's mean score.
         gain: their difference, on the same seeds and test samples.
-        missing: baselines that were asked for and not measured here.
+        missing: baselines that were asked for and not measured here: keys of `RIVALS`.
         alone: whether an untrained encoder is all that was measured beside it.
-        whole: whether a budget in percent is a share of all labels, of which time left none out.
+        share: whether the budget may be called a share of the labels: no class's two labels at least make it much
+            more, and time left none out.
+        seeds: how many were measured.
+        steps: the share of its steps for which there was time to train the network from scratch.
     """
 
     budget: str
@@ -52,20 +58,28 @@ class Comparison:
     gain: Interval
     missing: tuple[str, ...] = ()
     alone: bool = False
-    whole: bool = True
+    share: bool = True
+    seeds: int = 3
+    steps: float = 1.0
+
+    @property
+    def measured(self) -> Outcome:
+        """What the numbers tell of the seeds and baselines that were measured."""
+        if self.gain.low > 0:
+            return "helped"
+        if self.gain.high < 0:
+            return "did worse"
+        return "did not help" if self.gain.high < MARGIN else "not known"
 
     @property
     def decided(self) -> bool:
         """Whether the numbers tell: to beat an untrained encoder alone proves nothing, not to beat it does."""
-        return not (self.alone and self.helped)
+        return not (self.alone and self.measured == "helped")
 
     @property
-    def helped(self) -> bool:
-        return self.gain.low > 0
-
-    @property
-    def hurt(self) -> bool:
-        return self.gain.high < 0
+    def outcome(self) -> Outcome:
+        """Whether pretraining helped, whatever the seed: from one that is not known."""
+        return self.measured if self.decided and self.seeds > 1 else "not known"
 
 
 def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric: str) -> str:
@@ -82,34 +96,53 @@ def verdict(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
 
 
 def _missing_words(comparisons: Sequence[Comparison]) -> str:
-    """What was asked for and not measured, and with how many labels."""
+    """What was asked for and not measured, or not to its end, and with how many labels."""
     words = ""
     for missing in dict.fromkeys(c.missing for c in comparisons if c.missing):
         names = " and ".join(RIVALS[name] for name in missing)
         words += f" Not measured {_at([c for c in comparisons if c.missing == missing])}, for want of time: {names}."
+    for steps in dict.fromkeys(c.steps for c in comparisons if c.steps < 1):
+        where = _at([c for c in comparisons if c.steps == steps])
+        words += f" Trained for {steps:.0%} of its steps only {where}, for want of time: {RIVALS['scratch']}."
     return words
 
 
 def _answer(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric: str) -> str:
-    """Where pretraining helped and where it did not, among comparisons that can tell."""
-    helped = [c for c in comparisons if c.helped]
-    failed = [c for c in comparisons if not c.helped]
-    if not helped:
-        worst = min(comparisons, key=lambda c: c.gain.mean)
-        fact = "was not above the best baseline beyond what chance explains"
-        if all(c.hurt for c in comparisons):
-            fact = "did worse than the best baseline"
-        return f"Pretraining did not help: {_at(comparisons)} the pretrained encoder {fact}. {_numbers(worst, metric)}"
-    best = max(helped, key=lambda c: c.gain.mean)
-    saved = _saving_words(saving.get(best.budget, {}))
-    if not failed:
-        return f"Pretraining helped {_at(comparisons)}. {_numbers(best, metric)}{saved}"
-    worst = min(failed, key=lambda c: c.gain.mean)
-    fact = "did worse" if worst.hurt else "was no better beyond what chance explains"
-    return (
-        f"Pretraining helped {_at(helped)}; {_at(failed)} it {fact}. {_numbers(best, metric)}{saved} "
-        f"{_numbers(worst, metric)}"
-    )
+    """Where pretraining helped, where it did not, and where that is not known, among comparisons that can tell."""
+    helped = [c for c in comparisons if c.measured == "helped"]
+    unknown = [c for c in comparisons if c.measured == "not known"]
+    failed = [c for c in comparisons if c not in (*helped, *unknown)]
+    facts, numbers = [], ""
+    if helped:
+        best = max(helped, key=lambda c: c.gain.mean)
+        facts.append(f"pretraining helped {_at(helped)}")
+        numbers += f" {_numbers(best, metric)}{_saving_words(saving.get(best.budget, {}))}"
+    if failed:
+        fact = "did worse" if all(c.measured == "did worse" for c in failed) else "was no better"
+        lead = f"pretraining did not help: {_at(failed)} the pretrained encoder {fact} than the best baseline"
+        facts.append(f"{_at(failed)} it {fact}" if helped else lead)
+        numbers += f" {_numbers(min(failed, key=lambda c: c.gain.mean), metric)}"
+    if unknown:
+        reach = _reach_words(unknown)
+        lead = f"it is not known whether pretraining helped: {_at(unknown)} {reach}"
+        facts.append(f"{_at(unknown)} that is not known: {reach}" if facts else lead)
+    if len(unknown) == len(comparisons):
+        numbers = f" {_numbers(max(unknown, key=lambda c: c.gain.mean), metric)}"
+    answer = "; ".join(facts)
+    if comparisons[0].seeds == 1:
+        answer = f"in the one seed that was measured, {answer}; whether that holds for other seeds is not known"
+    return f"{answer[0].upper()}{answer[1:]}.{numbers}"
+
+
+def _reach_words(comparisons: Sequence[Comparison]) -> str:
+    """How far the gains' intervals reach."""
+    reaches = " and ".join(f"from {_points(c.gain.low)} to {_points(c.gain.high)}" for c in comparisons)
+    intervals = "interval of its gain reaches" if len(comparisons) == 1 else "intervals of its gain reach"
+    return f"the 95% {intervals} {reaches} points"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _at(comparisons: Sequence[Comparison]) -> str:
@@ -121,12 +154,12 @@ def _at(comparisons: Sequence[Comparison]) -> str:
 
 def _is_share(c: Comparison) -> bool:
     """Whether the budget may be called a share of the labels."""
-    return c.whole and c.budget.endswith("%")
+    return c.share and c.budget.endswith("%")
 
 
 def _numbers(c: Comparison, metric: str) -> str:
     name = f"{c.budget} of the labels ({c.labels:,})" if _is_share(c) else f"{c.labels:,} labels"
-    gain, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (c.gain.mean, c.gain.low, c.gain.high))
+    gain, low, high = map(_points, (c.gain.mean, c.gain.low, c.gain.high))
     points = f"{gain} points, 95% interval {low} to {high}"
     rival = RIVALS.get(f"{c.baseline}/{c.baseline_way}", RIVALS[c.baseline])
     return (
@@ -136,11 +169,15 @@ def _numbers(c: Comparison, metric: str) -> str:
 
 
 def _saving_words(entry: Mapping[str, Any]) -> str:
-    """How many labels the network from scratch needs for the same, or raw features where that was not measured."""
-    who, need = next(((who, entry[who]) for who in ("scratch", "raw") if who in entry), ("", None))
-    if need is None or need["relation"] == "at most":
+    """How many labels the baseline that needs the fewest does need for the same: the network from scratch, or raw
+    features.
+    """
+    order = ("at most", "about", "more than")
+    needs = {who: entry[who] for who in ("scratch", "raw") if who in entry and entry[who]["relation"] in order}
+    who = min(needs, key=lambda who: (order.index(needs[who]["relation"]), needs[who]["labels"]), default=None)
+    if who is None or needs[who]["relation"] == "at most":
         return ""
-    name = {"scratch": "From scratch", "raw": "With raw features"}[who]
+    name, need = {"scratch": "From scratch", "raw": "With raw features"}[who], needs[who]
     if need["relation"] == "more than":
         return f" {name}, {need['labels']:,} labels are not enough for that."
     times = f"{need['factor']:.1f} times as many; " if need["factor"] > 1.05 else ""
@@ -153,7 +190,10 @@ def between(need: Mapping[str, Any]) -> str:
 
 
 def label_saving(
-    comparisons: Sequence[Comparison], ours: Mapping[str, Resampled], curves: Mapping[str, Mapping[int, Resampled]]
+    comparisons: Sequence[Comparison],
+    ours: Mapping[str, Resampled],
+    curves: Mapping[str, Mapping[int, Resampled]],
+    short: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """For each budget: how many labels the baselines need to reach what the pretrained encoder reaches.
 
@@ -161,11 +201,13 @@ def label_saving(
         comparisons: one a budget.
         ours: the pretrained encoder's score by budget.
         curves: for "scratch" and "raw", the score by number of labels.
+        short: those whose training time has cut short: with all of it their labels might be enough.
 
     Returns:
         By budget: "labels", "protocol", "score", and for each baseline {"relation", "labels", "factor", "low", "high"}:
         it needs "about", "at most" (its smallest budget is enough) or "more than" (its largest is not) so many labels,
-        which is `factor` times as many; None where it is more than that. `low` and `high` are the 95% interval; None
+        which is `factor` times as many; None where it is more than that, or "not known", since its largest is not
+        enough but time has cut it short. `low` and `high` are the 95% interval; None
         where it has no end among the budgets.
     """
     saving = {}
@@ -176,7 +218,9 @@ def label_saving(
             # a curve that ends before this budget says nothing of it
             if counts and counts[-1] >= c.labels:
                 needed, low, high = labels_saved(curve, ours[c.budget])
-                relation = "more than" if needed is None else "at most" if needed <= counts[0] else "about"
+                relation = "not known" if method in short else "more than"
+                if needed is not None:
+                    relation = "at most" if needed <= counts[0] else "about"
                 labels = counts[-1] if needed is None else round(needed)
                 factor = None if needed is None else round(needed / c.labels, 2)
                 entry[method] = {"relation": relation, "labels": labels, "factor": factor, "low": round(low)}

@@ -14,17 +14,18 @@ REACHED = 0.3
 WITHOUT_LIMIT = 600.0
 
 
-def transformer_for(tokens: float, budget: Budget) -> Choice:
+def transformer_for(tokens: float, budget: Budget, passes: float = PASSES) -> Choice:
     """The largest size, from nano on, whose weights each see enough tokens in the time, none of them too often.
 
     Args:
         tokens: of all samples, counted once.
         budget: time and machine.
+        passes: how often a token is worth seeing.
     """
     for name in ("base", "small", "tiny"):
         weights = _weights(SIZES[name])
         seen = REACHED * budget.flops * (budget.seconds or WITHOUT_LIMIT) / (6 * weights)
-        if min(seen, PASSES * tokens) >= SEEN * weights:
+        if min(seen, passes * tokens) >= SEEN * weights:
             words = f"{weights / 1e6:.0f} million weights: {seen / tokens:,.1f} passes in the time allowed"
             return Choice("encoder", f"transformer:{name}", words)
     return Choice("encoder", "transformer:nano", "small enough to see the data many times")

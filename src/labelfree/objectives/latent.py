@@ -73,7 +73,6 @@ class Latent(Objective):
             | {"teacher_momentum_end": 0.9998},
             options={"mask_shape": "blocks"},
             modalities=("image",),
-            encoder="transformer:tiny",
         ),
         "data2vec-audio": Recipe(
             source="Baevski et al. 2022, §3, §4.2: spans, about half of the tokens; mean of the top 8 of 12 blocks "
@@ -103,7 +102,6 @@ class Latent(Objective):
             training={"weight_decay": 0.04, "weight_decay_end": 0.4},
             options={"mask_shape": "block"},
             modalities=("image",),
-            encoder="transformer:tiny",
         ),
         "vjepa": Recipe(
             source="Bardes et al. 2024, V-JEPA, §3: nine tenths of the tubes through all frames are hidden (large "

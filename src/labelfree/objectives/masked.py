@@ -62,7 +62,6 @@ class Masked(Objective):
             source="He et al. 2022, MAE, §3, §4.1: 75 % of the patches are dropped; decoder scaled to the encoder",
             settings={"ratio": 0.75, "hide": "drop"},
             modalities=("image",),
-            encoder="transformer:tiny",
         ),
         "mae-vit": Recipe(
             source="He et al. 2022, MAE, §3, with the settings of solo-learn (da Costa et al. 2022) for small "
@@ -79,7 +78,6 @@ class Masked(Objective):
             settings={"ratio": 0.6, "hide": "replace"},
             options={"target": "pixels", "target_error": "absolute", "mask_shape": "squares", "light_crop_min": 0.67},
             modalities=("image",),
-            encoder="transformer:tiny",
         ),
         "inpainting": Recipe(
             source="Pathak et al. 2016, Context Encoders, §3: the pixels of a block, a quarter of the picture, from "
@@ -87,7 +85,6 @@ class Masked(Objective):
             settings={"ratio": 0.25},
             options={"mask_shape": "block", "target": "pixels"},
             modalities=("image",),
-            encoder="transformer:tiny",
         ),
         "colourisation": Recipe(
             source="Zhang et al. 2016, Colorful Image Colorization, §2: the colours of a picture shown in grey; "
@@ -95,7 +92,6 @@ class Masked(Objective):
             settings={"hide": "replace", "everything": True},
             options={"target": "colour"},
             modalities=("image",),
-            encoder="transformer:tiny",
         ),
         "bert": Recipe(
             source="Devlin et al. 2019, BERT, §3.1, task 1: 15 % of the tokens; trained as in Geiping & Goldstein "

@@ -5,7 +5,7 @@ Legend: N samples of the reference, M samples that are asked about, D width of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,15 +44,19 @@ class Ordinary:
         mean: (D,) of the reference.
         whiten: (D, K) features less their mean → coordinates of variance 1, along directions that vary at all.
             Variances are drawn towards their mean, the more the fewer samples there are (Ledoit & Wolf 2004): as
-            measured, the samples of a reference no larger than D would all be equally far from its mean.
+            measured, the samples of a reference no larger than D would all be equally far from its mean, and what none
+            of them has would not count.
         known: (≤ KEPT, K) coordinates of samples of the reference, spread evenly over it.
-        usual: scores of those samples, ascending.
+        own: (N,) score of each sample of the reference, by what the others are like, NaN where it is not finite: beside
+            what was learnt from a sample, it is far too ordinary.
+        usual: those scores, ascending.
     """
 
     how: How
     mean: torch.Tensor
     whiten: torch.Tensor
     known: torch.Tensor
+    own: np.ndarray
     usual: np.ndarray
 
     @classmethod
@@ -66,34 +70,60 @@ class Ordinary:
 
         if how not in HOW:
             raise LabelfreeError(f"Anomalies are not found by '{how}'.", nearest(how, HOW) or f"Use {', '.join(HOW)}.")
-        x = features[np.isfinite(features).all(axis=1)]
+        finite = np.isfinite(features).all(axis=1)
+        x = features[finite]
         if len(x) < 2:
             raise LabelfreeError(f"The reference has {len(x)} samples that can be read.", "Give at least two.")
         mean = x.mean(axis=0, dtype=np.float64)
         centred = x - mean
         variance, directions = np.linalg.eigh(centred.T @ centred / len(x))
-        varying = variance > LEAST * max(float(variance[-1]), 1e-30)
         drawn = ledoit_wolf_shrinkage(centred, assume_centered=True)
         variance = (1 - drawn) * variance + drawn * variance.mean()
+        varying = variance > LEAST * max(float(variance[-1]), 1e-30)
         whiten = torch.from_numpy((directions[:, varying] / np.sqrt(variance[varying])).astype(np.float32))
-        few = torch.from_numpy(centred[spaced(len(x), KEPT)].astype(np.float32)) @ whiten
-        found = cls(how, torch.from_numpy(mean.astype(np.float32)), whiten, few, np.zeros(0))
-        # each of them is its own nearest neighbour, which does not count
-        usual = np.sort(found._strangeness(few, NEIGHBOUR + 1))
-        return cls(how, found.mean, whiten, few, usual)
+        places = spaced(len(x), KEPT)
+        few = torch.from_numpy(centred[places].astype(np.float32)) @ whiten
+        found = cls(how, torch.from_numpy(mean.astype(np.float32)), whiten, few, np.zeros(0), np.zeros(0))
+        own = np.full(len(features), np.nan, dtype=np.float32)
+        own[finite] = found._left_out(centred, places, (1 - drawn) / (len(x) - 1))
+        return replace(found, own=own, usual=np.sort(own[finite]))
+
+    def _left_out(self, centred: np.ndarray, places: np.ndarray, weight: float) -> np.ndarray:
+        """(N,) how strange each sample of the reference is to the others, as if it were none of it.
+
+        Without it, the inverse of the covariance is that of all and a product of rank one (Sherman & Morrison 1950).
+
+        Args:
+            centred: (N, D) features less their mean.
+            places: (≤ KEPT,) of the samples that are `known`.
+            weight: of the product of a sample with itself in the covariance.
+        """
+        out = []
+        for start in range(0, len(centred), AT_ONCE):
+            z = torch.from_numpy(centred[start : start + AT_ONCE].astype(np.float32)) @ self.whiten
+            size = z.square().sum(dim=1, keepdim=True)
+            left = (1 - weight * size).clamp_min(1e-6)
+            if self.how == "distance":
+                out.append((size / left).sqrt()[:, 0] * len(centred) / (len(centred) - 1))
+                continue
+            apart = torch.cdist(z, self.known).square() + weight * (size - z @ self.known.T).square() / left
+            # none is its own neighbour
+            apart[torch.arange(start, start + len(z))[:, None] == torch.from_numpy(places)] = torch.inf
+            out.append(apart.kthvalue(min(NEIGHBOUR, len(places) - 1), dim=1).values.sqrt())
+        return torch.cat(out).numpy()
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """(M, D) → (M,) float32: how strange; NaN where a row is not finite."""
         finite = np.isfinite(features).all(axis=1)
         out = np.full(len(features), np.nan, dtype=np.float32)
         x = torch.from_numpy(features[finite].astype(np.float32))
-        out[finite] = self._strangeness((x - self.mean) @ self.whiten, NEIGHBOUR)
+        out[finite] = self._strangeness((x - self.mean) @ self.whiten)
         return out
 
-    def _strangeness(self, x: torch.Tensor, neighbour: int) -> np.ndarray:
+    def _strangeness(self, x: torch.Tensor) -> np.ndarray:
         if self.how == "distance":
             return x.norm(dim=1).numpy()
-        neighbour = min(neighbour, len(self.known))
+        neighbour = min(NEIGHBOUR, len(self.known))
         pieces = [torch.cdist(piece, self.known).kthvalue(neighbour, dim=1).values for piece in x.split(AT_ONCE)]
         return torch.cat(pieces).numpy() if pieces else np.zeros(0, dtype=np.float32)
 
@@ -150,8 +180,11 @@ def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "dis
     """
     dataset, ordinary = run.open(source), _reference(run, source, reference)
     other = dataset if ordinary is source else run.open(ordinary)
-    learnt = Ordinary.learn(_features(run, other, spaced(len(other), LEARNT)), how)
+    rows = spaced(len(other), LEARNT)
+    learnt = Ordinary.learn(_features(run, other, rows), how)
     score = learnt.score(_features(run, dataset, np.arange(len(dataset))))
+    if dataset.fingerprint() == other.fingerprint():  # what was learnt from a sample does not judge it
+        score[rows] = learnt.own
     return Anomalies([dataset.name(row) for row in range(len(dataset))], score, learnt.rank(score))
 
 

@@ -102,8 +102,10 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, view: Batch) -> Tensor:
-        """(B, C) logits of a view."""
-        return self.head(self.encoder(view).pooled.float())
+        """(B, C) float32 logits of a view: bf16 tells logits apart so little that samples tie in rankings."""
+        pooled = self.encoder(view).pooled.float()
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled)
 
 
 @dataclass(frozen=True)

@@ -377,15 +377,27 @@ def _outlying(run: Run, dataset: Dataset, survey: Survey) -> list[Finding]:
     if len(rows) <= NEIGHBOURS:
         return []
     x = embed(run.encoder, run.modality, dataset, indices=rows)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    distance = _neighbour_distance(x)
-    middle = float(np.median(distance))
-    spread_ = 1.4826 * float(np.median(np.abs(distance - middle)))
-    score = (distance - middle) / max(spread_, 1e-6)
+    score = outlyingness(x)
     far = {int(rows[i]): f"{score[i]:.0f} deviations from the usual" for i in np.flatnonzero(score > OUTLYING)}
     words = "lie far from all others in the encoder's features"
     compared = len(rows) if len(survey.rows) > len(rows) else 0
     return [Finding("outliers", words, sorted(far), reasons=far, compared=compared)] if far else []
+
+
+def outlyingness(x: np.ndarray) -> np.ndarray:
+    """(N, D) features → (N,) how many deviations the distance to a few neighbours is from the usual; 0 where most have
+    the same, so that nothing tells what is far, or where more than so many others are equal.
+    """
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    found = np.unique(np.round(x, 5), axis=0, return_index=True, return_inverse=True, return_counts=True)
+    first, place, copies = found[1], found[2].ravel(), found[3]
+    if len(first) <= NEIGHBOURS:
+        return np.zeros(len(x))
+    distance = _neighbour_distance(x[first])
+    middle = float(np.median(distance))
+    deviation = 1.4826 * float(np.median(np.abs(distance - middle)))
+    score = (distance - middle) / deviation if deviation > 1e-6 else np.zeros(len(first))
+    return np.where(copies > NEIGHBOURS, 0.0, score)[place]
 
 
 def _neighbour_distance(x: np.ndarray, block: int = 1024) -> np.ndarray:

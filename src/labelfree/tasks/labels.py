@@ -17,8 +17,10 @@ from labelfree.errors import LabelfreeError
 
 #: More different numbers than this, in more than a tenth of the rows, are a quantity and not classes.
 MOST_NUMBERS = 50
-
-
+#: What numpy writes for values that are missing, where it makes text of a column.
+GONE = ("nan", "<NA>")
+#: Names of classes that may stand for no label: -1 is scikit-learn's.
+DOUBTFUL = ("-1", "none", "null", "nan")
 #: Classes are uneven where the largest has more than so many times the samples of the smallest.
 UNEVEN = 3.0
 
@@ -102,12 +104,20 @@ class Part:
         return [self.dataset.name(int(self.rows[place])) for place in places]
 
 
+def _words(column: np.ndarray) -> list[str | None]:
+    """(N,) labels as text; None where there is none."""
+    words = [_word(value) for value in column.tolist()]
+    return [None if word in GONE else word for word in words] if column.dtype.kind == "U" else words
+
+
 def _word(value: object) -> str | None:
     """A label as text; None where there is none. 3 and 3.0 are one class; bytes that are no text are spelt out."""
-    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' need no import
         return None
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return None
+        value = int(value) if float(value).is_integer() else value
     if isinstance(value, bytes):
         value = value.decode(errors="backslashreplace")
     return str(value).strip() or None
@@ -158,7 +168,8 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         label: name of the column.
         group: name of the column whose equal values must stay on one side of every split; without one, pieces of one
             recording stay together.
-        classes: the classes of the training source, when this is the test source: others are left out, with a note.
+        classes: those that are known, where this is the test source those of the training source: others are left out,
+            with a note.
 
     Raises:
         LabelfreeError: no such column, no labels; where no classes are given, numbers instead of classes, or one class.
@@ -169,16 +180,20 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
             'Give arrays under names: {"x": x, "label": y} with label="label".',
         )
     raw = np.asarray(dataset.column(label))
-    words = [_word(value) for value in raw.tolist()]
+    words = _words(raw)
     known = tuple(classes) or _found(raw, words, label)
     number = {name: i for i, name in enumerate(known)}
     y = np.array([-1 if word is None else number.get(word, -1) for word in words], dtype=np.int64)
     notes = []
     if missing := sum(word is None for word in words):
         notes.append(f"{missing:,} of {len(words):,} samples have no value in '{label}' and are left out.")
+    if not classes:
+        notes += [
+            f"'{name}' is a class of '{label}': if it stands for no label, empty it." for name in _doubtful(known)
+        ]
     if strange := Counter(word for word in words if word is not None and word not in number):
         names = ", ".join(f"'{name}'" for name, _ in strange.most_common(3))
-        notes.append(f"{strange.total():,} test samples are of classes without training labels ({names}); left out.")
+        notes.append(f"{strange.total():,} samples are of classes that are not among those known ({names}); left out.")
     if (y < 0).all() and strange:
         raise LabelfreeError(
             f"No class of '{label}' is a known one: there are {_some(sorted(strange))} where {_some(known)} are known.",
@@ -194,13 +209,18 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
     return Labels(known, y, groups, notes=notes)
 
 
+def _doubtful(classes: Sequence[str]) -> list[str]:
+    """Classes that may stand for no label; -1 and another are often two classes."""
+    return [name for name in classes if name.lower() in DOUBTFUL and (name != "-1" or len(classes) > 2)]
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def _groups(dataset: Dataset, column: str) -> tuple[np.ndarray, int]:
     """(N,) group of each sample, and how many have none written: each of these is a group that no source shares."""
-    words = [_word(value) for value in dataset.column(column).tolist()]
+    words = _words(np.asarray(dataset.column(column)))
     alone = sum(word is None for word in words)
     source = dataset.fingerprint() if alone else ""
     return np.array([f"{source} {i}" if word is None else word for i, word in enumerate(words)]), alone
@@ -348,5 +368,22 @@ def folds(
         # the fold that has least of what this group brings, then the emptiest
         chosen[group] = np.lexsort((filled.sum(axis=1), filled @ share[group]))[0]
         filled[chosen[group]] += share[group]
-    # the largest are placed first, from fold 0 on; fold 0 of the answer, which is held out, is to have small ones
-    return (count - 1 - chosen)[place]
+    return _first_of(chosen, table, count, rng)[place]
+
+
+def _first_of(chosen: np.ndarray, table: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Folds (G,) of groups, numbered anew so that 0, which is held out, is one drawn from those that suit best: the
+    others have samples of most classes, it is nearest to 10 to 30 % of the samples, it has samples of most classes.
+
+    Args:
+        table: (G, C) samples of each class in each group.
+        count: of folds.
+    """
+    sizes = np.stack([table[chosen == fold].sum(axis=0) for fold in range(count)])
+    share = sizes.sum(axis=1) / sizes.sum()
+    off = np.round(np.maximum(0.1 - share, share - 0.3).clip(0), 1)  # to tenths, lest few samples decide
+    taken, absent = (sizes == sizes.sum(axis=0)) & (sizes > 0), sizes == 0
+    reasons = np.stack([taken.sum(axis=1), off, absent.sum(axis=1)], axis=1)
+    best = min(map(tuple, reasons))
+    first = rng.choice([fold for fold in range(count) if tuple(reasons[fold]) == best])
+    return (chosen - first) % count

@@ -30,33 +30,37 @@ def check_metric(metric: str, classes: int, y: np.ndarray) -> None:
         raise LabelfreeError(f"'{metric}' needs test samples of both classes.", "Use accuracy, or add test samples.")
 
 
-def score(metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def score(
+    metric: str, y: np.ndarray, answers: np.ndarray, weights: np.ndarray | None = None, some: bool = False
+) -> np.ndarray:
     """Scores of several sets of answers, on several weightings of the test samples.
 
     Args:
-        metric: accuracy; balanced_accuracy (mean recall of the classes); macro_f1 (mean F1 of the classes);
+        metric: accuracy; balanced_accuracy (mean recall of the classes); macro_f1 (mean F1 of the classes of `y`:
+            scikit-learn's also counts classes that are only guessed, with an F1 of 0);
             average_precision (the mean, over the samples looked for, of the precision down to them); roc_auc (the
             probability that a sample looked for is ranked above another).
         y: (N,) classes; for rankings, whether a sample is one that is looked for.
         answers: (S, N) guessed classes, one row a seed; for rankings, numbers that are larger the surer one is.
         weights: (N, R) how often each sample counts; once by default.
+        some: whether classes that a weighting lacks do not count.
 
     Returns:
-        (S, R) in [0, 1]. Classes without weight do not count; a ranking without what it is about is NaN.
+        (S, R) in [0, 1]; NaN where a weighting lacks a class of `y` that the metric counts (but for `some`), or all
+        that a ranking looks for.
     """
     w = np.ones((len(y), 1)) if weights is None else weights
     if metric in RANKINGS:
         return np.stack([_of_ranking(metric, y.astype(bool), row, w) for row in answers])
     if metric == "accuracy":
         return (answers == y) @ w / w.sum(axis=0)
-    parts, there = [], []
+    parts = []
     for c in np.unique(y):
         truth, guessed = y == c, answers == c
         hits, size = (guessed & truth) @ w, truth @ w
         bottom = size if metric == "balanced_accuracy" else (size + guessed @ w) / 2
-        parts.append(hits / np.maximum(bottom, 1e-12))
-        there.append(np.broadcast_to(size > 0, hits.shape))
-    return np.sum(np.where(there, parts, 0.0), axis=0) / np.maximum(np.sum(there, axis=0), 1)
+        parts.append(np.where(size > 0, hits / np.maximum(bottom, 1e-12), np.nan))
+    return np.nanmean(parts, axis=0) if some else np.mean(parts, axis=0)
 
 
 def _of_ranking(metric: str, positive: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:

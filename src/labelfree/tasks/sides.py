@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree import runtime
+from labelfree.data.batch import Sample
+from labelfree.data.doctor import digest, nearby
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import write_table
 from labelfree.needs import Need
 from labelfree.tasks.labels import read_labels
+from labelfree.training.logs import say
 
 if TYPE_CHECKING:
     from labelfree.data.dataset import Dataset
@@ -35,12 +38,12 @@ class Proportion:
     count: int
 
     @classmethod
-    def of(cls, hits: np.ndarray) -> Proportion:
-        """Of hits (N,) bool."""
-        n, p, z = len(hits), float(hits.mean()), 1.96
+    def of(cls, hits: np.ndarray, independent: int | None = None) -> Proportion:
+        """Of hits (N,) bool, or probabilities of a hit; the interval is that of so many `independent` samples."""
+        n, p, z = independent or len(hits), float(hits.mean()), 1.96
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         scale = 1 + z * z / n
-        return cls(p, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), n)
+        return cls(p, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), len(hits))
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class Direction:
 
     Attributes:
         query, key: names of the sides.
-        recall: by K, the share of queries whose own row is among the K nearest.
-        median_rank: of the own row, 1 being the nearest.
+        recall: by K, the share of queries with a key of their own row among the K nearest. Queries that are the same
+            are one, and so are keys: a query has the keys of all rows that it is in.
+        median_rank: of the nearest own key, 1 being the nearest of all.
         chance: by K, the recall of guessing.
+        keys: how many different keys were looked among.
     """
 
     query: str
@@ -59,6 +64,7 @@ class Direction:
     recall: dict[int, Proportion]
     median_rank: float
     chance: dict[int, float]
+    keys: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,6 +82,7 @@ class ZeroShot:
         similarity: (N,) cosine with it.
         accuracy, balanced_accuracy, majority: where labels were given: of the guesses, the mean over classes, and of
             always naming the commonest class.
+        notes: what was not scored, in words.
     """
 
     side: str
@@ -86,10 +93,11 @@ class ZeroShot:
     accuracy: Proportion | None = None
     balanced_accuracy: float | None = None
     majority: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The scores, without the single samples."""
-        kept = ("side", "classes", "accuracy", "balanced_accuracy", "majority")
+        kept = ("side", "classes", "accuracy", "balanced_accuracy", "majority", "notes")
         return {key: value for key, value in asdict(self).items() if key in kept}
 
     def write(self, out: str | Path, force: bool = False) -> None:
@@ -136,30 +144,76 @@ def retrieve(run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: 
     Raises:
         LabelfreeError: fewer than two rows have two sides.
     """
-    sides = sides_of(run, run.open(source), batch_size)
+    dataset = run.open(source)
+    sides = sides_of(run, dataset, batch_size)
+    same = _same(dataset, list(sides))
     found = []
     for query, key in permutations(sides, 2):
         both = ~np.isnan(sides[query][:, 0]) & ~np.isnan(sides[key][:, 0])
         if both.sum() < 2:
             continue
-        rank = ranks(sides[query][both], sides[key][both])
-        recall = {k: Proportion.of(rank <= k) for k in at}
-        chance = {k: min(1.0, k / len(rank)) for k in at}
-        found.append(Direction(query, key, recall, float(np.median(rank)), chance))
+        better, ties, own = ranks(sides[query][both], sides[key][both], same[query][both], same[key][both])
+        keys = len(np.unique(same[key][both]))
+        # queries with the same key are found together, or are not
+        recall = {k: Proportion.of(hits(better, ties, k), min(len(better), keys)) for k in at}
+        chance = {k: _by_chance(own, keys, k) for k in at}
+        found.append(Direction(query, key, recall, float(np.median(better + (ties + 1) / 2)), chance, keys))
     if not found:
         raise LabelfreeError(f"'{source}' has fewer than two rows with two sides.", "Name a source of pairs.")
     return found
 
 
-def ranks(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """(N,) the place of each query's own key among all keys by cosine, from 1; of equals, the middle."""
-    found = np.empty(len(q))
-    for start in range(0, len(q), CHUNK):
-        similar = q[start : start + CHUNK] @ k.T
-        rows = np.arange(len(similar))
-        own = similar[rows, start + rows, None]
-        found[start + rows] = 1 + (similar > own).sum(axis=1) + ((similar == own).sum(axis=1) - 1) / 2
+def _same(dataset: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """For each side, (N,) numbers that are equal where what it holds is; -1 where it is missing."""
+    marks: dict[str, dict[bytes, int]] = {name: {} for name in names}
+    found = {name: np.full(len(dataset), -1) for name in names}
+    for row, item in enumerate(nearby(dataset, range(len(dataset)))):
+        parts = item.parts if isinstance(item, Sample) else {}
+        for name in parts:
+            found[name][row] = marks[name].setdefault(digest(parts[name]), len(marks[name]))
     return found
+
+
+def ranks(
+    q: np.ndarray, k: np.ndarray, same_q: np.ndarray | None = None, same_k: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where among all keys the nearest of its own is, by cosine, for each query that differs from the others.
+
+    Args:
+        q, k: (N, W) unit vectors, tied by row.
+        same_q, same_k: (N,) equal where two queries, or keys, are the same; none are by default.
+
+    Returns:
+        (Q,) how many keys are nearer; (Q,) how many are as near, the own one among them; (Q,) how many are its own.
+    """
+    each = np.arange(len(q))
+    queries, query_of = np.unique(each if same_q is None else same_q, return_index=True, return_inverse=True)[1:]
+    keys, key_of = np.unique(each if same_k is None else same_k, return_index=True, return_inverse=True)[1:]
+    better, ties, count = (np.empty(len(queries), dtype=np.int64) for _ in range(3))
+    order = np.argsort(query_of, kind="stable")
+    for start in range(0, len(queries), CHUNK):
+        rows = slice(start, start + CHUNK)
+        similar = q[queries[rows]] @ k[keys].T
+        mine = np.zeros(similar.shape, dtype=bool)
+        here = order[slice(*np.searchsorted(query_of[order], (start, start + len(similar))))]
+        mine[query_of[here] - start, key_of[here]] = True
+        nearest = np.where(mine, similar, -np.inf).max(axis=1, keepdims=True)
+        better[rows] = (similar > nearest).sum(axis=1)
+        ties[rows] = 1 + ((similar == nearest) & ~mine).sum(axis=1)
+        count[rows] = mine.sum(axis=1)
+    return better, ties, count
+
+
+def hits(better: np.ndarray, ties: np.ndarray, k: int) -> np.ndarray:
+    """(Q,) probability that the own key is among the k nearest, where chance settles between equals."""
+    return np.clip((k - better) / ties, 0.0, 1.0)
+
+
+def _by_chance(own: np.ndarray, keys: int, k: int) -> float:
+    """The probability that of k keys drawn from all one is a query's own, of which it has `own` (Q,)."""
+    drawn = np.arange(min(k, keys))
+    others = np.clip((keys - own[:, None] - drawn) / (keys - drawn), 0.0, 1.0)
+    return float(1 - others.prod(axis=1).mean())
 
 
 @runtime.plain_torch()
@@ -200,12 +254,14 @@ def zero_shot(
     found = (side, names, [dataset.name(row) for row in range(len(dataset))], guess, similarity)
     if labels is None:
         return ZeroShot(*found)
+    for note in labels.notes:
+        say(note)
     known = (labels.y >= 0) & there
     if not known.any():
         raise LabelfreeError(f"No labelled sample of '{source}' has a side other than text.", "Name another source.")
     y, hit = labels.y[known], guess[known] == labels.y[known]
     balanced = float(np.mean([hit[y == c].mean() for c in np.unique(y)]))
-    return ZeroShot(*found, Proportion.of(hit), balanced, float(np.bincount(y).max() / len(y)))
+    return ZeroShot(*found, Proportion.of(hit), balanced, float(np.bincount(y).max() / len(y)), labels.notes)
 
 
 def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], batch_size: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +126,7 @@ def pretrain(
         ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=length["seconds"])
         job, found = _choose(partial(ask, settings=settings), method, spec, source, network, init)
         _fit_time(job, length, began, found)
-        _start_folder(folder, job, source, found)
+        _start_folder(folder, job, source, found, init)
     if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
         training = jobs.new_training(job, check_device(job.plan.training))
         save_state(folder / "checkpoints", 0, job.objective, training.optimizer)
@@ -351,7 +351,16 @@ def _place(source: Any) -> str | None:
     return str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None
 
 
-def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> None:
+def _before(runs: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """What the first weights have seen: the sources of the runs that they are of, and of those these began with."""
+    found: list[dict[str, Any]] = []
+    for info in (read_json(Path(run) / "run.json") for run in runs if (Path(run) / "run.json").exists()):
+        known = {key: info.get(key) for key in ("source", "fingerprint", "source_fingerprint")}
+        found += [known, *info.get("before", ())]
+    return found
+
+
+def _start_folder(folder: Path, job: Job, source: Any, found: Description, init: str | Path | None) -> None:
     """Write what is known before the first step. Raises LabelfreeError where another run began in the folder."""
     try:
         (folder / "run.json").touch(exist_ok=False)
@@ -364,6 +373,7 @@ def _start_folder(folder: Path, job: Job, source: Any, found: Description) -> No
         "found": {"count": found.count, "facts": dict(found.facts)},
         "fingerprint": job.dataset.fingerprint(),
         "source_fingerprint": job.opened,
+        "before": _before([*([] if init is None else [init]), *(run for _, run in job.modality.runs.values())]),
         "modality": plan.modality,
         "method": plan.method,
         "objective": plan.objective,
