@@ -19,8 +19,11 @@ from processes import FORKED, command
 from runs import Net
 
 import labelfree
+from labelfree.errors import LabelfreeError
+from labelfree.modalities.text import Text
 from labelfree.tensors import read_tensors
 from labelfree.training import processes
+from labelfree.training.same import check_agreed, marks_of
 
 #: Plain gradient descent, so that a difference of weights is one of gradients.
 TINY = {"method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 3, "batch_size": 16, "warmup": 0}
@@ -184,3 +187,20 @@ def test_a_network_of_the_users_is_back_on_the_cpu_after_the_training(pictures, 
     network = Watched()
     labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "encoder": network})
     assert network.happened[-2:] == ["ran", "moved"]
+
+
+def test_all_processes_see_the_source_without_the_run_inside_it(tmp_path, forked):
+    values = np.random.default_rng(0)
+    for number in range(16):
+        (tmp_path / f"{number:02}.bin").write_bytes(values.bytes(64))
+    options = {"modality": "bytes", "encoder": "transformer:pico", "threads": 1, "steps": 1, "batch_size": 8}
+    run = labelfree.pretrain(tmp_path, out=tmp_path / "run", devices=2, **options)
+    assert run.state == "finished"
+
+
+def test_a_process_that_finds_another_source_than_the_first_is_refused():
+    """It would draw other samples by the same numbers."""
+    first, other = (Text().open(["one", word]) for word in ("two", "2"))
+    check_agreed(SimpleNamespace(dataset=first), "texts", marks_of(first, "texts"))
+    with pytest.raises(LabelfreeError, match="One process found 2 samples in the source 'texts' and the first one 2"):
+        check_agreed(SimpleNamespace(dataset=other), "texts", marks_of(first, "texts"))
