@@ -234,6 +234,17 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def infinite(value: Any, place: str = "") -> str | None:
+    """Where among values one is not finite ("scale.2"), which a file of JSON could not give back; None if nowhere."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (infinite(item, f"{place}.{key}" if place else str(key)) for key, item in inner)
+    return next((where for where in found if where is not None), None)
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()

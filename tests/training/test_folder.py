@@ -14,6 +14,7 @@ import labelfree
 from labelfree.data.batch import Unreadable
 from labelfree.errors import LabelfreeError
 from labelfree.files import read_json_lines
+from labelfree.modalities.image import Image as Pictures
 from labelfree.training import job as jobs
 from labelfree.training.folder import held, new_folder
 from labelfree.training.recorder import write_quarantine
@@ -100,6 +101,15 @@ def test_what_is_unreadable_is_met_again_in_each_pass_and_kept_once() -> None:
     for _ in range(3):
         job._set_aside([Unreadable(np.int64(7), "7.png", "cut"), Unreadable(8, "8.png", "cut")], 100_000)
     assert sorted(item.name for item in job.quarantine.values()) == ["7.png", "8.png"]
+
+
+def test_statistics_that_could_not_be_read_again_are_refused_before_training(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pictures, "state", lambda self: {"mean": [0.5, float("inf")]})
+    with pytest.raises(LabelfreeError, match=r"too large: its statistics are not finite \(mean\.1\)\. Rescale"):
+        labelfree.pretrain(photos, out=tmp_path / "run", steps=1, **TINY)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stream_with_too_many_unreadable_samples_is_given_up(photos: Path, tmp_path: Path) -> None:

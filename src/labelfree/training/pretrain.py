@@ -17,7 +17,7 @@ from labelfree.data import doctor
 from labelfree.data.dataset import Dataset, Description
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import read_json, write_json
+from labelfree.files import infinite, read_json, write_json
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
@@ -217,6 +217,11 @@ def _prepare(
         dataset = data.open(source)
     else:
         data.fit(dataset)
+        if (where := infinite(data.state())) is not None:
+            raise LabelfreeError(
+                f"Values of the source are too large: its statistics are not finite ({where}).",
+                "Rescale them, or leave them out.",
+            )
     nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
     quarantine = jobs.by_name(jobs.check_readable(nearby, plan.training))
     if changes_by_itself(nearby, source):
