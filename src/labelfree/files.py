@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from labelfree.errors import LabelfreeError
 TABLES = (".csv", ".parquet", ".jsonl")
 #: What a part of an address's query that holds a secret looks like ("password=…", "odbc_connect=…;PWD=…").
 SECRET = re.compile(r"(password|passwd|pwd|token|key|secret)\w*\s*=", re.IGNORECASE)
+#: Names that files and folders have while they are written, or are set aside; the first part is the name of the whole.
+BEGUN = re.compile(r"(.+?)\.\d+\.(?:part|part\.old|new)(?:\.\d+\.part)?")
 #: Why a file may not be written though nothing is wrong with what is written.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -152,6 +155,22 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def standing(path: Path) -> Path:
+    """`path`, or what `replacing` had set aside for it when its process was killed between the two renames."""
+    aside = () if path.exists() else path.parent.glob(f"{glob.escape(path.name)}.*.part.old")
+    return max(aside, key=lambda old: old.stat().st_mtime, default=path)
+
+
+def tidy(folder: Path) -> None:
+    """Clear up what killed writers left in a folder that nobody else writes to: what they had set aside is back."""
+    left = [(path, begun[1]) for path in folder.glob("*") if (begun := BEGUN.fullmatch(path.name))]
+    for path, name in left:
+        if path.suffix == ".old" and (last := standing(folder / name)) != folder / name:
+            os.replace(last, folder / name)
+    for path, _ in left:
+        _remove(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

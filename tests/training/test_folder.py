@@ -1,5 +1,6 @@
 """The folder of a run while it comes into being: nobody else's, and true about what happened."""
 
+import errno
 import json
 import os
 import threading
@@ -101,6 +102,19 @@ def test_what_is_unreadable_is_met_again_in_each_pass_and_kept_once() -> None:
     for _ in range(3):
         job._set_aside([Unreadable(np.int64(7), "7.png", "cut"), Unreadable(8, "8.png", "cut")], 100_000)
     assert sorted(item.name for item in job.quarantine.values()) == ["7.png", "8.png"]
+
+
+def test_a_run_that_finds_no_room_to_begin_can_be_tried_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(LabelfreeError, match="No space left"):
+            labelfree.pretrain(photos, out=tmp_path / "run", steps=1, **TINY)
+    assert labelfree.pretrain(photos, out=tmp_path / "run", steps=1, **TINY).state == "finished"
 
 
 def test_statistics_that_could_not_be_read_again_are_refused_before_training(

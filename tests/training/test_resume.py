@@ -336,3 +336,33 @@ def test_a_source_of_random_samples_is_said_to_be_one(tmp_path, capsys):
     stopped(run)
     with pytest.raises(LabelfreeError, match=r"The source \(Random\) gives other samples each time it is read"):
         labelfree.pretrain(Random(), resume=run.path)
+
+
+def test_a_run_killed_while_its_encoder_was_exchanged_has_the_one_before(pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    stopped(run)
+    (run.path / "encoder").rename(run.path / "encoder.77.part.old")
+    (run.path / "encoder.77.part").mkdir()
+    assert labelfree.load(run.path).encoder.dim == run.encoder.dim
+    labelfree.pretrain(resume=run.path)
+    assert not list(run.path.glob("*.part*"))
+    assert (run.path / "encoder" / "config.json").exists()
+
+
+def test_a_plan_of_another_version_is_named(pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    run.info["plan"]["training"]["of_tomorrow"] = 1
+    stopped(run, versions={"labelfree": "9.9"})
+    with pytest.raises(LabelfreeError, match=r"written by Labelfree 9\.9, .* its setting 'training\.of_tomorrow'"):
+        labelfree.pretrain(resume=run.path)
+
+
+def test_runs_are_found_at_home_and_from_another_working_directory(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = labelfree.pretrain(str(pictures), out="run", **{**TINY, "steps": 1})
+    monkeypatch.chdir(Path(tmp_path.root))
+    assert run.encoder.dim == labelfree.load("~/run").encoder.dim
+    assert labelfree.pretrain(resume="~/run").state == "finished"
+    again = labelfree.pretrain(str(pictures), out=tmp_path / "again", init="~/run", **{**TINY, "steps": 1})
+    assert again.state == "finished"

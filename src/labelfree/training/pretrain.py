@@ -17,7 +17,7 @@ from labelfree.data import doctor
 from labelfree.data.dataset import Dataset, Description
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import infinite, read_json, write_json
+from labelfree.files import infinite, read_json, standing, tidy, write_json
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.training import job as jobs
@@ -97,6 +97,7 @@ def pretrain(
     """
     began = time.perf_counter()
     network = encoder if isinstance(encoder, nn.Module) else None
+    init = None if init is None else Path(init).expanduser()
     if resume is not None:
         options: dict[str, Any] = {"modality": modality, "method": method, "out": out, "epochs": epochs, "steps": steps}
         options |= {"time_limit": time_limit, "seed": seed, "init": init, "encoder": None if network else encoder}
@@ -114,8 +115,8 @@ def pretrain(
         return _launch(None, Path(), source, network, {}, accelerator)
     with new_folder(out, name_of(source, modality)) as folder:
         spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
-        if init is not None and Path(init).is_dir():
-            modality, spec, settings = _like(Path(init), modality, spec, settings)
+        if init is not None and init.is_dir():
+            modality, spec, settings = _like(init, modality, spec, settings)
         ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=length["seconds"])
         job, found = _choose(partial(ask, settings=settings), method, spec, source, network, init)
         _fit_time(job, length, began, found)
@@ -149,7 +150,7 @@ def _choose(
     spec: str,
     source: Any,
     network: nn.Module | None,
-    init: str | Path | None,
+    init: Path | None,
 ) -> tuple[Job, Description]:
     """A job of the method; where none was named and a given encoder cannot serve the usual one, of a simpler one."""
     plan, data, dataset, found = ask(method=method)
@@ -195,7 +196,7 @@ def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) 
     Raises:
         LabelfreeError: it is no run, or of another kind of data.
     """
-    config = read_json(run / "encoder" / "config.json")
+    config = read_json(standing(run / "encoder") / "config.json")
     kind = config["modality"]
     if modality not in (None, "auto", kind["name"]):
         raise LabelfreeError(
@@ -209,11 +210,11 @@ def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) 
 
 
 def _prepare(
-    plan: Plan, data: Modality, source: Any, dataset: Dataset, network: nn.Module | None, init: str | Path | None
+    plan: Plan, data: Modality, source: Any, dataset: Dataset, network: nn.Module | None, init: Path | None
 ) -> Job:
     """Fit the modality, bring the data near, build the network."""
-    if init is not None and Path(init).is_dir():
-        data.load_state(read_json(Path(init) / "encoder" / "config.json")["modality"]["state"])
+    if init is not None and init.is_dir():
+        data.load_state(read_json(standing(init / "encoder") / "config.json")["modality"]["state"])
         dataset = data.open(source)
     else:
         data.fit(dataset)
@@ -236,7 +237,7 @@ def _prepare(
     encoder = jobs.build_encoder(plan, data, nearby, network)
     counted = None
     if init is not None:
-        load_weights(encoder, Path(init))
+        load_weights(encoder, init)
     elif network is None:
         counted = data.warm(encoder)
     objective = jobs.build_objective(plan, data, nearby, encoder)
@@ -305,6 +306,7 @@ def _say_busy(busy: float, threads: int) -> None:
 
 def _resume(folder: Path, source: Any, network: nn.Module | None, settings: Mapping[str, Any]) -> Run:
     run = Run(folder, network)
+    folder = run.path
     if run.state == "finished":
         say(f"'{folder}' is finished: {run.info['steps']} steps.")
         return run
@@ -320,13 +322,15 @@ def _resume(folder: Path, source: Any, network: nn.Module | None, settings: Mapp
     if not processes.is_first():
         return _launch(None, folder, where, network, {}, plan.training.accelerator)
     with held(folder):
+        for place in (folder, folder / "checkpoints"):
+            tidy(place)
         run = Run(folder, network)  # as whoever held it before has left it
         return run if run.state == "finished" else _go_on(run, _plan_here(run, settings), where)
 
 
 def _plan_here(run: Run, settings: Mapping[str, Any]) -> Plan:
     """The plan of a run, to go on with on this machine. Raises LabelfreeError where that cannot be."""
-    plan = moved(Plan.model_validate(run.info["plan"]), settings)
+    plan = moved(Plan.of_run(run.path, run.info), settings)
     if plan.training.batch_size % _world(plan):
         raise LabelfreeError(
             f"A batch of {plan.training.batch_size} cannot be shared by {_world(plan)} processes.", "Lower devices."
@@ -343,7 +347,7 @@ def _go_on(run: Run, plan: Plan, source: Any) -> Run:
             f"'{folder}' has lost the weights that it started from, which do not follow from its seed.",
             "Start a new run as this one was started.",
         )
-    before, state = Plan.model_validate(run.info["plan"]), read_json(folder / "modality.json")
+    before, state = Plan.of_run(folder, run.info), read_json(folder / "modality.json")
     job = _assemble(plan, state, source, network)
     check_unchanged(folder, run.info, job, source)
     _say_choices(job.plan.choices[len(before.choices) :])
