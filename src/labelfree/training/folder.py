@@ -152,14 +152,15 @@ def held(folder: Path) -> Iterator[None]:
     """Keep other processes off a run while this one trains it. A lock goes with its process, however that ends.
 
     Raises:
-        LabelfreeError: another process trains it.
+        LabelfreeError: another process trains it, or nothing can be written there.
     """
     lock = None if fcntl is None else _lock(folder)
     try:
         yield
     finally:
-        if lock is not None:
+        with suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)
+        if lock is not None:
             _locks.discard(lock)
             os.close(lock)
 
@@ -167,7 +168,10 @@ def held(folder: Path) -> Iterator[None]:
 def _lock(folder: Path) -> int | None:
     """The lock of a folder as an open file that says whose it is; None where the file system knows no locks."""
     while True:
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise no_place(folder / LOCK, error) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
