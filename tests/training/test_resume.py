@@ -20,6 +20,7 @@ from labelfree.data.sources import read_table
 from labelfree.encoders.saved import save_encoder
 from labelfree.errors import LabelfreeError
 from labelfree.tensors import read_tensors
+from labelfree.training.folder import held
 from labelfree.training.recorder import Recorder
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
@@ -287,17 +288,20 @@ def test_a_network_of_the_users_starts_from_its_own_weights_again(pictures, tmp_
 def test_a_run_that_is_being_trained_is_left_alone(pictures, tmp_path, monkeypatch):
     refused, tick = [], Recorder._tick
 
-    def also_resumed(recorder, step):
+    def also_held(recorder, step):
         tick(recorder, step)
-        with pytest.raises(LabelfreeError, match="is being trained by process") as error:
-            labelfree.pretrain(resume=tmp_path / "run")
-        refused.append(error)
+        with pytest.raises(LabelfreeError, match="is being trained by process"), held(tmp_path / "run"):
+            pass
+        refused.append(step)
 
-    monkeypatch.setattr(Recorder, "_tick", also_resumed)
+    monkeypatch.setattr(Recorder, "_tick", also_held)
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 2})
-    assert run.state == "finished"
-    assert len(refused) == 2
+    assert refused == [1, 2]
     assert not list(run.path.glob(".*"))
+    stopped(run)
+    with held(run.path), pytest.raises(LabelfreeError, match=rf"is being trained by process {os.getpid()} on"):
+        labelfree.pretrain(resume=run.path)
+    assert labelfree.pretrain(resume=run.path).state == "finished"
 
 
 def test_samples_that_can_be_read_by_now_are_named(tmp_path):
