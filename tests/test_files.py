@@ -12,7 +12,17 @@ import pytest
 
 from labelfree.data.sources import read_table
 from labelfree.errors import LabelfreeError
-from labelfree.files import TABLES, json_text, replacing, without_secrets, write_json, write_table
+from labelfree.files import (
+    TABLES,
+    infinite,
+    json_text,
+    replacing,
+    standing,
+    tidy,
+    without_secrets,
+    write_json,
+    write_table,
+)
 
 
 def test_a_file_or_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -110,6 +120,26 @@ def test_json_is_on_the_disk_when_it_is_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "fsync", lambda descriptor: forced.append(os.fstat(descriptor).st_size))
     write_json(tmp_path / "run.json", {"state": "running"})
     assert forced == [(tmp_path / "run.json").stat().st_size]
+
+
+def test_what_killed_writers_left_is_cleared_up(tmp_path: Path) -> None:
+    """Between two renames the old folder lies aside and the new one is not there yet."""
+    for name in ("encoder.7.part.old/old", "encoder.7.part/new", "other/x", "other.8.part.old/y"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    for name in ("run.json", "run.json.7.part", "run.json.7.new", "run.json.7.new.7.part", "mine.part"):
+        (tmp_path / name).touch()
+    assert standing(tmp_path / "encoder") == tmp_path / "encoder.7.part.old"
+    assert standing(tmp_path / "other") == tmp_path / "other"
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "mine.part", "other", "run.json"]
+    assert [path.name for path in (tmp_path / "encoder").iterdir()] == ["old"]
+    assert standing(tmp_path / "encoder") == tmp_path / "encoder"
+
+
+def test_what_json_could_not_give_back_is_found() -> None:
+    assert infinite({"a": [1.0, None, "inf"], "b": {"c": 2}}) is None
+    assert infinite({"a": 1.0, "b": {"c": [0.5, float("inf")]}}) == "b.c.1"
 
 
 def test_numbers_that_are_not_finite_are_null_in_json() -> None:

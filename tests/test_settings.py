@@ -46,6 +46,12 @@ def test_names_between_commas_are_never_empty(text: str, names: tuple[str, ...])
     assert Picture.read({"exclude": text}, "image").exclude == names
 
 
+@pytest.mark.parametrize("value", ["inf", float("nan")])
+def test_what_a_file_could_not_give_back_is_refused(value: object) -> None:
+    with pytest.raises(LabelfreeError, match="setting 'warmup': input should be a finite number"):
+        Engine.read({"warmup": value}, "training")
+
+
 @pytest.mark.parametrize("word", ["batch_size", "=3", "fast"])
 def test_a_word_without_a_value_is_refused(word: str) -> None:
     with pytest.raises(LabelfreeError, match="expected key=value"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from labelfree.errors import LabelfreeError
 TABLES = (".csv", ".parquet", ".jsonl")
 #: What a part of an address's query that holds a secret looks like ("password=…", "odbc_connect=…;PWD=…").
 SECRET = re.compile(r"(password|passwd|pwd|token|key|secret)\w*\s*=", re.IGNORECASE)
+#: Names that files and folders have while they are written, or are set aside; the first part is the name of the whole.
+BEGUN = re.compile(r"(.+?)\.\d+\.(?:part|part\.old|new)(?:\.\d+\.part)?")
 #: Why a file may not be written though nothing is wrong with what is written.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -154,6 +157,22 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def standing(path: Path) -> Path:
+    """`path`, or what `replacing` had set aside for it when its process was killed between the two renames."""
+    aside = () if path.exists() else path.parent.glob(f"{glob.escape(path.name)}.*.part.old")
+    return max(aside, key=lambda old: old.stat().st_mtime, default=path)
+
+
+def tidy(folder: Path) -> None:
+    """Clear up what killed writers left in a folder that nobody else writes to: what they had set aside is back."""
+    left = [(path, begun[1]) for path in folder.glob("*") if (begun := BEGUN.fullmatch(path.name))]
+    for path, name in left:
+        if path.suffix == ".old" and (last := standing(folder / name)) != folder / name:
+            os.replace(last, folder / name)
+    for path, _ in left:
+        _remove(path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is on the disk, whole, when this returns; see `replacing`."""
     with replacing(path) as beside, beside.open("wb") as file:
@@ -232,6 +251,17 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """
     text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return text.encode(errors="backslashreplace").decode()
+
+
+def infinite(value: Any, place: str = "") -> str | None:
+    """Where among values one is not finite ("scale.2"), which a file of JSON could not give back; None if nowhere."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (infinite(item, f"{place}.{key}" if place else str(key)) for key, item in inner)
+    return next((where for where in found if where is not None), None)
 
 
 def _plain(value: Any) -> Any:

@@ -153,6 +153,13 @@ def encoder_options(spec: str) -> Mapping[str, Any]:
     return cls.options(variant) if cls is not None else {}
 
 
+def lasting(spec: str) -> str:
+    """The name of an encoder as it is found again from another working directory, where it names a folder."""
+    name, colon, variant = spec.partition(":")
+    cls = encoders().get(name)
+    return f"{name}:{cls.lasting(variant)}" if cls is not None and colon else spec
+
+
 def missing(
     objective: type[Objective], modality: Modality | type[Modality], encoder: Encoder | None = None
 ) -> list[str]:

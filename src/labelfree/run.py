@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import read_json, read_json_lines
+from labelfree.files import read_json, read_json_lines, standing
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +32,13 @@ class Run:
     """A finished or unfinished pretraining on disk.
 
     Attributes:
-        path: its folder.
+        path: its folder, from the root on: the working directory may change.
         info: the contents of `run.json`.
         own_encoder: the user's own network, where one was given.
     """
 
     def __init__(self, path: str | Path, encoder: torch.nn.Module | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser().absolute()
         if not self.path.is_dir():
             raise LabelfreeError(f"There is no run at '{path}'.", "Name the folder that `labelfree pretrain` wrote.")
         self.info: dict[str, Any] = read_json(self.path / "run.json")
@@ -53,11 +53,16 @@ class Run:
 
             if (state := self.info.get("state")) in ("stopped", "running", "failed"):
                 goes_on = f"It goes on with `labelfree pretrain --resume {self.path}`."
-                if not (self.path / "encoder").exists():
+                if not self.encoder_folder.exists():
                     raise LabelfreeError(f"'{self.path}' ended before its first checkpoint ({state}).", goes_on)
                 say(f"Note: this run is not finished ({state} at step {self.info['step']:,}). {goes_on}")
-            self._loaded = load_encoder(self.path / "encoder", self.own_encoder)
+            self._loaded = load_encoder(self.encoder_folder, self.own_encoder)
         return self._loaded
+
+    @property
+    def encoder_folder(self) -> Path:
+        """Where its encoder lies; the last one, where a training was killed while it put a new one there."""
+        return standing(self.path / "encoder")
 
     @property
     def modality(self) -> Modality:
@@ -73,7 +78,7 @@ class Run:
         """The objective around a copy of the run's encoder, with heads that have learnt nothing."""
         from labelfree.training.plan import Plan
 
-        plan = Plan.model_validate(self.info["plan"])
+        plan = Plan.of_run(self.path, self.info)
         cls = plan.objective_class()
         settings = cls.settings_class.read(plan.objective_settings, cls.name)
         return cls(copy.deepcopy(self.encoder), self.modality, settings)
@@ -87,7 +92,7 @@ class Run:
         from labelfree.tensors import read_tensors
 
         if self._maker is None:
-            folder = self.path / "encoder"
+            folder = self.encoder_folder
             kept = read_json(folder / "config.json").get("heads")
             if kept is None:
                 raise Refusal(
@@ -208,7 +213,7 @@ def load(path: str | Path, encoder: torch.nn.Module | None = None) -> Any:
         path: the folder.
         encoder: the user's own network, if the run was trained with one.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser().absolute()
     if (folder / "model.json").exists():
         from labelfree.tasks.finetune import Model
 

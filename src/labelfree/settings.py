@@ -42,12 +42,12 @@ def whole(name: str, value: Any, least: int = 0) -> int:
 
 
 class Settings(pydantic.BaseModel):
-    """Base of every settings class: frozen, and unknown keys are refused.
+    """Base of every settings class: frozen; refused are unknown keys, and numbers that no file of JSON gives back.
 
     Below each field stands a string of one line, which becomes help and reference text.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     #: The field, a mapping, that takes keys with a dot which name no owner ("image.size"); none by default.
     inner: ClassVar[str] = ""
 

@@ -266,3 +266,14 @@ def test_linked_folders_are_looked_into_once(tmp_path: Path) -> None:
     (tmp_path / "ds" / "best").symlink_to(tmp_path / "ds" / "dogs")
     found = [path.relative_to(tmp_path / "ds").as_posix() for path in list_files(tmp_path / "ds")]
     assert found == ["cats/a.txt", "dogs/a.txt"], "not by another name, nor round in circles"
+
+
+def test_folders_that_labelfree_wrote_are_no_data(tmp_path: Path) -> None:
+    ours = ["runs/a/run.json", "runs/a/modality.json", "runs/a/encoder/config.json", "runs/b/run.json"]
+    ours += ["runs/b/encoder/model.safetensors", "model/model.json", "model/model.safetensors"]
+    theirs = ["a.json", "other/run.json", "runs/c.json"]
+    for name in [*ours, *theirs]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)] == sorted(theirs)
+    assert len(list_files(tmp_path / "runs" / "b")) == 2, "one that is named is looked into"

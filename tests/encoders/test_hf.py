@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2Model
 
+import labelfree
 from labelfree.data.draw import Draw
 from labelfree.encoders.hf import HF
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.modalities.text import Text, TextSettings
 from labelfree.needs import Need
-from labelfree.registry import build_encoder, encoder_options
+from labelfree.registry import build_encoder, encoder_options, lasting
 
 TEXTS = [
     f"The {a} stood by the {b}, {n} times."
@@ -97,6 +98,20 @@ def test_weights_of_a_folder_come_in_and_go_back_unchanged(bert, text):
     wanted = back.eval()(input_ids=batch.data).last_hidden_state
     torch.testing.assert_close(encoder.eval()(batch).tokens, wanted)
     assert encoder_options(f"hf:{bert}") == {"tokenizer": str(bert / "tokenizer.json")}
+
+
+def test_a_run_finds_the_folder_of_its_network_from_another_working_directory(bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(bert.parent)
+    assert lasting(f"hf:./{bert.name}") == f"hf:{bert}"
+    assert lasting("hf:bert-tiny") == "hf:bert-tiny"
+    assert lasting(f"towers:hf:./{bert.name}+nano") == f'towers:["hf:{bert}", "nano"]'
+    (bert / "texts.txt").write_text("\n".join(TEXTS))
+    options = {"modality": "text", "method": "masked", "document": "line", "threads": 1, "steps": 1}
+    run = labelfree.pretrain(f"{bert.name}/texts.txt", encoder=f"hf:./{bert.name}", out=bert.name + "/run", **options)
+    assert (run.path / "checkpoints" / "step-000000000").exists(), "the seed does not say where it started"
+    (run.path / "run.json").write_text(json.dumps({**run.info, "state": "stopped"}))
+    monkeypatch.chdir("/")
+    assert labelfree.pretrain(resume=run.path).state == "finished"
 
 
 def test_library_weights_can_be_given_later(bert, text):

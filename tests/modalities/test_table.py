@@ -15,6 +15,7 @@ from labelfree.data.batch import Batch
 from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
+from labelfree.files import infinite
 from labelfree.modalities.base import Budget, hidden_count
 from labelfree.modalities.table import Table, TableDataset, TableSettings
 from labelfree.tasks.labels import Subset
@@ -121,6 +122,16 @@ def test_values_far_outside_of_training_are_clipped_however_large() -> None:
     far[:, 0] = torch.tensor([1e25, -1e25, 3e38, -3e38])
     found = modality.prepare(batch.with_(data=far)).data[:, 0]
     torch.testing.assert_close(found, torch.tensor([3.0, -3.0, 3.0, -3.0]))
+
+
+@pytest.mark.parametrize("size", [1e30, 1e38, 1e39, 1e300])
+def test_numbers_however_large_have_statistics_that_can_be_written(size: float) -> None:
+    table = pa.table({"a": np.arange(60.0) % 7, "b": size * (np.arange(60.0) - 30)})
+    data, dataset = fitted(table)
+    assert infinite(data.state()) is None
+    values = data.prepare(batch_of(dataset, [0, 30, 59])).data
+    assert values.isfinite().all()
+    assert (values.diff(dim=0)[:, [field.name for field in data.fields.all].index("b")] > 0).all()
 
 
 def test_dates_are_days_months_weekdays_and_hours() -> None:

@@ -93,6 +93,31 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_state(tmp_path, other, build_optimizer(other.parameters(), OptimSettings()))
 
 
+@pytest.mark.parametrize("frozen", [["0.weight"], ["0.weight", "0.bias", "2.weight", "2.bias"]])
+def test_moments_of_other_weights_than_those_that_are_trained_are_refused(tmp_path, frozen):
+    module = model()
+    optimizer = build_optimizer(module.parameters(), OptimSettings())
+    train(module, optimizer, 1)
+    save_state(tmp_path, 1, module, optimizer)
+    for name in frozen:
+        module.get_parameter(name).requires_grad_(False)
+    with pytest.raises(LabelfreeError, match=r"made while 6 tensors of weights .* not the [0-9] that .*Freeze the"):
+        load_state(tmp_path, module, build_optimizer(module.parameters(), OptimSettings()))
+
+
+def test_moments_of_weights_of_another_shape_are_refused(tmp_path):
+    """As many are trained as before, but others."""
+    module = model()
+    module[0].weight.requires_grad_(False)
+    optimizer = build_optimizer(module.parameters(), OptimSettings())
+    train(module, optimizer, 1)
+    save_state(tmp_path, 1, module, optimizer)
+    module[0].weight.requires_grad_(True)
+    module[2].weight.requires_grad_(False)
+    with pytest.raises(LabelfreeError, match="Freeze the layers"):
+        load_state(tmp_path, module, build_optimizer(module.parameters(), OptimSettings()))
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     digest = write_tensors(path, {"w": torch.ones(3)})

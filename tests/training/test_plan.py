@@ -22,10 +22,11 @@ from labelfree.modalities.series import Series, SeriesSettings
 from labelfree.modalities.video import Video, VideoSettings
 from labelfree.registry import build_encoder, missing, objectives
 from labelfree.training import processes
+from labelfree.training.folder import name_of, place_of
 from labelfree.training.job import check_readable
 from labelfree.training.logs import parse_duration
 from labelfree.training.plan import make_plan, resolve_machine
-from labelfree.training.pretrain import _name_of, _place, _say_busy
+from labelfree.training.pretrain import _say_busy
 from labelfree.training.settings import TrainSettings
 
 SMALL = {"size": 16, "precision": "32", "threads": 1, "batch_size": 8}
@@ -183,10 +184,10 @@ def test_the_program_around_a_training_finds_torch_as_it_was(pictures, tmp_path)
 
 
 def test_a_password_is_not_written_into_a_run() -> None:
-    assert _place("postgresql://me:secret@host/shop") is None
-    assert _place("postgresql:///shop?user=me&password=secret") is None
-    assert _name_of("postgresql:///shop?user=me&password=secret", None) == "shop"
-    assert _place("sqlite:///shop.db") == "sqlite:///shop.db"
+    assert place_of("postgresql://me:secret@host/shop") is None
+    assert place_of("postgresql:///shop?user=me&password=secret") is None
+    assert name_of("postgresql:///shop?user=me&password=secret", None) == "shop"
+    assert place_of("sqlite:///shop.db") == "sqlite:///shop.db"
 
 
 def test_work_of_other_programs_is_measured_without_ours(monkeypatch):

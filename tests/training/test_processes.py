@@ -22,8 +22,10 @@ from runs import Net
 
 import labelfree
 from labelfree.errors import LabelfreeError
+from labelfree.modalities.text import Text
 from labelfree.tensors import read_tensors
 from labelfree.training import processes
+from labelfree.training.same import check_agreed, marks_of
 
 #: Plain gradient descent, so that a difference of weights is one of gradients.
 TINY = {"method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 3, "batch_size": 16, "warmup": 0}
@@ -232,3 +234,20 @@ def test_a_source_that_cannot_be_handed_to_other_processes_is_named(pictures, tm
     with pytest.raises(LabelfreeError, match=r"cannot be handed to other processes: .*Local.*\. Set devices=1"):
         labelfree.pretrain(Local(), modality="image", out=tmp_path / "run", devices=2, **TINY)
     assert not (tmp_path / "run").exists()
+
+
+def test_all_processes_see_the_source_without_the_run_inside_it(tmp_path, forked):
+    values = np.random.default_rng(0)
+    for number in range(16):
+        (tmp_path / f"{number:02}.bin").write_bytes(values.bytes(64))
+    options = {"modality": "bytes", "encoder": "transformer:pico", "threads": 1, "steps": 1, "batch_size": 8}
+    run = labelfree.pretrain(tmp_path, out=tmp_path / "run", devices=2, **options)
+    assert run.state == "finished"
+
+
+def test_a_process_that_finds_another_source_than_the_first_is_refused():
+    """It would draw other samples by the same numbers."""
+    first, other = (Text().open(["one", word]) for word in ("two", "2"))
+    check_agreed(SimpleNamespace(dataset=first), "texts", marks_of(first, "texts"))
+    with pytest.raises(LabelfreeError, match="One process found 2 samples in the source 'texts' and the first one 2"):
+        check_agreed(SimpleNamespace(dataset=other), "texts", marks_of(first, "texts"))

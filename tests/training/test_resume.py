@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from processes import command
 
 import labelfree
@@ -19,6 +20,7 @@ from labelfree.data.sources import read_table
 from labelfree.encoders.saved import save_encoder
 from labelfree.errors import LabelfreeError
 from labelfree.tensors import read_tensors
+from labelfree.training.folder import held
 from labelfree.training.recorder import Recorder
 
 TINY = {"encoder": "timm:test_resnet", "method": "simclr", "size": 8, "threads": 1, "projector": (32, 16), "steps": 40}
@@ -246,3 +248,132 @@ def test_a_run_killed_before_its_first_checkpoint_still_starts_where_it_was_told
         _ = labelfree.load(out).encoder
     again = weights(labelfree.pretrain(resume=out))
     assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_a_run_without_the_weights_that_it_was_given_is_not_continued(pictures, unbroken, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", init=unbroken["memory"].path, **{**TINY, "steps": 1})
+    stopped(run)
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.raises(LabelfreeError, match="has lost the weights that it started from"):
+        labelfree.pretrain(resume=run.path)
+
+
+def test_weights_that_cannot_be_kept_leave_no_run(pictures, unbroken, tmp_path, monkeypatch):
+    def full(*given):
+        raise LabelfreeError("The disk is full.")
+
+    monkeypatch.setattr("labelfree.training.folder.save_state", full)
+    options = {**TINY, "steps": 1, "init": unbroken["memory"].path}
+    with pytest.raises(LabelfreeError, match="full"):
+        labelfree.pretrain(str(pictures), out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists(), "so that it can be tried again"
+
+
+def stopped(run, **info):
+    """Have a run that has ended look as one that was stopped."""
+    (run.path / "run.json").write_text(json.dumps({**run.info, "state": "stopped", **info}))
+
+
+def test_a_network_of_the_users_starts_from_its_own_weights_again(pictures, tmp_path, monkeypatch):
+    def network(seed):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 3, 16))
+
+    options = {**TINY, "steps": 1, "size": 8}
+    whole = labelfree.pretrain(str(pictures), out=tmp_path / "whole", **options | {"encoder": network(1)})
+
+    def killed(recorder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(Recorder, "run", killed)
+        labelfree.pretrain(str(pictures), out=tmp_path / "run", **options | {"encoder": network(1)})
+    run = labelfree.pretrain(resume=tmp_path / "run", encoder=network(2))
+    assert same(run, whole)
+
+
+def test_a_run_that_is_being_trained_is_left_alone(pictures, tmp_path, monkeypatch):
+    refused, tick = [], Recorder._tick
+
+    def also_held(recorder, step):
+        tick(recorder, step)
+        with pytest.raises(LabelfreeError, match="is being trained by process"), held(tmp_path / "run"):
+            pass
+        refused.append(step)
+
+    monkeypatch.setattr(Recorder, "_tick", also_held)
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 2})
+    assert refused == [1, 2]
+    assert not list(run.path.glob(".*"))
+    stopped(run)
+    with held(run.path), pytest.raises(LabelfreeError, match=rf"is being trained by process {os.getpid()} on"):
+        labelfree.pretrain(resume=run.path)
+    assert labelfree.pretrain(resume=run.path).state == "finished"
+
+
+def test_samples_that_can_be_read_by_now_are_named(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    values = np.random.default_rng(0)
+    for number in range(32):
+        Image.fromarray(values.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    whole = (folder / "07.png").read_bytes()
+    (folder / "07.png").write_bytes(bytes(len(whole)))
+    run = labelfree.pretrain(folder, out=tmp_path / "run", **{**TINY, "steps": 1})
+    stopped(run)
+    (folder / "07.png").write_bytes(whole)
+    with pytest.raises(LabelfreeError, match=r"could be read when .* the other way round: '07.png' for one, of 1"):
+        labelfree.pretrain(resume=run.path)
+
+
+def test_the_place_that_a_source_has_moved_to_is_written_down(pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    stopped(run)
+    moved = shutil.copy(pictures, tmp_path / "elsewhere.npy")
+    run = labelfree.pretrain(str(moved), resume=run.path)
+    assert run.info["source"] == str(moved)
+
+
+def test_a_source_of_random_samples_is_said_to_be_one(tmp_path, capsys):
+    class Random:
+        def __len__(self):
+            return 32
+
+        def __getitem__(self, index):
+            return np.random.default_rng().integers(0, 255, (8, 8, 3), dtype=np.uint8)
+
+    run = labelfree.pretrain(Random(), modality="image", out=tmp_path / "run", **{**TINY, "steps": 1})
+    assert "gives other samples each time it is read" in capsys.readouterr().err
+    stopped(run)
+    with pytest.raises(LabelfreeError, match=r"The source \(Random\) gives other samples each time it is read"):
+        labelfree.pretrain(Random(), resume=run.path)
+
+
+def test_a_run_killed_while_its_encoder_was_exchanged_has_the_one_before(pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    stopped(run)
+    (run.path / "encoder").rename(run.path / "encoder.77.part.old")
+    (run.path / "encoder.77.part").mkdir()
+    assert labelfree.load(run.path).encoder.dim == run.encoder.dim
+    labelfree.pretrain(resume=run.path)
+    assert not list(run.path.glob("*.part*"))
+    assert (run.path / "encoder" / "config.json").exists()
+
+
+def test_a_plan_of_another_version_is_named(pictures, tmp_path):
+    run = labelfree.pretrain(str(pictures), out=tmp_path / "run", **{**TINY, "steps": 1})
+    run.info["plan"]["training"]["of_tomorrow"] = 1
+    stopped(run, versions={"labelfree": "9.9"})
+    with pytest.raises(LabelfreeError, match=r"written by Labelfree 9\.9, .* its setting 'training\.of_tomorrow'"):
+        labelfree.pretrain(resume=run.path)
+
+
+def test_runs_are_found_at_home_and_from_another_working_directory(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = labelfree.pretrain(str(pictures), out="run", **{**TINY, "steps": 1})
+    monkeypatch.chdir(Path(tmp_path.root))
+    assert run.encoder.dim == labelfree.load("~/run").encoder.dim
+    assert labelfree.pretrain(resume="~/run").state == "finished"
+    again = labelfree.pretrain(str(pictures), out=tmp_path / "again", init="~/run", **{**TINY, "steps": 1})
+    assert again.state == "finished"

@@ -37,6 +37,7 @@ def list_files(
 ) -> list[Path]:
     """Files below `folder` with one of the suffixes (lower case; None: any), sorted by path; hidden ones left out.
 
+    So are folders that Labelfree wrote, unless `folder` is one: a run may lie inside its own source.
     `closed` is told of folders that cannot be looked into.
     """
     found, refused = _files_below(folder)
@@ -56,11 +57,20 @@ def _files_below(folder: Path) -> tuple[list[Path], list[OSError]]:
     for start in waiting:
         for at, folders, names in os.walk(start, onerror=refused.append):
             place = os.path.realpath(at)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and place not in seen)
+            if place in seen or (at != str(folder) and _is_ours(folders, names)):
+                folders.clear()
+                continue
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             waiting += [link for name in folders if (link := Path(at, name)).is_symlink()]
-            found += [Path(at, name) for name in names if not name.startswith(".") and place not in seen]
+            found += [Path(at, name) for name in names if not name.startswith(".")]
             seen.add(place)
     return sorted(path for path in found if path.is_file()), refused
+
+
+def _is_ours(folders: Collection[str], names: Collection[str]) -> bool:
+    """Whether a folder with these folders and files is a run, or a fine-tuned model."""
+    run = "run.json" in names and ("modality.json" in names or "encoder" in folders)
+    return run or {"model.json", "model.safetensors"} <= set(names)
 
 
 def share_of(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], float]:

@@ -110,6 +110,11 @@ class Encoder(nn.Module, ABC):
         """Settings of the modality that the variant brings with it (its own tokenizer); recipes and users go first."""
         return {}
 
+    @classmethod
+    def lasting(cls, variant: str) -> str:
+        """The variant as it is found again from another working directory, where it names a folder."""
+        return variant
+
     def __call__(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Any:
         """`forward`, for `micro_batch` rows at a time where that is set."""
         run = super().__call__

@@ -142,6 +142,11 @@ class HF(Encoder):
         has = _is_folder(variant) and (folder / "tokenizer.json").exists()
         return {"tokenizer": str(folder / "tokenizer.json")} if has else {}
 
+    @classmethod
+    def lasting(cls, variant: str) -> str:
+        folder = Path(variant).expanduser()
+        return str(folder.resolve()) if _is_folder(variant) and folder.is_dir() else variant
+
     def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         ids = batch.data
         valid = None

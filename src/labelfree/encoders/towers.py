@@ -75,6 +75,12 @@ class Towers(Encoder):
                 found[f"{kind}.{key}"] = value
         return {"sides": found} if found else {}
 
+    @classmethod
+    def lasting(cls, variant: str) -> str:
+        specs = _specs(variant, 0)
+        lasting = [registry.lasting(spec) for spec in specs]
+        return variant if lasting == specs else json.dumps(lasting)
+
     def forward(self, batch: Batch, mask: Tensor | None = None, kept: Tensor | None = None) -> Features:
         found = []
         for number, (side, tower) in enumerate(self.towers.items()):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from labelfree.encoders.base import Encoder, check_weights
 from labelfree.errors import LabelfreeError, reason_of
-from labelfree.files import read_json
+from labelfree.files import read_json, standing
 from labelfree.tensors import read_tensors
 
 
@@ -24,8 +24,9 @@ def load_weights(encoder: Encoder, path: Path) -> None:
         LabelfreeError: nothing there, or weights that do not fit; nothing in the file is ever executed.
     """
     if path.is_dir():
-        config = read_json(path / "encoder" / "config.json")
-        state = read_tensors(path / "encoder" / "model.safetensors", config["sha256"])
+        folder = standing(path / "encoder")
+        config = read_json(folder / "config.json")
+        state = read_tensors(folder / "model.safetensors", config["sha256"])
         own = encoder.state_dict()
         check_weights(own, state, f"'{path}'", "Leave out the settings that differ from the run's.")
         encoder.load_state_dict(state)

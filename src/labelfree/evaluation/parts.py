@@ -306,7 +306,7 @@ def fresh_encoder(run: Run, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if run.own_encoder is None:
-            return build_from_config(read_json(run.path / "encoder" / "config.json"))[1].eval()
+            return build_from_config(read_json(run.encoder_folder / "config.json"))[1].eval()
         encoder = copy.deepcopy(run.encoder)
         untouched = {id(p) for p in encoder.parameters()}
         for module in encoder.modules():

@@ -147,7 +147,7 @@ def finetune(
     runtime.prepare_machine(chosen.threads)
     torch.manual_seed(seed)
     folder = _folder(out, force, run, train)
-    spec = read_json(run.path / "encoder" / "config.json")["encoder"]
+    spec = read_json(run.encoder_folder / "config.json")["encoder"]
     until = None if time_limit is None else began + parse_duration(time_limit)
     examples, labels = _examples(run, train, label, group, budget, seed)
     wanted = chosen.steps(len(examples.y))

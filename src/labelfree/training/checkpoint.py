@@ -53,7 +53,9 @@ def load_state(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
     if newest is None:
         return 0
     content = load_module(newest, module)
-    _join(optimizer, content, _tensors(newest, "optimizer", content))
+    moments = _tensors(newest, "optimizer", content)
+    _check_trained(optimizer, content, moments, newest)
+    _join(optimizer, content, moments)
     return int(content["step"])
 
 
@@ -100,6 +102,23 @@ def _split(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[str, Tensor
     }
     tensors = {key: distributed.whole(value) for key, value in flat.items() if isinstance(value, Tensor)}
     return state["param_groups"], tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _check_trained(
+    optimizer: Optimizer, content: Mapping[str, Any], moments: Mapping[str, Tensor], newest: Path
+) -> None:
+    """Raises LabelfreeError where other weights are trained than those whose moments a checkpoint holds."""
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    had = [len(group["params"]) for group in content["groups"]]
+    places = {name: int(name.partition(".")[0]) for name in moments}
+    if had != [len(group["params"]) for group in optimizer.param_groups] or any(
+        moment.ndim and moment.shape != params[places[name]].shape for name, moment in moments.items()
+    ):
+        raise LabelfreeError(
+            f"'{newest}' was made while {sum(had)} tensors of weights were trained, which are not the {len(params)} "
+            "that are trained now.",
+            "Freeze the layers of your network that were frozen when the run was started, and no others.",
+        )
 
 
 def _join(optimizer: Optimizer, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import nn
@@ -39,7 +41,7 @@ class Job:
 
     Attributes:
         dataset: what training draws from: the source's training set, cached where that was chosen.
-        quarantine: samples found unreadable.
+        quarantine: samples found unreadable, by number and name: a stream meets each of them once a pass.
         given: whether the first weights come from elsewhere than the plan and its seed, and must be kept.
         opened: fingerprint of the source as it was opened, whole texts or recordings; of new runs.
         read: samples that were streamed so far.
@@ -49,7 +51,7 @@ class Job:
     modality: Modality
     dataset: Dataset
     objective: Objective
-    quarantine: list[Unreadable] = field(default_factory=list)
+    quarantine: dict[tuple[int, str], Unreadable] = field(default_factory=dict)
     given: bool = False
     opened: str = ""
     read: int = 0
@@ -73,11 +75,11 @@ class Job:
     def _set_aside(self, bad: list[Unreadable], read: int) -> None:
         """Take in which of `read` streamed samples turned out unreadable. Raises LabelfreeError where they are many."""
         self.read += read
-        self.quarantine.extend(bad)
+        self.quarantine |= by_name(bad)
         known = min(self.read, len(self.dataset))
         if bad and known >= min(ENOUGH, len(self.dataset)):
-            lost = {int(item.index): item for item in self.quarantine}
-            _refuse_many(list(lost.values()), len(lost) / known, self.plan.training, "of what was read so far")
+            share = len(self.quarantine) / known
+            _refuse_many(self.quarantine.values(), share, self.plan.training, "of what was read so far")
 
     def _partners(self) -> Partners | None:
         """Whose samples belong together, where the objective asks for it. Raises Refusal where the source is silent."""
@@ -89,6 +91,11 @@ class Job:
         except Refusal as error:
             remedy = error.remedy or "Name the column that says whose a sample is: case=COLUMN."
             raise Refusal(error.problem, remedy) from None
+
+
+def by_name(bad: Iterable[Unreadable]) -> dict[tuple[int, str], Unreadable]:
+    """Unreadable samples by number and name: files that were left out before samples were numbered have numbers too."""
+    return {(int(item.index), item.name): item for item in bad}
 
 
 def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Plan]:
@@ -128,10 +135,10 @@ def check_readable(dataset: Dataset, settings: TrainSettings) -> list[Unreadable
     return bad
 
 
-def _refuse_many(bad: list[Unreadable], share: float, settings: TrainSettings, of: str) -> None:
+def _refuse_many(bad: Collection[Unreadable], share: float, settings: TrainSettings, of: str) -> None:
     """Raises LabelfreeError where a larger share is unreadable than the settings allow."""
     if share > settings.max_unreadable:
-        examples = "; ".join(f"'{item.name}': {item.reason}" for item in bad[:3])
+        examples = "; ".join(f"'{item.name}': {item.reason}" for item in islice(bad, 3))
         raise LabelfreeError(
             f"{share:.1%} {of} cannot be read, more than max_unreadable={settings.max_unreadable} allows: {examples}.",
             "Repair them, or raise max_unreadable.",

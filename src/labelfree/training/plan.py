@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from labelfree import registry, runtime
 from labelfree.data.dataset import Dataset, Description
@@ -73,6 +73,23 @@ class Plan(Settings):
     objective_settings: dict[str, Any]
     modality_settings: dict[str, Any]
     choices: list[dict[str, Any]] = Field(default_factory=list)
+
+    @classmethod
+    def of_run(cls, run: str | Path, info: Mapping[str, Any]) -> Plan:
+        """The plan of the run in folder `run`, whose `run.json` is `info`.
+
+        Raises:
+            LabelfreeError: another version of Labelfree wrote it, with settings that this one does not know.
+        """
+        try:
+            return cls.model_validate(info["plan"])
+        except ValidationError as error:
+            key = ".".join(str(part) for part in error.errors()[0]["loc"])
+            version = info.get("versions", {}).get("labelfree", "of another version")
+            raise LabelfreeError(
+                f"'{run}' was written by Labelfree {version}, and this one does not understand its setting '{key}'.",
+                f"Use that version, or start a new run from its weights: --init {run}.",
+            ) from None
 
     def objective_class(self) -> type[Objective]:
         return registry.method(self.objective)[0]
@@ -201,6 +218,7 @@ def make_plan(
     registry.check_fit(objective, data, name=method)
     if encoder == "auto" and recipe and recipe.encoder:
         encoder = recipe.encoder
+    encoder = registry.lasting(encoder)
     if encoder != "auto":
         offered = {key: choice for key, choice in offered.items() if not choice.of_encoder}
     owners = objective.owners()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,14 @@ from labelfree.data import doctor
 from labelfree.data.dataset import Dataset, Description
 from labelfree.encoders.weights import load_weights
 from labelfree.errors import LabelfreeError, Refusal
-from labelfree.files import (
-    is_address,
-    no_place,
-    read_json,
-    without_secrets,
-    write_json,
-)
+from labelfree.files import infinite, read_json, standing, tidy, write_json
 from labelfree.modalities.base import Choice, Modality
 from labelfree.run import Run
 from labelfree.settings import whole
 from labelfree.training import job as jobs
 from labelfree.training import processes
-from labelfree.training.checkpoint import load_state, save_state
+from labelfree.training.checkpoint import load_state, newest_state
+from labelfree.training.folder import forget, held, name_of, new_folder, place_of, start_folder
 from labelfree.training.job import Job
 from labelfree.training.length import read_length, resolve_length
 from labelfree.training.logs import (
@@ -53,6 +45,7 @@ from labelfree.training.plan import (
 )
 from labelfree.training.reconstructions import write_reconstructions
 from labelfree.training.recorder import Recorder
+from labelfree.training.same import Marks, called, changes_by_itself, check_agreed, check_unchanged, marks_of
 
 #: The method for encoders that the usual one of a kind of data asks too much of: one vector a sample will do.
 UNDEMANDING = "simclr"
@@ -104,6 +97,7 @@ def pretrain(
     began = time.perf_counter()
     processes.check_guarded()
     network = encoder if isinstance(encoder, nn.Module) else None
+    init = None if init is None else Path(init).expanduser()
     if resume is not None:
         options: dict[str, Any] = {"modality": modality, "method": method, "out": out, "epochs": epochs, "steps": steps}
         options |= {"time_limit": time_limit, "seed": seed, "init": init, "encoder": None if network else encoder}
@@ -119,24 +113,21 @@ def pretrain(
     runtime.prepare_products(engine.deterministic)
     if not processes.is_first():
         return _launch(None, Path(), source, network, {}, accelerator)
-    with _new_folder(out, _name_of(source, modality)) as folder:
+    with new_folder(out, name_of(source, modality)) as folder:
         spec = f"custom:{type(network).__name__}" if network is not None else str(encoder)
-        if init is not None and Path(init).is_dir():
-            modality, spec, settings = _like(Path(init), modality, spec, settings)
+        if init is not None and init.is_dir():
+            modality, spec, settings = _like(init, modality, spec, settings)
         ask = partial(make_plan, source, modality=modality, encoder=spec, seed=seed, seconds=length["seconds"])
         job, found = _choose(partial(ask, settings=settings), method, spec, source, network, init)
         _fit_time(job, length, began, found)
-        _start_folder(folder, job, source, found, init)
-    if job.given:  # other processes, and a run that is resumed before its first checkpoint, start there too
-        training = jobs.new_training(job, check_device(job.plan.training))
-        save_state(folder / "checkpoints", 0, job.objective, training.optimizer)
-        del training  # its momentum need not lie on the device twice
-    try:
-        return _launch(job, folder, source, network, job.modality.state(), accelerator)
-    except LabelfreeError:
-        if not (folder / "metrics.jsonl").exists():  # no process began: what lies there are words about nothing
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+        with held(folder):
+            start_folder(folder, job, source, found, init)
+            try:
+                return _launch(job, folder, source, network, job.modality.state(), accelerator)
+            except LabelfreeError:
+                if not (folder / "metrics.jsonl").exists():  # no process began: it would be a run of nothing
+                    forget(folder)
+                raise
 
 
 def _fit_time(job: Job, length: Mapping[str, Any], began: float, found: Description) -> None:
@@ -164,7 +155,7 @@ def _choose(
     spec: str,
     source: Any,
     network: nn.Module | None,
-    init: str | Path | None,
+    init: Path | None,
 ) -> tuple[Job, Description]:
     """A job of the method; where none was named and a given encoder cannot serve the usual one, of a simpler one."""
     plan, data, dataset, found = ask(method=method)
@@ -189,67 +180,13 @@ def _check_unchanged(run: str | Path, given: list[str]) -> None:
         )
 
 
-@contextmanager
-def _new_folder(out: str | Path | None, name: str) -> Iterator[Path]:
-    """The run's folder, new and empty: nothing of anyone's is overwritten, and no run that starts meanwhile takes it.
-
-    What was made for it goes again where it is still empty when an error leaves the block.
-    """
-    if out is None:
-        folder, made = _numbered(name)
-    else:
-        folder = Path(out).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise _taken(folder)
-        made = _missing(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise no_place(folder, error) from None
-    try:
-        yield folder
-    except BaseException:
-        with suppress(OSError):  # there is something in it
-            for place in made:
-                place.rmdir()
-        raise
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folder and those around it, as far as they are not there, from the innermost on."""
-    return [place for place in (folder, *folder.parents) if not place.exists()]
-
-
-def _name_of(source: Any, modality: str | None) -> str:
-    """What a run is called where nobody says: as its source; data in memory only have their kind, or class, as one."""
-    if isinstance(source, str | Path):
-        place = without_secrets(source).partition("?")[0] if is_address(source) else source
-        return Path(place).expanduser().resolve().stem
-    return type(source).__name__ if modality in (None, "auto") else str(modality)
-
-
-def _numbered(name: str) -> tuple[Path, list[Path]]:
-    """A new folder of this name among `runs`, with a number where there is one already, and what was made for it."""
-    for number in count(1):
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        made = _missing(folder)
-        with suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder, made
-    raise AssertionError("there is always a next number")
-
-
-def _taken(folder: Path) -> LabelfreeError:
-    return LabelfreeError(f"'{folder}' exists already.", "Choose another --out, or continue it with --resume.")
-
-
 def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """The kind of data and its settings, and the encoder, of the run that is started from, unless they are given anew.
 
     Raises:
         LabelfreeError: it is no run, or of another kind of data.
     """
-    config = read_json(run / "encoder" / "config.json")
+    config = read_json(standing(run / "encoder") / "config.json")
     kind = config["modality"]
     if modality not in (None, "auto", kind["name"]):
         raise LabelfreeError(
@@ -263,23 +200,34 @@ def _like(run: Path, modality: str | None, spec: str, settings: dict[str, Any]) 
 
 
 def _prepare(
-    plan: Plan, data: Modality, source: Any, dataset: Dataset, network: nn.Module | None, init: str | Path | None
+    plan: Plan, data: Modality, source: Any, dataset: Dataset, network: nn.Module | None, init: Path | None
 ) -> Job:
     """Fit the modality, bring the data near, build the network."""
-    if init is not None and Path(init).is_dir():
-        data.load_state(read_json(Path(init) / "encoder" / "config.json")["modality"]["state"])
+    if init is not None and init.is_dir():
+        data.load_state(read_json(standing(init / "encoder") / "config.json")["modality"]["state"])
         dataset = data.open(source)
     else:
         data.fit(dataset)
+        if (where := infinite(data.state())) is not None:
+            raise LabelfreeError(
+                f"Values of the source are too large: its statistics are not finite ({where}).",
+                "Rescale them, or leave them out.",
+            )
     nearby, plan = jobs.near(data.training_set(dataset, plan.objective_class().needs), data, plan)
-    quarantine = jobs.check_readable(nearby, plan.training)
+    quarantine = jobs.by_name(jobs.check_readable(nearby, plan.training))
+    if changes_by_itself(nearby, source):
+        say(
+            f"The source {called(source)} gives other samples each time it is read, so that this run could not be "
+            "resumed. Leave random transforms to Labelfree.",
+            "yellow",
+        )
     _say_quick_look(nearby if nearby.origin()[0] is dataset else dataset, data)
     plan = jobs.fit_batch(plan, len(nearby), _world(plan))
     plan = resolve_machine(plan, plan.training.cache == "none", nearby)
     encoder = jobs.build_encoder(plan, data, nearby, network)
     counted = None
     if init is not None:
-        load_weights(encoder, Path(init))
+        load_weights(encoder, init)
     elif network is None:
         counted = data.warm(encoder)
     objective = jobs.build_objective(plan, data, nearby, encoder)
@@ -287,7 +235,9 @@ def _prepare(
         counted = data.warm_next(encoder, objective.next_head) or counted
     if counted:
         plan = plan.model_copy(update={"choices": [*plan.choices, counted.record()]})
-    return Job(plan, data, nearby, objective, quarantine, bool(init or counted), dataset.fingerprint())
+    # a network of the library's may have been built from a folder with weights, and those of a pair from runs
+    given = bool(init or counted or network is not None or encoder.spec or getattr(data, "runs", None))
+    return Job(plan, data, nearby, objective, quarantine, given, dataset.fingerprint())
 
 
 def _say_quick_look(dataset: Dataset, data: Modality) -> None:
@@ -344,62 +294,9 @@ def _say_busy(busy: float, threads: int) -> None:
         )
 
 
-def _place(source: Any) -> str | None:
-    """Where a source lies, as it can be found again from anywhere; None where it has no place, or a secret one."""
-    if is_address(source):
-        return str(source) if without_secrets(source) == source else None
-    return str(Path(source).expanduser().resolve()) if isinstance(source, str | Path) else None
-
-
-def _before(runs: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """What the first weights have seen: the sources of the runs that they are of, and of those these began with."""
-    found: list[dict[str, Any]] = []
-    for info in (read_json(Path(run) / "run.json") for run in runs if (Path(run) / "run.json").exists()):
-        known = {key: info.get(key) for key in ("source", "fingerprint", "source_fingerprint")}
-        found += [known, *info.get("before", ())]
-    return found
-
-
-def _start_folder(folder: Path, job: Job, source: Any, found: Description, init: str | Path | None) -> None:
-    """Write what is known before the first step. Raises LabelfreeError where another run began in the folder."""
-    try:
-        (folder / "run.json").touch(exist_ok=False)
-    except FileExistsError:
-        raise _taken(folder) from None
-    plan = job.plan
-    info = {
-        "state": "running",
-        "source": _place(source),
-        "found": {"count": found.count, "facts": dict(found.facts)},
-        "fingerprint": job.dataset.fingerprint(),
-        "source_fingerprint": job.opened,
-        "before": _before([*([] if init is None else [init]), *(run for _, run in job.modality.runs.values())]),
-        "modality": plan.modality,
-        "method": plan.method,
-        "objective": plan.objective,
-        "encoder": plan.encoder,
-        "seed": plan.seed,
-        "steps": plan.steps,
-        "step": 0,
-        "samples": 0,
-        "seconds": 0.0,
-        "settings": {
-            "training": plan.training.model_dump(mode="json"),
-            "objective": plan.objective_settings,
-            "modality": plan.modality_settings,
-        },
-        "choices": plan.choices,
-        "versions": runtime.versions(),
-        "hardware": runtime.hardware(),
-        "warnings": [],
-        "plan": plan.model_dump(mode="json"),
-    }
-    write_json(folder / "run.json", info)
-    write_json(folder / "modality.json", job.modality.state())
-
-
 def _resume(folder: Path, source: Any, network: nn.Module | None, settings: Mapping[str, Any]) -> Run:
     run = Run(folder, network)
+    folder = run.path
     if run.state == "finished":
         say(f"'{folder}' is finished: {run.info['steps']} steps.")
         return run
@@ -409,31 +306,50 @@ def _resume(folder: Path, source: Any, network: nn.Module | None, settings: Mapp
             "Give it again: pretrain(source, resume=...).",
         )
     where = run.info["source"] if source is None else source
-    before = Plan.model_validate(run.info["plan"])
-    plan = moved(before, settings)
+    plan = _plan_here(run, settings)
+    runtime.prepare_machine(int(plan.training.threads))
+    runtime.prepare_products(plan.training.deterministic)
+    if not processes.is_first():
+        return _launch(None, folder, where, network, {}, plan.training.accelerator)
+    with held(folder):
+        for place in (folder, folder / "checkpoints"):
+            tidy(place)
+        run = Run(folder, network)  # as whoever held it before has left it
+        return run if run.state == "finished" else _go_on(run, _plan_here(run, settings), where)
+
+
+def _plan_here(run: Run, settings: Mapping[str, Any]) -> Plan:
+    """The plan of a run, to go on with on this machine. Raises LabelfreeError where that cannot be."""
+    plan = moved(Plan.of_run(run.path, run.info), settings)
     if plan.training.batch_size % _world(plan):
         raise LabelfreeError(
             f"A batch of {plan.training.batch_size} cannot be shared by {_world(plan)} processes.", "Lower devices."
         )
     check_tensorboard(plan.training.tensorboard)
-    runtime.prepare_machine(int(plan.training.threads))
-    runtime.prepare_products(plan.training.deterministic)
-    state = read_json(folder / "modality.json")
-    accelerator = plan.training.accelerator
-    if not processes.is_first():
-        return _launch(None, folder, where, network, {}, accelerator)
-    job = _assemble(plan, state, where, network)
-    if job.dataset.fingerprint() != run.info["fingerprint"]:
+    return plan
+
+
+def _go_on(run: Run, plan: Plan, source: Any) -> Run:
+    """Train an unfinished run to its end, by its plan on this machine, from its last checkpoint."""
+    folder, network = run.path, run.own_encoder
+    if run.info.get("given") and newest_state(folder / "checkpoints") is None:
         raise LabelfreeError(
-            f"'{without_secrets(where)}' has changed since '{folder}' was started, so it cannot continue exactly.",
-            f"Start a new run from its weights: --init {folder}.",
+            f"'{folder}' has lost the weights that it started from, which do not follow from its seed.",
+            "Start a new run as this one was started.",
         )
+    before, state = Plan.of_run(folder, run.info), read_json(folder / "modality.json")
+    job = _assemble(plan, state, source, network)
+    check_unchanged(folder, run.info, job, source)
     _say_choices(job.plan.choices[len(before.choices) :])
+    now = dict(run.info)
     if job.plan != before:
         used = {**run.info["settings"], "training": job.plan.training.model_dump(mode="json")}
-        now = {"plan": job.plan.model_dump(mode="json"), "settings": used, "choices": job.plan.choices}
-        write_json(folder / "run.json", run.info | now)
-    return _launch(job, folder, where, network, state, accelerator)
+        now |= {"plan": job.plan.model_dump(mode="json"), "settings": used, "choices": job.plan.choices}
+    if (place := place_of(source)) is not None:
+        now["source"] = place
+    if now != run.info:
+        write_json(folder / "run.json", now)
+    return _launch(job, folder, source, network, state, plan.training.accelerator)
 
 
 def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Module | None) -> Job:
@@ -444,13 +360,17 @@ def _assemble(plan: Plan, state: Mapping[str, Any], source: Any, network: nn.Mod
     dataset, plan = jobs.near(data.training_set(opened, plan.objective_class().needs), data, plan)
     bad = jobs.check_readable(dataset, plan.training)
     encoder = jobs.build_encoder(plan, data, dataset, network)
-    return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, encoder), bad)
+    return Job(plan, data, dataset, jobs.build_objective(plan, data, dataset, encoder), jobs.by_name(bad))
 
 
 @dataclass
 class Assignment:
-    """What each process needs to take part in a training; `launched` is when it was asked, in seconds of a clock that
-    the processes of a machine share, and that nobody sets: only the first process reckons with it.
+    """What each process needs to take part in a training.
+
+    Attributes:
+        marks: what its samples are known by, where others have to find the same ones.
+        launched: when it was asked, in seconds of a clock that the processes of a machine share, and that nobody sets:
+            only the first process reckons with it.
     """
 
     plan: dict[str, Any]
@@ -458,6 +378,7 @@ class Assignment:
     folder: Path
     source: Any
     network: nn.Module | None
+    marks: Marks | None
     launched: float
 
 
@@ -466,9 +387,12 @@ def _launch(
 ) -> Run:
     """Train in as many processes as were asked for and return the run; without a `job`, as the first process says."""
     assignment = None
-    if job is not None:
-        assignment = Assignment(job.plan.model_dump(mode="json"), state, folder, source, network, time.monotonic())
     world = processes.outside_world() if job is None else _world(job.plan)
+    if job is not None:
+        marks = marks_of(job.dataset, source) if world > 1 else None
+        assignment = Assignment(
+            job.plan.model_dump(mode="json"), state, folder, source, network, marks, time.monotonic()
+        )
     if job is not None and world > processes.outside_world():  # the processes to come hold all of it themselves
         runtime.leave_device(job.objective)
     assignment = processes.run_everywhere(_work, assignment, job, accelerator, world)
@@ -492,6 +416,8 @@ def _work(fabric: Any, assignment: Assignment, job: Job | None) -> None:
     if job is None:
         with silence():  # it was said when the plan was made
             job = _assemble(plan, assignment.state, assignment.source, assignment.network)
+        if assignment.marks is not None:
+            check_agreed(job, assignment.source, assignment.marks)
     device = fabric.device
     if isinstance(job.dataset, jobs.Cached) and plan.training.cache == "device":
         job.dataset.to(device)

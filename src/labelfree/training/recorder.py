@@ -113,7 +113,8 @@ class Recorder:
 
     def _finish(self, state: str) -> None:
         # each process knows what it could not read itself; after an error others may not answer any more
-        bad = self.job.quarantine if state == "failed" else distributed.all_lists(self.job.quarantine)
+        own = list(self.job.quarantine.values())
+        bad = own if state == "failed" else distributed.all_lists(own)
         if not self.first:
             return
         self.info["health"] = {key: self.line.get(key) for key in ("loss", "effective_rank", "feature_std")}

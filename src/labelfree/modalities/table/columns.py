@@ -26,6 +26,8 @@ MISSING = ("", "?", "-", "na", "n/a", "n.a.", "#n/a", "nan", "null", "none", "ni
 TEXT_FIELDS, WORDY = 8, 0.3
 #: Shares of distinct values: almost all name the rows; more than half are no categories, where they are words.
 NAMING, MANY = 0.95, 0.5
+#: Larger numbers are taken for this one: the difference of two is still a float32.
+LARGEST = 1e38
 #: Why a column is left out that is used where it is named.
 BY_NAME = ("identifier", "numbers the rows", "named like a label")
 #: Fewer rows than this say nothing about identifiers.
@@ -324,7 +326,7 @@ def _encode_number(column: Column, values: pa.ChunkedArray) -> np.ndarray:
         if plain is None:
             raise _other_kind(column.name, values, "numbers")
         found = plain
-    return col.numbers(pa.table({"": found}), "").clip(-3e38, 3e38)
+    return col.numbers(pa.table({"": found}), "").clip(-LARGEST, LARGEST)
 
 
 def _encode_category(column: Column, values: pa.ChunkedArray) -> np.ndarray:
