@@ -193,6 +193,7 @@ def test_a_password_is_not_written_into_a_run() -> None:
 def test_work_of_other_programs_is_measured_without_ours(monkeypatch):
     clock, ours, idle = iter([0.0, 10.0]), iter([1.0, 7.0]), iter([20.0, 21.0])
     monkeypatch.setattr(runtime, "own_cores", lambda: {0, 1})
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
     monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(runtime.time, "process_time", lambda: next(ours))
 
