@@ -127,11 +127,11 @@ def test_of_trainings_that_time_cut_short_it_is_not_said_that_labels_are_not_eno
 
 
 def test_a_training_that_time_cut_short_is_named() -> None:
-    words = verdict([replace(compare("10%", 100, 0.7, 0.5), steps=0.6)], {}, "accuracy")
-    assert words.endswith(
-        "Trained for 60% of its steps only with 10% of the labels, for want of time: the same network trained from "
-        "scratch."
-    )
+    cut = replace(compare("10%", 100, 0.7, 0.5), steps=0.6)
+    said = "For want of time, the network from scratch had {} of its steps only with {} of the labels."
+    assert verdict([cut], {}, "accuracy").endswith(said.format("60%", "10%"))
+    more, whole = replace(compare("20%", 200, 0.7, 0.5), steps=0.5), compare("50%", 500, 0.7, 0.5)
+    assert verdict([cut, more, whole], {}, "accuracy").endswith(said.format("50% to 60%", "10% and 20%"))
 
 
 def test_trees_that_were_not_measured_are_named() -> None:

@@ -101,9 +101,9 @@ def _missing_words(comparisons: Sequence[Comparison]) -> str:
     for missing in dict.fromkeys(c.missing for c in comparisons if c.missing):
         names = " and ".join(RIVALS[name] for name in missing)
         words += f" Not measured {_at([c for c in comparisons if c.missing == missing])}, for want of time: {names}."
-    for steps in dict.fromkeys(c.steps for c in comparisons if c.steps < 1):
-        where = _at([c for c in comparisons if c.steps == steps])
-        words += f" Trained for {steps:.0%} of its steps only {where}, for want of time: {RIVALS['scratch']}."
+    if cut := [c for c in comparisons if c.steps < 1]:
+        shares = [f"{share:.0%}" for share in sorted({min(c.steps for c in cut), max(c.steps for c in cut)})]
+        words += f" For want of time, the network from scratch had {' to '.join(shares)} of its steps only {_at(cut)}."
     return words
 
 
