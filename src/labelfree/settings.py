@@ -37,7 +37,7 @@ def whole(name: str, value: Any, least: int = 0) -> int:
     except ArithmeticError:  # a word, or NaN
         pass
     raise LabelfreeError(
-        f"{name}={value} is no whole number from {least} to 2**63 - 1.", f"Give {name} of {least} or more."
+        f"{name}={value} is no whole number from {least} to 2**63 - 1.", f"Give a whole number of {least} or more."
     )
 
 
