@@ -43,11 +43,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "pretext": {"learning_rate": 5e-3},
 }
 #: What can be learnt in a few steps: whether two sentences are in order, not whether one follows another; that two
-#: crops are of one wave if they are nearly as long.
+#: crops are of one wave if they are nearly as long, of one picture if they are crops and no more.
 TASKS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("bytes", "pretext"): {"transformation": "order", "learning_rate": 1e-2},
     ("text", "pretext"): {"transformation": "order", "learning_rate": 3e-3},
     ("series", "simclr"): {"crop": 0.8},
+    ("image", "simclr"): {"views": "light"},
 }
 #: Views small enough for a test.
 VIEWS: Mapping[str, Mapping[str, Any]] = {

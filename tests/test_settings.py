@@ -103,5 +103,5 @@ def test_a_whole_number_may_be_of_any_kind(given: object) -> None:
 
 @pytest.mark.parametrize("given", [0, -1, 2.5, 2**63, 2**70, "many", "nan", "inf", "1e999999999", True, None, [3]])
 def test_what_is_no_whole_number_or_too_large_is_named(given: object) -> None:
-    with pytest.raises(LabelfreeError, match=r"steps=.* is no whole number from 1 .* Give a whole number of 1 or more\."):
+    with pytest.raises(LabelfreeError, match=r"steps=.* is no whole number from 1 .* number of 1 or more\."):
         whole("steps", given, 1)
