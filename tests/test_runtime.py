@@ -166,3 +166,19 @@ def test_a_process_that_is_forked_while_another_thread_trains_may_train() -> Non
     done.set()
     thread.join()
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("GenuineIntel", "avx512f avx512_bf16", False),  # AMX hidden: half the rate of float32
+        ("GenuineIntel", "avx512_bf16 amx_bf16", True),
+        ("AuthenticAMD", "avx2", False),
+    ],
+)
+def test_bfloat16_is_taken_where_a_processor_is_faster_with_it(
+    vendor: str, flags: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_cpu", lambda: {"vendor_id": vendor, "flags": flags})
+    assert runtime.fast_bf16(torch.device("cpu")) is fast

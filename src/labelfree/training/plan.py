@@ -347,7 +347,7 @@ def resolve_machine(plan: Plan, streamed: bool, dataset: Dataset | None = None) 
         chosen.append(Choice(key, value, reason))
         return value
 
-    fast = "computed in hardware here" if runtime.fast_bf16(device) else "bfloat16 is not computed in hardware here"
+    fast = "faster than float32 here" if runtime.fast_bf16(device) else "bfloat16 is no faster here"
     cores, beside = runtime.cores(), processes.beside(settings.devices)
     workers, why = _workers(streamed and device.type != "cpu", max(0, min(8, (cores - 1) // beside)), dataset)
     update = {

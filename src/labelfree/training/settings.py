@@ -42,7 +42,7 @@ class TrainSettings(OptimSettings):
     micro_batch: NonNegativeInt = 0
     """rows that the encoder takes at a time, so that a large batch fits the memory of a small one; 0: all"""
     precision: Literal["auto", "bf16", "32"] = "auto"
-    """bf16 (mixed) where the hardware has it, else 32"""
+    """bf16 (mixed) where the hardware is faster with it, else 32"""
     workers: NonNegativeInt | Auto = "auto"
     """processes that read a streamed source; 0 reads ahead in a thread"""
     threads: PositiveInt | Auto = "auto"
