@@ -33,7 +33,7 @@ def reference() -> str:
 def methods() -> str:
     entries = catalogue.methods()
     rows = [[f"`{e['name']}`", f"`{e['objective']}`", ", ".join(e["modalities"]), cell(e["about"])] for e in entries]
-    return f"## Methods\n\n{table(['method', 'objective', 'kinds of data', 'what and whence'], rows)}\n"
+    return f"## Methods\n\n{table(['method', 'objective', 'kinds of data', 'what it is, and its source'], rows)}\n"
 
 
 def encoders() -> str:

@@ -25,11 +25,11 @@ class AutoencoderSettings(Settings):
     """Settings of autoencoders."""
 
     views: Literal["none", "light", "contrast"] = "none"
-    """strength of the augmentation of samples, before they are spoilt; the augmented sample is given back"""
+    """strength of the augmentation of samples before they are corrupted; the augmented sample is reconstructed"""
     corruption: NonNegativeFloat = 0.0
-    """deviation of the noise that the encoder sees values in, in deviations of the data; what is given back is clean"""
+    """deviation of noise added to the encoder's input, in deviations of the data; the clean sample is reconstructed"""
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """share of the tokens that is hidden from the encoder; all are given back"""
+    """share of the tokens that is hidden from the encoder; all are reconstructed"""
     decoder_width: PositiveInt | Literal["auto"] = "auto"
     """width of the decoder; auto: the encoder's, at most 256"""
     decoder_depth: PositiveInt = 2
@@ -39,7 +39,7 @@ class AutoencoderSettings(Settings):
 class Autoencoder(Objective):
     """Predict the modality's targets of every token from the pooled features alone (Hinton & Salakhutdinov 2006).
 
-    With `corruption` or `ratio` the encoder sees a spoilt copy and the clean sample is asked for: the denoising
+    With `corruption` or `ratio` the encoder sees a corrupted copy, and the clean sample is reconstructed: the denoising
     autoencoder (Vincent et al. 2010, §3; Gaussian and masking noise, §3.3).
     """
 
@@ -52,13 +52,13 @@ class Autoencoder(Objective):
     recipes: ClassVar[Mapping[str, Recipe]] = {
         "denoising": Recipe(
             source="Vincent et al. 2010, Stacked Denoising Autoencoders, §3.3: additive Gaussian noise; the clean "
-            "sample is given back",
+            "sample is reconstructed",
             settings={"corruption": 0.5},
             modalities=("image", "series", "audio", "video"),
         ),
         "tsdae": Recipe(
-            source="Wang et al. 2021, TSDAE, §3: 60 % of the words are taken away (here hidden), the text is given "
-            "back from one vector",
+            source="Wang et al. 2021, TSDAE, §3: 60 % of the words are deleted (here hidden), and the text is "
+            "reconstructed from one vector",
             settings={"ratio": 0.6},
             modalities=("text",),
         ),

@@ -29,11 +29,11 @@ class CPCSettings(Settings):
     """Settings of CPC."""
 
     horizon: PositiveInt = 12
-    """how many moments (tokens; frames of tubes in video) ahead are predicted: all distances from 1 to this"""
+    """how many moments (tokens; frames of tubes in video) ahead are predicted: all distances from 1 to this one"""
     negatives: PositiveInt = 128
     """moments, drawn from all samples of the batch, among which the true future has to be found"""
     same_group: bool = False
-    """draw them for each sample, from those of its group (speaker, recording)"""
+    """draw the negatives of each sample from its own group (speaker, recording)"""
 
 
 class CPC(Objective):

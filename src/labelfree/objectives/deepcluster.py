@@ -31,11 +31,11 @@ class DeepClusterSettings(TemperatureSettings, CropSettings):
     projector: tuple[PositiveInt, ...] = (2048, 128)
     """widths of the projection head's layers"""
     clusterings: tuple[PositiveInt, ...] = (256, 256, 256)
-    """clusters of each clustering, of which there are several; at most a quarter of the samples"""
+    """numbers of clusters, one for each of several clusterings; each at most a quarter of the samples"""
     temperature: PositiveFloat = 0.1
     """divides the cosines of views and centroids, at the start"""
     iterations: PositiveInt = 10
-    """k-means', after each pass"""
+    """iterations of k-means after each pass"""
 
 
 class _Clustering(nn.Module):
@@ -51,9 +51,10 @@ class _Clustering(nn.Module):
 
 
 class DeepCluster(Objective):
-    """DeepCluster v2 (Caron et al. 2018; as in Caron et al. 2020, SwAV, appendix D): labels are a sample's clusters
-    among the projections that the last pass left in a memory; a sample that was not in it has none. In the first pass,
-    which has no such labels, each view gets those of the other, shared out evenly.
+    """DeepCluster v2 (Caron et al. 2018; as in Caron et al. 2020, SwAV, appendix D): a memory holds the projections of
+    the last pass, and a sample's labels are the clusters that its projection belongs to there; a sample that is not in
+    the memory has none. In the first pass, when there are no such labels, each view gets those of the other, assigned
+    evenly.
     """
 
     passes: Tensor

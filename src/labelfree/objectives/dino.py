@@ -57,7 +57,7 @@ class DINOSettings(CropSettings):
     frozen_prototypes: Share = 0.01
     """share of the training in which the prototypes stay as they are"""
     koleo: NonNegativeFloat = 0.0
-    """weight of the spreading of features over the sphere (DINOv2: 0.1)"""
+    """weight of the term that spreads features over the sphere (DINOv2: 0.1)"""
 
 
 class DINO(Objective):

@@ -37,10 +37,10 @@ class IBOTSettings(DINOSettings):
 
 
 class IBOT(DINO):
-    """Image BERT with an online tokenizer (Zhou et al. 2022, "iBOT", §3.2): the teacher, who sees all tokens, gives
-    those that are hidden from the student their soft labels. Head and prototypes are those of the whole sample,
-    unless tokens have their own. In `ibot-vit` and `dinov2` a class token stands for the sample, as in the papers, and
-    else what the encoder has for it, mostly the mean of its tokens.
+    """Image BERT with an online tokenizer (Zhou et al. 2022, "iBOT", §3.2): the teacher, which sees all tokens,
+    gives soft labels to those that are hidden from the student. Tokens use the head and prototypes of the whole sample,
+    unless they have their own. In `ibot-vit` and `dinov2` a class token represents the sample, as in the papers;
+    otherwise the encoder's pooled features do, mostly the mean of its tokens.
     """
 
     name = "ibot"

@@ -44,7 +44,7 @@ class LatentSettings(Settings):
     beta: NonNegativeFloat = 0.0
     """errors below this are squared, larger ones not (smooth L1); 0: all are squared"""
     target_blocks: PositiveInt = 1
-    """parts that are hidden, each predicted without a word of the others (I-JEPA: 4), where tokens are dropped"""
+    """parts that are hidden, each predicted without seeing the others (I-JEPA: 4), where tokens are dropped"""
     decoder_width: Annotated[int, Field(gt=0, multiple_of=HEAD)] | Literal["auto"] = "auto"
     """width of the decoder, where tokens are dropped, a multiple of 32; auto: half the encoder's"""
     decoder_depth: PositiveInt = 2
@@ -55,8 +55,8 @@ class LatentSettings(Settings):
 
 class Latent(Objective):
     """Predict a teacher's features of hidden tokens: data2vec (Baevski et al. 2022, §3) where the encoder replaces
-    them, I-JEPA (Assran et al. 2023, §3) where it drops them. The teacher is the encoder's moving average; what is kept
-    is the student, as of data2vec, where I-JEPA keeps the teacher.
+    them, I-JEPA (Assran et al. 2023, §3) where it drops them. The teacher is the encoder's moving average. The
+    student is kept, as in data2vec; I-JEPA keeps the teacher.
     """
 
     name = "latent"

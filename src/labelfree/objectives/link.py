@@ -34,8 +34,8 @@ class LinkSettings(Settings):
 class Link(Objective):
     """Products of two tokens' vectors say whether they were linked (Kipf & Welling 2016, "Variational Graph
     Auto-Encoders", §2, without the variational part). Links that are to be found are hidden from the encoder (Li et
-    al. 2023, "What's Behind the Mask: Understanding Masked Graph Modeling", MaskGAE, §4); each is set beside a pair
-    that is not linked: of one graph, or of one large graph an end of the link and a node anywhere.
+    al. 2023, "What's Behind the Mask: Understanding Masked Graph Modeling", MaskGAE, §4); each is compared with a pair
+    that is not linked: two nodes of the same graph or, in one large graph, an end of the link and any node.
     """
 
     name = "link"

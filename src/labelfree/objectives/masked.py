@@ -41,7 +41,7 @@ class MaskedSettings(Settings):
     everything: bool = False
     """whether visible tokens are predicted too, as in VIME"""
     detect: NonNegativeFloat = 0.0
-    """weight of a second question to every token: was its value swapped? (where hidden tokens are replaced)"""
+    """weight of a second task for every token: was its value swapped? (only where hidden tokens are replaced)"""
 
 
 class Masked(Objective):

@@ -28,7 +28,7 @@ class NextSettings(Settings):
     head_layers: NonNegativeInt = 0
     """hidden layers of the head"""
     tied: bool = False
-    """tokens that are ids: predict them by the vectors by which the encoder reads them"""
+    """predict ids with the same vectors that the encoder reads them with"""
 
 
 class Next(Objective):

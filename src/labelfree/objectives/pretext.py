@@ -22,7 +22,7 @@ class PretextSettings(Settings):
     transformation: str = ""
     """name of the modality's set of transformations (rotation, jigsaw, order, next-sentence, ...); empty: its first"""
     every: bool = False
-    """show each sample in all of them at each step, in place of one: so many times as long a step"""
+    """show each sample in all transformations at each step instead of one; steps take that many times longer"""
 
 
 class Pretext(Objective):

@@ -16,7 +16,7 @@ class SigLIPSettings(SidesSettings):
     """Settings of SigLIP."""
 
     scale: PositiveFloat = 10.0
-    """what similarities are multiplied with at the start; it is learnt, and stays at most 100"""
+    """factor of the similarities at the start; it is learnt, and stays at most 100"""
     bias: float = -10.0
     """what is added to similarities at the start; it is learnt"""
 

@@ -35,11 +35,11 @@ class SwAVSettings(TemperatureSettings, CropSettings):
     temperature: PositiveFloat = 0.1
     """divides the cosines of views and prototypes, at the start"""
     sharpness: PositiveFloat = 0.05
-    """ε of the even sharing out; small values make codes hard"""
+    """ε of Sinkhorn's even assignment; small values make codes hard"""
     iterations: PositiveInt = 3
-    """Sinkhorn's, a step"""
+    """Sinkhorn iterations in each step"""
     queue: NonNegativeInt = 0
-    """samples of earlier batches that are shared out with each batch, where this is small; 0 for none"""
+    """samples of earlier batches that are assigned together with each batch, for small batches; 0 for none"""
     queue_start: Share = 0.05
     """share of the training after which the queue is used"""
     frozen_prototypes: Share = 0.002

@@ -23,7 +23,7 @@ class TripletSettings(ViewSettings):
     projector: tuple[PositiveInt, ...] = (160,)
     """widths of the projection head's layers"""
     triplet_negatives: PositiveInt = 10
-    """other samples of the batch that each is told from, drawn anew each step"""
+    """other samples of the batch that each is compared with, drawn anew each step"""
 
 
 class Triplet(Objective):

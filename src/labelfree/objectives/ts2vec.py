@@ -36,8 +36,8 @@ class TS2Vec(Objective):
     """Hierarchical contrast of overlapping crops (Yue et al. 2022, "TS2Vec: Towards Universal Representation of Time
     Series", §3).
 
-    Contexts differ (crops, hidden tokens), what is seen of a shared step must not: at each of a pyramid of time scales
-    it is told from other steps, and from other samples at that step.
+    The two crops differ in their context and in which tokens are hidden, but steps that they share must get the same
+    features: at each of several time scales, such a step is told from other steps, and from other samples at that step.
     """
 
     averages: Tensor

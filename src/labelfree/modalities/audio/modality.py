@@ -72,19 +72,19 @@ class AudioSettings(Settings):
     crop: PositiveFloat = 0.95
     """views: seconds that are seen, from anywhere in the window"""
     speed: Annotated[float, Field(ge=1)] = 1.5
-    """views: most times as fast, or as slow; 1 for no change"""
+    """views: largest factor by which one is faster or slower; 1 for no change"""
     bands: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """views: least share of the bands that is spread over all (log-mel frames); 1 for no shift"""
+    """views: smallest share of the bands that is stretched over all of them (log-mel frames); 1 for no stretching"""
     mixup: Share = 0.4
-    """views: most power of another recording that is mixed in, as a share"""
+    """views: largest share of the power that comes from another recording mixed in; 0 for none"""
     noise: Share = 0.0
-    """views: most power of white noise that is added, as a share of the recording's"""
+    """views: largest power of white noise that is added, as a share of the recording's"""
     gain: NonNegativeFloat = 6.0
-    """views: most decibels louder or softer"""
+    """views: largest change of loudness, in decibels"""
     time_mask: Share = 0.0
-    """views: most time that is silenced in one stretch, as a share"""
+    """views: longest stretch of time that is silenced, as a share"""
     band_mask: Share = 0.0
-    """views: most neighbouring bands that are silenced, as a share (log-mel frames)"""
+    """views: largest group of neighbouring bands that is silenced, as a share (log-mel frames)"""
     span: PositiveFloat = 200.0
     """masks: milliseconds that are hidden together"""
     target_error: TargetError = "squared"

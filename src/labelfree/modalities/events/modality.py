@@ -60,7 +60,7 @@ class EventSettings(Settings):
     exclude: Names = ()
     """columns that are no features, such as the label, by commas"""
     recent: PositiveInt = 8
-    """events of the recent history of each end that come with an event"""
+    """how many recent events of each end come with an event"""
     span: Annotated[float, Field(gt=0, le=1)] = 0.5
     """views: least share of each history that a view keeps, as one stretch of it"""
     masking: Annotated[float, Field(ge=0, lt=1)] = 0.3

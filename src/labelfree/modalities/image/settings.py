@@ -26,7 +26,7 @@ class ImageSettings(Settings):
     stem: PositiveInt | Literal["auto"] = "auto"
     """up to 64 px, the step of a convolution net's first convolution; auto: 1 up to 48 px, else 2"""
     class_token: bool = False
-    """vision transformers read a picture off a token for the whole of it, instead of the mean of its patches'"""
+    """vision transformers represent a picture by a class token, instead of the mean of its patches"""
     channels: PositiveInt | Literal["auto"] = "auto"
     """channels that pictures are brought to; auto: the source's (4 keeps transparency)"""
     column: str = "auto"

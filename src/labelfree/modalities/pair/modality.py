@@ -44,7 +44,7 @@ class PairSettings(Settings):
     columns: tuple[str, ...] = ()
     """columns of a table that are sides, by commas; empty: files, pictures, sounds and captions that are found"""
     width: PositiveInt = 256
-    """numbers of each side's vector in the space that the sides share"""
+    """dimension of the space that the sides share"""
     sides: Mapping[str, Any] = {}
     """settings of the sides, each with its kind (image.size); image.run=RUN takes settings and tower from a run"""
 

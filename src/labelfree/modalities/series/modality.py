@@ -68,7 +68,7 @@ class SeriesSettings(Settings):
     crop: Annotated[float, Field(gt=0, le=1)] = 0.5
     """views: least share of the series that a crop keeps (it is stretched to the old length); 1 for no crop"""
     permutation: PositiveInt = 1
-    """views: most segments that are shuffled; 1 for none"""
+    """views: largest number of segments that are shuffled; 1 for none"""
     masking: Share = 0.1
     """views: share of steps that go missing"""
     span: NonNegativeInt = 0

@@ -53,9 +53,9 @@ class TableSettings(Settings):
     """Which columns are used, as what, and how rows are corrupted."""
 
     query: str = ""
-    """SQL that a database is asked; empty: all of its only table"""
+    """SQL query for a database; empty: all rows of its only table"""
     columns: Names = ()
-    """columns to use, by commas; empty: all that say something"""
+    """columns to use, by commas; empty: all that carry information"""
     exclude: Names = ()
     """columns to leave out, such as the label, by commas"""
     numbers: Names = ()
@@ -65,7 +65,7 @@ class TableSettings(Settings):
     group: str = ""
     """column that says whose row it is (customer, device)"""
     most_values: PositiveInt = 256
-    """categories of a column that are told apart, the most frequent ones; the others count as one"""
+    """how many of a column's categories are kept apart, the most frequent ones; all others count as one"""
     corrupt: Share = 0.3
     """views: share of the columns whose values are drawn from all rows, of each view (SCARF: .6 of one of the two)"""
     swap: Share = 0.0

@@ -69,7 +69,7 @@ class TextSettings(Settings):
     document: Cut = "auto"
     """what a document is in text files: file, paragraph or line; auto: each file of a folder, paragraphs of one file"""
     vocabulary: PositiveInt = 8192
-    """tokens to learn at most, where no tokenizer is given; a small source has fewer"""
+    """largest number of tokens to learn, if no tokenizer is given; a small source has fewer"""
     lowercase: bool = True
     """learn a vocabulary without capitals"""
     tokenizer: str | None = None

@@ -70,7 +70,7 @@ class VideoSettings(Settings):
     frames: PositiveInt = 8
     """frames of a view"""
     fps: PositiveFloat = 8.0
-    """frames kept a second; folders of frames, arrays and slower films keep all"""
+    """frames kept per second; folders of frames, arrays and slower films keep all"""
     span: PositiveInt | Literal["auto"] = "auto"
     """frames kept of a clip, from which views take some in a row; auto: twice those of a view"""
     stride: NonNegativeInt = 0
