@@ -99,6 +99,12 @@ def test_a_user_says_what_columns_are() -> None:
     assert [(column.name, column.kind) for column in chosen] == [("height", "number"), ("row", "number")]
 
 
+def test_numbers_that_a_frame_keeps_as_categories_are_categories() -> None:
+    shops = pa.array(np.arange(60) * 7 % 40)
+    _, dataset = fitted(pa.table({"plain": shops, "shop": shops.dictionary_encode(), "x": np.arange(60.0) ** 2}))
+    assert dataset.describe().facts["category"] == "shop (40)"
+
+
 def test_missing_and_unseen_values_are_input_like_any_other() -> None:
     modality, _ = fitted()
     other = source(3).set_column(3, "colour", pa.array(["violet", None, " red "]))

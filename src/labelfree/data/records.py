@@ -42,11 +42,14 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def array_of(values: Any) -> pa.Array:
-    """A column; values of several types become text."""
+    """A column; values of several types become text, as do categories of no plain type (pandas' intervals)."""
     try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
+        found = pa.array(values, from_pandas=True)
+        if not (pa.types.is_dictionary(found.type) and isinstance(found.type.value_type, pa.BaseExtensionType)):
+            return found
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pass
+    return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
 
 
 def _is_list(path: Path) -> bool:

@@ -182,6 +182,8 @@ def _typed(name: str, values: pa.ChunkedArray, wanted: Wanted, named: bool) -> t
         raise Unused(f"{kind} is no single value")
     if values.null_count == len(values):
         raise Unused("holds no value")
+    if pa.types.is_dictionary(kind) and col.is_number(kind.value_type):  # who keeps numbers so says that they are codes
+        return _category(name, words(values), wanted.most_values)
     if col.is_number(kind):
         return _numeric(name, values, words(values), named), ""
     if col.is_moment(kind):
