@@ -163,6 +163,11 @@ def test_json_may_be_a_list_of_records(tmp_path: Path, encoding: str) -> None:
         read_table(written(tmp_path, "[1, 2]", name="table.json"))
 
 
+def test_values_of_several_types_in_json_lines_become_words(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"a": 1, "b": 2}\n{"a": "x"}\n', name="table.jsonl")
+    assert read_table(path).to_pydict() == {"a": ["1", "x"], "b": [2, None]}
+
+
 SENTENCES = [f"This is the sentence number {n}, and it is about {['good', 'bad'][n % 2]} things." for n in range(9)]
 
 

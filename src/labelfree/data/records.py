@@ -22,10 +22,17 @@ def read_records(path: Path) -> pa.Table:
         ValueError, pa.ArrowException: it is damaged, or a list of something else.
     """
     if path.suffix.lower() not in LINES and _is_list(path):
-        rows = json.loads(path.read_bytes())
-        if not all(isinstance(row, Mapping) for row in rows):
-            raise ValueError("it holds a list, and not of records")
-        return table_of(rows)
+        return _table_of_all(json.loads(path.read_bytes()))
+    try:
+        return _read_lines(path)
+    except pa.ArrowInvalid as error:
+        if "changed from" not in str(error):
+            raise
+    with path.open("rb") as file:  # values of several types
+        return _table_of_all([json.loads(line) for line in file if line.strip()])
+
+
+def _read_lines(path: Path) -> pa.Table:
     try:
         return read_json(path)
     except pa.ArrowInvalid as error:
@@ -33,6 +40,12 @@ def read_records(path: Path) -> pa.Table:
         if "straddl" not in str(error) or size >= MOST:  # a record longer than Arrow's blocks
             raise
         return read_json(path, ReadOptions(block_size=size + 1))
+
+
+def _table_of_all(rows: Sequence[Any]) -> pa.Table:
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("it holds a list, and not of records")
+    return table_of(rows)
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
