@@ -149,6 +149,32 @@ def test_dates_are_days_months_weekdays_and_hours() -> None:
     assert np.isnan(found["when: hour"][3])
 
 
+@pytest.mark.parametrize("nothing", [pa.nulls(1), pa.array([""]), pa.array([None], pa.timestamp("s"))])
+def test_a_row_without_its_date_is_read(nothing: pa.Array) -> None:
+    modality, _ = fitted()
+    row = source().slice(3, 1).set_column(6, "born", nothing)
+    missing = np.isnan(modality.open(row).values[0])
+    assert [field.name for field in modality.fields.all if field.column == "born"] == [
+        name for name, absent in zip(modality.open(row).value_names, missing, strict=True) if absent
+    ]
+
+
+def test_truth_values_are_known_however_they_are_spelt() -> None:
+    modality, dataset = fitted()
+    place = [field.name for field in dataset.fields.all].index("member")
+    words = pa.array(["?" if value is None else str(value) for value in source().column("member").to_pylist()])
+    other = modality.open(source().set_column(4, "member", words))
+    np.testing.assert_array_equal(other.values[:, place], dataset.values[:, place])
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e-25])
+def test_the_unit_of_numbers_does_not_matter(unit: float) -> None:
+    values = np.arange(60.0) ** 2 % 37
+    modality, dataset = fitted(pa.table({"a": values, "b": unit * values}))
+    found = modality.prepare(dataset.collated()).data
+    torch.testing.assert_close(found[:, 1], found[:, 0])
+
+
 def test_what_was_learnt_travels_and_another_source_must_have_the_columns() -> None:
     modality, dataset = fitted()
     again = Table()
