@@ -55,6 +55,16 @@ def test_a_foreign_character_after_the_head_is_read_too(tmp_path: Path, monkeypa
     assert read_table(path).to_pylist()[-1] == {"name": "José", "n": 2}
 
 
+@pytest.mark.parametrize("place", ["name", "cell", "text"])
+def test_a_damaged_byte_leaves_the_others_in_their_encoding(tmp_path: Path, place: str) -> None:
+    content = "größe,n\n".encode() + "naïve José,1\n".encode() * 9
+    at = {"name": 1, "cell": len(content) - 4, "text": len(content) - 4}[place]
+    path = tmp_path / ("a.txt" if place == "text" else "a.csv")
+    path.write_bytes(content[:at] + b"\xff" + content[at:])
+    read = Text().open(path).texts([1])[0] if place == "text" else read_table(path).column(0).to_pylist()[0]
+    assert str(read).startswith("naïve José")
+
+
 def test_thousands_of_an_english_table_are_no_decimals(tmp_path: Path) -> None:
     found = read_table(written(tmp_path, "city\tpeople\nA\t1,234\nB\t56,789\n", name="table.tsv"))
     assert found.column("people").to_pylist() == ["1,234", "56,789"]
@@ -161,6 +171,11 @@ def test_json_may_be_a_list_of_records(tmp_path: Path, encoding: str) -> None:
     assert read_table(path).to_pydict() == {"a": [1, 2], "b": [None, "ü"]}
     with pytest.raises(LabelfreeError, match="cannot be read as json: it holds a list, and not of records"):
         read_table(written(tmp_path, "[1, 2]", name="table.json"))
+
+
+def test_values_of_several_types_in_json_lines_become_words(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"a": 1, "b": 2}\n{"a": "x"}\n', name="table.jsonl")
+    assert read_table(path).to_pydict() == {"a": ["1", "x"], "b": [2, None]}
 
 
 SENTENCES = [f"This is the sentence number {n}, and it is about {['good', 'bad'][n % 2]} things." for n in range(9)]

@@ -52,6 +52,13 @@ def test_shards_are_open_only_while_they_are_read(tmp_path: Path, suffix: str) -
     assert open_files(paths) == 0
 
 
+def test_labels_of_several_types_in_shards_fit_together(tmp_path: Path) -> None:
+    shards = {"0": [1, 2], "1": [1.5, None], "2": ["x", None]}
+    paths = [shard(tmp_path / f"{name}.parquet", thing=[b"a"] * 2, mark=marks) for name, marks in shards.items()]
+    assert Table(paths[:2], THINGS).column("mark")[:3].tolist() == [1, 2, 1.5]
+    assert Table(paths, THINGS).column("mark").tolist() == ["1", "2", "1.5", "", "x", ""]
+
+
 def test_files_are_looked_at_once_for_their_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"{n}.thing" for n in range(3)]
     for path in paths:

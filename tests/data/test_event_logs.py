@@ -56,6 +56,14 @@ def test_loops_and_repeated_edges_are_kept_and_counted() -> None:
     assert log.facts["between"] == "3 pairs, 1 events repeat one"
 
 
+def test_large_numbers_of_nodes_stay_apart_where_one_is_missing() -> None:
+    numbers = [2**60 + step for step in range(4)]
+    log = read_log(table(**{"from": pa.array([None, *numbers[1:]], pa.int64()), "to": numbers}), LogOptions())
+    assert log.nodes == numbers[1:]
+    assert log.ends.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert [(item.index, item.reason) for item in log.unreadable] == [(0, "no node in 'from'")]
+
+
 def test_rows_without_a_time_or_a_node_are_left_out_and_listed() -> None:
     log = read_log(table(time=[0.0, None, 2.0, 3.0], to=["b", "c", None, "b"]), LogOptions())
     assert len(log) == 2

@@ -98,3 +98,15 @@ def test_a_missing_package_is_named_with_its_install_command(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(LabelfreeError, match=r"pip install soundfile soxr\."):
         decode(tmp_path / "a.wav", 8000, 0)
+
+
+def test_a_file_that_does_not_know_its_length_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(), 8000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the 36 bits of the length in the stream's header, which a pipe leaves 0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    for read in (lambda: header(path, 0), lambda: decode(path, 8000, 0), lambda: decode(path, 8000, 0, 0.1, 0.1)):
+        with pytest.raises(ValueError, match="does not say how long it is"):
+            read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 import sys
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -195,3 +196,19 @@ def test_a_file_is_parsed_once_to_be_opened(tmp_path: Path, monkeypatch: pytest.
 
 def test_records_need_not_all_have_the_same_columns() -> None:
     assert open_rows([{"a": 1}, {"a": 2, "b": "x"}]).read(["b"]).to_pydict() == {"b": [None, "x"]}
+
+
+def test_columns_of_rare_types_are_read_or_left_out_with_the_reason(tmp_path: Path) -> None:
+    names, half = [uuid.UUID(int=number) for number in range(60)], np.arange(60, dtype=np.float16) ** 2 % 37
+    frame = pd.DataFrame({"x": np.arange(60.0) ** 2 % 7, "half": half, "name": names})
+    frame["age"] = pd.cut(frame["x"], 4)
+    frame["large"] = [2**70 * number for number in range(60)]
+    stored = pa.table({"x": frame["x"], "half": half, "name": pa.array([name.bytes for name in names], pa.uuid())})
+    parquet.write_table(stored, tmp_path / "t.parquet")
+    for source in (frame, stored, tmp_path / "t.parquet"):
+        found = Table().open(source).describe().facts
+        assert found["number"].startswith("x, half")
+        assert found["left out"] == "name: fixed_size_binary[16] is no single value"
+        assert Table.recognise(source)[0] > 0
+    found = Table().open(frame).describe().facts
+    assert (found["number"], found["category"]) == ("x, half, large", "age (3)")

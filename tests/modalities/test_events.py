@@ -157,6 +157,13 @@ def test_another_source_is_read_as_the_training_data_were() -> None:
         again.open(other.drop(columns="amount"))
 
 
+def test_the_unit_of_a_feature_does_not_matter() -> None:
+    source = frame()
+    source["small"] = 1e-12 * source["amount"]
+    modality, _ = fitted(source)
+    assert modality.state()["scale"][1] == pytest.approx(1e-12 * modality.state()["scale"][0])
+
+
 def test_events_without_features_are_events() -> None:
     modality, dataset = fitted(frame().drop(columns="amount"))
     assert modality.transformations()["future-edge"].count == 3

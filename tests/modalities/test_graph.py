@@ -316,6 +316,33 @@ def test_bad_tables_are_refused_in_a_sentence(tmp_path: Path, edges: str, nodes:
     assert error.value.remedy
 
 
+def ring(folder: Path, odd: str) -> Path:
+    """A ring of 50 nodes and their weights, of which one is `odd`."""
+    folder.mkdir()
+    weights = "".join(f"{node},{odd if node == 3 else node / 4}\n" for node in range(50))
+    return write(
+        folder, "source,target\n" + "".join(f"{n},{(n + 1) % 50}\n" for n in range(50)), f"id,weight\n{weights}"
+    )
+
+
+def test_one_odd_cell_leaves_a_column_of_numbers_a_feature(tmp_path: Path) -> None:
+    modality = Graph()
+    whole, odd = modality.open(ring(tmp_path / "whole", "0.75")), modality.open(ring(tmp_path / "odd", "?"))
+    first = Graph().open(tmp_path / "odd")
+    for dataset in (odd, first):
+        assert np.isnan(dataset.graphs.features[3, 0])
+        np.testing.assert_array_equal(np.delete(dataset.graphs.features, 3, 0), np.delete(whole.graphs.features, 3, 0))
+    (tmp_path / "odd" / "nodes.csv").write_text("id,weight\n" + "".join(f"{n},w{n}\n" for n in range(50)))
+    with pytest.raises(LabelfreeError, match="Column 'weight' holds words, and not numbers as in training"):
+        modality.open(tmp_path / "odd")
+
+
+def test_nodes_may_be_called_anything(tmp_path: Path) -> None:
+    graph = Graph().open(write(tmp_path, "source,target\n²,a\n②,²\n"))
+    assert graph.graphs.names is not None
+    assert sorted(graph.graphs.names) == ["a", "²", "②"]
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -114,6 +114,16 @@ def test_training_data_are_normalised_by_channel_and_others_by_the_same_numbers(
     torch.testing.assert_close(again.prepare(batch).data, modality.prepare(batch).data, equal_nan=True)
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_a_series_is_normalised_by_itself_in_any_unit_and_a_constant_one_is_zero(unit: float) -> None:
+    values = np.random.default_rng(0).normal(3, 2, (6, 40)).astype(np.float32)
+    values[5] = 1.1
+    modality, dataset = fitted(unit * values, normalise="series")
+    found = modality.prepare(batch_of(modality, dataset, list(range(6)))).data
+    torch.testing.assert_close(found[:5].std(dim=1, correction=0), torch.ones(5, 1))
+    assert (found[5].abs() < 1e-6 * unit * 1.1 + 1e-30).all()
+
+
 def test_constant_data_are_refused_and_a_constant_channel_is_not() -> None:
     with pytest.raises(LabelfreeError, match="constant or missing"):
         fitted(np.ones((4, 9)))

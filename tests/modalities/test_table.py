@@ -99,6 +99,12 @@ def test_a_user_says_what_columns_are() -> None:
     assert [(column.name, column.kind) for column in chosen] == [("height", "number"), ("row", "number")]
 
 
+def test_numbers_that_a_frame_keeps_as_categories_are_categories() -> None:
+    shops = pa.array(np.arange(60) * 7 % 40)
+    _, dataset = fitted(pa.table({"plain": shops, "shop": shops.dictionary_encode(), "x": np.arange(60.0) ** 2}))
+    assert dataset.describe().facts["category"] == "shop (40)"
+
+
 def test_missing_and_unseen_values_are_input_like_any_other() -> None:
     modality, _ = fitted()
     other = source(3).set_column(3, "colour", pa.array(["violet", None, " red "]))
@@ -141,6 +147,32 @@ def test_dates_are_days_months_weekdays_and_hours() -> None:
     assert found["when"][0] == pytest.approx(19782.5625)
     assert [found[f"when: {part}"][i] for i in (0, 1) for part in ("month", "weekday", "hour")] == [2, 4, 14, 12, 3, 24]
     assert np.isnan(found["when: hour"][3])
+
+
+@pytest.mark.parametrize("nothing", [pa.nulls(1), pa.array([""]), pa.array([None], pa.timestamp("s"))])
+def test_a_row_without_its_date_is_read(nothing: pa.Array) -> None:
+    modality, _ = fitted()
+    row = source().slice(3, 1).set_column(6, "born", nothing)
+    missing = np.isnan(modality.open(row).values[0])
+    assert [field.name for field in modality.fields.all if field.column == "born"] == [
+        name for name, absent in zip(modality.open(row).value_names, missing, strict=True) if absent
+    ]
+
+
+def test_truth_values_are_known_however_they_are_spelt() -> None:
+    modality, dataset = fitted()
+    place = [field.name for field in dataset.fields.all].index("member")
+    words = pa.array(["?" if value is None else str(value) for value in source().column("member").to_pylist()])
+    other = modality.open(source().set_column(4, "member", words))
+    np.testing.assert_array_equal(other.values[:, place], dataset.values[:, place])
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e-25])
+def test_the_unit_of_numbers_does_not_matter(unit: float) -> None:
+    values = np.arange(60.0) ** 2 % 37
+    modality, dataset = fitted(pa.table({"a": values, "b": unit * values}))
+    found = modality.prepare(dataset.collated()).data
+    torch.testing.assert_close(found[:, 1], found[:, 0])
 
 
 def test_what_was_learnt_travels_and_another_source_must_have_the_columns() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas
 import pyarrow as pa
 import pytest
 
@@ -19,6 +20,18 @@ def test_a_table_in_many_pieces_is_held_in_one(monkeypatch: pytest.MonkeyPatch) 
     for rows in (documents, documents.chosen(range(39, -1, -1))):
         assert isinstance(rows._text, pa.Array)
     assert documents.texts([39, 0]) == [texts[39], texts[0]]
+
+
+def test_a_text_that_is_missing_from_a_list_is_empty() -> None:
+    documents = Text().open(["some words", None, "and others", float("nan")])
+    assert documents.texts(range(4)) == ["some words", "", "and others", ""]
+    assert documents.describe().facts["empty"] == "2"
+
+
+def test_texts_that_a_frame_keeps_as_categories_are_texts() -> None:
+    texts = ["some words of a sentence", "and of another one"] * 3
+    documents = Text().open(pandas.DataFrame({"text": pandas.Categorical(texts), "n": range(6)}))
+    assert documents.texts(range(6)) == texts
 
 
 @pytest.mark.parametrize("document", ["line", "file"])

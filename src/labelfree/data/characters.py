@@ -10,7 +10,8 @@ _MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "u
 
 
 def encoding_of(content: bytes) -> str:
-    """The encoding of a text, or of its beginning: by its byte-order mark, else UTF-8, else Windows-1252.
+    """The encoding of a text, or of its beginning: by its byte-order mark, else UTF-8, damaged in places perhaps, else
+    Windows-1252.
 
     Raises:
         ValueError: it is no text.
@@ -22,8 +23,15 @@ def encoding_of(content: bytes) -> str:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(content)  # the last character of a beginning may be cut
     except UnicodeDecodeError:
-        return "cp1252"
+        return "utf-8-sig" if _mostly_utf8(content) else "cp1252"
     return "utf-8-sig"
+
+
+def _mostly_utf8(content: bytes) -> bool:
+    """Whether more characters beyond ASCII are UTF-8 than are not, as of a text in which a few bytes are damaged."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(content)
+    ascii = len(content.translate(None, bytes(range(128, 256))))
+    return len(text) - ascii > 2 * text.count("\ufffd")
 
 
 def decode(content: bytes) -> str:

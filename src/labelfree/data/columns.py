@@ -28,6 +28,8 @@ _IDENTITY = (
 TIME_NAMES, LABEL_NAMES, IDENTITY_NAMES = (frozenset(words.split()) for words in (_TIME, _LABEL, _IDENTITY))
 #: Text of at most so many different values is categories, also where these are numbers.
 CATEGORIES = 32
+#: Least deviation, in whatever unit, that float32 numbers can be divided by.
+TINY = 1e-30
 _FEW = 20  #: whole numbers with at most so many distinct values look like codes of classes
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,8 +61,9 @@ def read_whole(path: Path, head: bytes, ragged: dict[int, str] | None = None) ->
     form = _form_of(head, path.suffix.lower(), len(head) == path.stat().st_size)
     if encoding_of(head) == "utf-8-sig":
         table = _parse(path, path.stat().st_size, form, ragged)
-        if not any(pa.types.is_binary(field.type) for field in table.schema):
-            return table  # else a character that is none in UTF-8 came after the head
+        with suppress(UnicodeDecodeError):  # of a name
+            if table.column_names and not any(map(pa.types.is_binary, table.schema.types)):
+                return table  # else a character is none in UTF-8
     content = decode(path.read_bytes()).encode()
     return _parse(content, len(content), form, ragged)
 

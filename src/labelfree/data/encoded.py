@@ -264,7 +264,8 @@ class Table(Source):
         return list(self._names)
 
     def column(self, name: str) -> np.ndarray:
-        return sources.column_values(pa.concat_tables([file.columns([name]) for file in self._files]), name)
+        parts = [file.columns([name]) for file in self._files]
+        return sources.column_values(sources.concatenate(parts, f"The columns '{name}' of the tables"), name)
 
 
 class _TableFile:

@@ -210,14 +210,15 @@ def read_log(source: Any, options: LogOptions) -> Log:
     time = col.seconds(table.column(time_name))
     if time is None:
         raise LabelfreeError(f"Column '{time_name}' holds no times.", "Name the column of times with time=….")
-    starts, stops = (column_values(table, name) for name in (source_name, target_name))
-    bad = _unreadable(time, {source_name: starts, target_name: stops}, time_name, ragged)
+    bad = _unreadable(time, table.select([source_name, target_name]), time_name, ragged)
     kept = np.setdiff1d(np.arange(len(table)), [item.index for item in bad])
     if len(kept) == 0:
         reason = f"; {bad[0].name}: {bad[0].reason}" if bad else ""
         raise LabelfreeError(f"{what} has no events{reason}.", "Name a table with events.")
     order = kept[np.argsort(time[kept], kind="stable")]
-    ends, nodes = _numbered(starts[order], stops[order], two)
+    # without gaps, beside which whole numbers would be floats, too short for large ones
+    whole = table.select([source_name, target_name]).take(pa.array(order))
+    ends, nodes = _numbered(column_values(whole, source_name), column_values(whole, target_name), two)
     measured = col.with_numbers(table, options.channels or ())
     features, channels, left = _features(table, measured, (time_name, source_name, target_name), options)
     facts = _facts(time, kept, order, ends, channels, left)
@@ -239,15 +240,15 @@ def read_log(source: Any, options: LogOptions) -> Log:
     )
 
 
-def _unreadable(
-    time: np.ndarray, ends: Mapping[str, np.ndarray], time_name: str, ragged: Mapping[int, str]
-) -> list[Unreadable]:
+def _unreadable(time: np.ndarray, ends: pa.Table, time_name: str, ragged: Mapping[int, str]) -> list[Unreadable]:
     reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(time)).tolist(), f"no time in '{time_name}'")
     reasons |= ragged
-    for name, values in ends.items():
-        absent = values == "" if values.dtype == object else np.isnan(values) if values.dtype.kind == "f" else None
-        if absent is not None:
-            reasons |= {row: f"no node in '{name}'" for row in np.flatnonzero(absent).tolist() if row not in reasons}
+    for name in ends.column_names:
+        values = ends.column(name)
+        values = values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
+        absent = pc.is_null(values, nan_is_null=True)
+        absent = pc.or_kleene(absent, pc.equal(values, "")) if col.is_words(values.type) else absent
+        reasons |= {row: f"no node in '{name}'" for row in np.flatnonzero(absent).tolist() if row not in reasons}
     return [Unreadable(row, f"row {row}", reasons[row]) for row in sorted(reasons)]
 
 

@@ -20,6 +20,8 @@ MOST_BANDS = 64
 #: A value that is farther from all others than so many times what they span stands for "no data" (-9999, -3.4e38),
 #: where the others are at least so many different ones.
 FAR, VARIED = 2, 16
+#: Values of a picture that say what the others may be.
+ENOUGH = 1 << 20
 #: ITU-R BT.601 luma, as Pillow and torchvision use it.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -121,7 +123,9 @@ def _bands(image: Image.Image) -> int:
 def header(encoded: Encoded) -> Header:
     """Read only as far as the size. Raises OSError or ValueError for what is no picture."""
     with _open(encoded) as image:
-        width, height = image.size
+        # as it is stored: the size that Pillow says of a TIFF file is upright in some of its versions
+        tags = getattr(image, "tag_v2", {})
+        width, height = tags.get(256, image.width), tags.get(257, image.height)
         # a PNG file's own method would decode it, to look for a note behind its pixels
         if Image.Image.getexif(image).get(0x0112, 1) >= 5:
             width, height = height, width
@@ -226,6 +230,11 @@ def _to_unit(picture: np.ndarray, form: Form) -> np.ndarray:
         cut = picture.astype(np.float32).clip(low, high)
     unit = (cut - low) / max(high - low, 1e-12)
     return np.nan_to_num(unit, copy=False)
+
+
+def some_values(picture: np.ndarray) -> np.ndarray:
+    """A picture's values, or of a large one a million or two from all over it: enough to know their range."""
+    return picture.reshape(-1)[:: picture.size // ENOUGH | 1]  # an odd step meets all columns
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:

@@ -22,10 +22,17 @@ def read_records(path: Path) -> pa.Table:
         ValueError, pa.ArrowException: it is damaged, or a list of something else.
     """
     if path.suffix.lower() not in LINES and _is_list(path):
-        rows = json.loads(path.read_bytes())
-        if not all(isinstance(row, Mapping) for row in rows):
-            raise ValueError("it holds a list, and not of records")
-        return table_of(rows)
+        return _table_of_all(json.loads(path.read_bytes()))
+    try:
+        return _read_lines(path)
+    except pa.ArrowInvalid as error:
+        if "changed from" not in str(error):
+            raise
+    with path.open("rb") as file:  # values of several types
+        return _table_of_all([json.loads(line) for line in file if line.strip()])
+
+
+def _read_lines(path: Path) -> pa.Table:
     try:
         return read_json(path)
     except pa.ArrowInvalid as error:
@@ -35,6 +42,12 @@ def read_records(path: Path) -> pa.Table:
         return read_json(path, ReadOptions(block_size=size + 1))
 
 
+def _table_of_all(rows: Sequence[Any]) -> pa.Table:
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("it holds a list, and not of records")
+    return table_of(rows)
+
+
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Records as a table; what only some of them have is missing in the others."""
     names = dict.fromkeys(name for row in rows for name in row)
@@ -42,11 +55,14 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def array_of(values: Any) -> pa.Array:
-    """A column; values of several types become text."""
+    """A column; values of several types become text, as do categories of no plain type (pandas' intervals)."""
     try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
+        found = pa.array(values, from_pandas=True)
+        if not (pa.types.is_dictionary(found.type) and isinstance(found.type.value_type, pa.BaseExtensionType)):
+            return found
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pass
+    return pa.array([None if value is None or value != value else str(value) for value in values], pa.string())
 
 
 def _is_list(path: Path) -> bool:

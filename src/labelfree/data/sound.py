@@ -22,6 +22,8 @@ RECORDINGS = Kind("recordings", SUFFIXES, ("audio", "sound", "speech", "recordin
 MOST_CHANNELS = 64
 #: Samples of a channel that are read at a time where a whole recording need not be in memory.
 PIECE = 1 << 20
+#: Samples that a file says to have which does not know.
+UNTOLD = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,16 @@ def header(item: Any, rate: int) -> Header:
         info = _soundfile().info(_file(item))
         if info.samplerate <= 0:
             raise ValueError(f"says it has {info.samplerate} samples a second")
+        _check_length(info.frames)
         return Header(info.samplerate, info.frames, info.channels)
     wave, rate = _array(item, rate)
     return Header(rate, *wave.shape)
+
+
+def _check_length(frames: int) -> None:
+    """Raises ValueError where a file does not know its length: its last samples cannot be had from the library."""
+    if frames == UNTOLD:
+        raise ValueError("does not say how long it is, as a stream that went through a pipe: convert it to a file")
 
 
 def decode(item: Any, rate: int, usual: int, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
@@ -125,6 +134,7 @@ def _stretch(item: Any, usual: int, start: float, seconds: float | None) -> tupl
         raise item
     if isinstance(item, bytes | memoryview | Path):
         with _soundfile().SoundFile(_file(item)) as file:
+            _check_length(file.frames)
             if start:
                 file.seek(min(round(start * file.samplerate), file.frames))
             count = -1 if seconds is None else round(seconds * file.samplerate)

@@ -142,7 +142,7 @@ def read_table(path: Path, names: Sequence[str] | None = None, ragged: dict[int,
         if suffix in delimited.SUFFIXES:
             table = delimited.read_whole(path, _start_of(path), ragged)
         elif suffix == ".parquet":
-            table = parquet.read_table(path, columns=names)
+            table = plain(parquet.read_table(path, columns=names))
         elif suffix in (".arrow", ".feather"):
             table = plain(feather.read_table(path))
         else:
@@ -206,7 +206,7 @@ def parquet_head(path: Path, names: Sequence[str], rows: int) -> pa.Table:
 
     with readable(path), parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         first = next(file.iter_batches(rows, columns=list(names), use_threads=False), None)
-        return file.schema_arrow.empty_table().select(names) if first is None else pa.Table.from_batches([first])
+        return plain(file.schema_arrow.empty_table().select(names) if first is None else pa.Table.from_batches([first]))
 
 
 def concatenate(tables: Sequence[pa.Table], what: str) -> pa.Table:
@@ -259,7 +259,7 @@ def frame(source: Any, rows: int | None = None) -> pa.Table | None:
             return plain(source if isinstance(source, pa.Table) else pa.table(source))
         renamed = source.set_axis([str(name) for name in source.columns], axis=1)
         places = range(len(renamed.columns))
-        return pa.Table.from_arrays([array_of(renamed.iloc[:, i]) for i in places], list(renamed.columns))
+        return plain(pa.Table.from_arrays([array_of(renamed.iloc[:, i]) for i in places], list(renamed.columns)))
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise LabelfreeError(
             f"The {type(source).__name__} is no table: {reason_of(error)}.", "Give columns of equal length."
@@ -271,12 +271,18 @@ def _names_of(source: Any) -> Sequence[Any]:
 
 
 def plain(table: pa.Table) -> pa.Table:
-    """Views of texts and bytes, which polars makes and few of Arrow's functions take, become texts and bytes."""
+    """Types that few of Arrow's functions take become those that all do: views of texts and bytes (of polars), half
+    floats, and extensions (UUIDs), which become what they are stored as.
+    """
     schema = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
     return table if schema == table.schema else table.cast(schema)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    if pa.types.is_float16(kind):
+        return pa.float32()
     if pa.types.is_string_view(kind):
         return pa.large_string()
     if pa.types.is_binary_view(kind):

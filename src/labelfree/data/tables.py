@@ -23,6 +23,7 @@ from labelfree.data.sources import (
     hash_files,
     hash_of,
     list_files,
+    plain,
     read_table,
     readable,
 )
@@ -95,7 +96,7 @@ def open_rows(source: Any, query: str = "") -> Rows:
         path = existing(source)
         rows = _from_folder(path) if path.is_dir() else _from_file(path)
     else:
-        rows = _in_memory(as_table(source), f"the {type(source).__name__}")
+        rows = _in_memory(plain(as_table(source)), f"the {type(source).__name__}")
     check_names(rows.names, rows.what)
     if not rows.names or not rows.count:
         raise LabelfreeError(f"{rows.what} has {len(rows.names)} columns and no row.", "Give a table with rows.")
@@ -174,7 +175,7 @@ def _from_file(path: Path) -> Rows:
 
 def _read_parquet(path: Path, names: Sequence[str]) -> pa.Table:
     with _opened(path) as file:
-        return file.read(columns=list(names))
+        return plain(file.read(columns=list(names)))
 
 
 def _opened(path: Path) -> parquet.ParquetFile:

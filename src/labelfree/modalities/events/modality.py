@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
+from labelfree.data.columns import TINY
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.events import (
@@ -197,7 +198,8 @@ class Events(Modality):
         low, middle, high = (np.ma.filled(_quantile(known, share), 0.0) for share in (0.25, 0.5, 0.75))
         spread = (high - low) / 1.349
         deviation = np.ma.filled(known.std(axis=0), 0.0)
-        scale = np.where(spread > 1e-9, spread, np.where(deviation > 1e-9, deviation, 1.0))
+        least = np.maximum(1e-12 * np.abs(middle), TINY)
+        scale = np.where(spread > least, spread, np.where(deviation > least, deviation, 1.0))
         self._learn(middle, scale)
 
     def _learn(self, median: Any, scale: Any) -> None:

@@ -14,7 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labelfree.data.columns import IDENTITY_NAMES, LABEL_NAMES, distinct, is_moment, is_number, plain, require
+from labelfree.data.columns import (
+    IDENTITY_NAMES,
+    LABEL_NAMES,
+    distinct,
+    is_moment,
+    is_number,
+    plain,
+    require,
+    with_numbers,
+)
 from labelfree.data.graphs import Graphs
 from labelfree.data.sources import ARRAYS, TABLES, column_values, frame, list_files, load_arrays, read_head, read_table
 from labelfree.errors import LabelfreeError
@@ -52,7 +61,12 @@ class Column:
     def encode(self, values: np.ndarray) -> np.ndarray:
         """(N, F) float32: the numbers, or a 1 in the place of the word; nothing but zeros for one not seen before."""
         if not self.words:
-            return np.asarray(values, dtype=np.float32).reshape(len(values), -1)
+            try:
+                return np.asarray(values, dtype=np.float32).reshape(len(values), -1)
+            except ValueError:
+                raise LabelfreeError(
+                    f"Column '{self.name}' holds words, and not numbers as in training.", "Give it as numbers."
+                ) from None
         place = {word: number for number, word in enumerate(self.words)}
         codes = np.array([place.get(_word(value), -1) for value in values.tolist()])
         return (codes[:, None] == np.arange(len(self.words))).astype(np.float32)
@@ -193,16 +207,18 @@ def _tables(edges: pa.Table, nodes: pa.Table | None, graphs: pa.Table | None, op
         row = int(unknown.argmax())
         found.unknown = str((a if found.ends[row, 0] < 0 else b)[row])
     found.names = np.array(ids.to_pylist(), dtype=object)
-    found.edges = _columns_of(edges, ends)
+    found.edges = _columns_of(edges, ends, options.of_edges)
     if nodes is not None:
-        found.nodes = _columns_of(nodes, ())
+        found.nodes = _columns_of(nodes, (), options.of_nodes)
     if of is not None:
         _sort_by_graph(found, of, graphs)
     return found
 
 
-def _columns_of(table: pa.Table, but: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: column_values(table, name) for name in table.column_names if name not in but}
+def _columns_of(table: pa.Table, but: Sequence[str], learnt: Sequence[Column] | None = ()) -> dict[str, np.ndarray]:
+    """The columns of a table, numbers written as text as numbers; `learnt` are those that an encoder knows."""
+    table = with_numbers(table.drop_columns(list(but)), [column.name for column in learnt or () if not column.words])
+    return {name: column_values(table, name) for name in table.column_names}
 
 
 def _key_column(nodes: pa.Table, ends: pa.Array) -> str:
@@ -424,7 +440,7 @@ def _codes(names: Sequence[Any]) -> np.ndarray:
     """(N,) uint64 from names: whole numbers as they are, others by a hash."""
     words = [str(name) for name in names]
     return np.array(
-        [int(word) if word.isdigit() and len(word) < 19 else zlib.crc32(word.encode()) for word in words],
+        [int(word) if word.isdecimal() and len(word) < 19 else zlib.crc32(word.encode()) for word in words],
         dtype=np.uint64,
     )
 

@@ -35,6 +35,7 @@ from labelfree.data.pictures import (
     header,
     is_encoded,
     keep,
+    some_values,
     thumbnail,
     value_range,
 )
@@ -165,7 +166,7 @@ def _measured_range(source: Source, headers: list[tuple[int, Header]]) -> tuple[
     for item in source.fetch([index for index, _ in headers[:: max(1, len(headers) // count)]]):
         with suppress(Exception):  # damaged files make decoders raise nearly anything; they are listed when read
             picture = decode(item) if is_encoded(item) else as_array(item)
-            values += [picture.ravel()] if picture.dtype != np.uint8 else []
+            values += [some_values(picture)] if picture.dtype != np.uint8 else []
     return value_range(np.concatenate(values)) if values else (0.0, 1.0)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from labelfree.data.batch import Batch, Sample, Unreadable
-from labelfree.data.columns import ReadOptions, group_numbers, is_number, looks_wide, numeric_names, with_numbers
+from labelfree.data.columns import TINY, ReadOptions, group_numbers, is_number, looks_wide, numeric_names, with_numbers
 from labelfree.data.dataset import Dataset, Description, no_column, seen_by_encoder
 from labelfree.data.draw import Draw
 from labelfree.data.on_device import on_device
@@ -367,7 +367,8 @@ class Series(Modality):
             return x.new_zeros(()), x.new_ones(())
         mean = x.nanmean(dim=1, keepdim=True)
         deviation = (x - mean).square().nanmean(dim=1, keepdim=True).sqrt()
-        return mean, torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
+        least = TINY + 3e-7 * mean.abs()  # below is what rounding makes of a constant
+        return mean, torch.where(deviation > least, deviation, torch.ones_like(deviation))
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         own = self.settings

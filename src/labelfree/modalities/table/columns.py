@@ -182,6 +182,8 @@ def _typed(name: str, values: pa.ChunkedArray, wanted: Wanted, named: bool) -> t
         raise Unused(f"{kind} is no single value")
     if values.null_count == len(values):
         raise Unused("holds no value")
+    if pa.types.is_dictionary(kind) and col.is_number(kind.value_type):  # who keeps numbers so says that they are codes
+        return _category(name, words(values), wanted.most_values)
     if col.is_number(kind):
         return _numeric(name, values, words(values), named), ""
     if col.is_moment(kind):
@@ -297,7 +299,10 @@ def _is_small(values: pa.ChunkedArray) -> bool:
 
 def _seconds(name: str, values: pa.ChunkedArray) -> np.ndarray:
     """(R,) float64 seconds, NaN where missing or unreadable. Raises LabelfreeError where most are no dates."""
-    found = col.dates(values if col.is_moment(values.type) else words(values))
+    moments = values if col.is_moment(values.type) else words(values)
+    if moments.null_count == len(moments):
+        return np.full(len(moments), np.nan)
+    found = col.dates(moments)
     if found is None:
         raise _other_kind(name, values, "dates")
     return found
@@ -330,8 +335,10 @@ def _encode_number(column: Column, values: pa.ChunkedArray) -> np.ndarray:
 
 
 def _encode_category(column: Column, values: pa.ChunkedArray) -> np.ndarray:
-    spelt = words(values)
-    places = pc.fill_null(pc.index_in(spelt, value_set=pa.array(column.values, pa.string())), -1)
+    spelt, known = words(values), pa.array(column.values, pa.string())
+    if {value.lower() for value in column.values} <= {"true", "false"}:  # spelt otherwise where an odd cell is beside
+        spelt, known = pc.utf8_lower(spelt), pc.utf8_lower(known)
+    places = pc.fill_null(pc.index_in(spelt, value_set=known), -1)
     codes = np.asarray(places.to_numpy(), dtype=np.float32) + 1
     codes[np.asarray(pc.is_null(spelt).to_numpy(), dtype=bool)] = np.nan
     return codes

@@ -15,6 +15,7 @@ import torch.nn.functional as nn_functional
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
+from labelfree.data.columns import TINY
 from labelfree.data.on_device import on_device
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.table.columns import Column, Field, column_of
@@ -123,7 +124,8 @@ def _robust(x: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
     width = high - low if high > low else known.std()
-    return float(middle), float(width) if width > 1e-12 * max(1.0, abs(float(middle))) else 1.0
+    least = max(1e-12 * abs(float(middle)), TINY)
+    return float(middle), float(width) if width > least else 1.0
 
 
 def _ends(marginals: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.characters import HEAD, decode, refuse_binary
+from labelfree.data.columns import is_words
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.delimited import nameless
 from labelfree.data.named import naming_columns
@@ -275,9 +276,7 @@ def text_column(table: pa.Table, wanted: str | None, what: str) -> str:
     strings = [
         field.name
         for field in table.schema
-        if pa.types.is_string(field.type)
-        or pa.types.is_large_string(field.type)
-        or (pa.types.is_dictionary(field.type) and pa.types.is_string(field.type.value_type))
+        if is_words(field.type) or (pa.types.is_dictionary(field.type) and is_words(field.type.value_type))
     ]
     if wanted:
         if wanted not in table.column_names:
@@ -399,16 +398,17 @@ def _in_memory(source: Any) -> tuple[pa.Table, str]:
         return source.with_format("arrow")[:], "a Hugging Face dataset"
     if isinstance(source, dict):
         raise LabelfreeError(f"A dictionary with {', '.join(map(str, source))} is no source of text.", "Give one part.")
-    texts = list(source)
-    odd = next((text for text in texts if not isinstance(text, str)), None)
+    texts = [None if text is None or text != text else text for text in source]
+    odd = next((text for text in texts if not (text is None or isinstance(text, str))), None)
     if odd is not None:
         raise LabelfreeError(f"A list of texts was expected, but it holds {type(odd).__name__}.", "Give strings.")
-    return pa.table({"text": pa.array([str(text) for text in texts], pa.large_string())}), "a list"
+    return pa.table({"text": pa.array(texts, pa.large_string())}), "a list"
 
 
 def _stamp(text: pa.ChunkedArray) -> str:
     """A hash of texts in memory: all lengths, and ten thousand of the texts."""
     rows = spaced(len(text), 10_000)
+    text = text.cast(pa.large_string())  # of categories, too
     lengths = pc.fill_null(pc.binary_length(text), 0).to_numpy().astype(np.int64)
     some = text.take(pa.array(rows)).to_pylist() if len(text) else []
     return hash_of(lengths, "\0".join(value or "" for value in some))

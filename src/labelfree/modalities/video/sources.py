@@ -20,7 +20,7 @@ from labelfree.data.encoded import Files, Kind, Source
 from labelfree.data.films import Header
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
-from labelfree.data.pictures import Form, common_shape, value_range
+from labelfree.data.pictures import Form, common_shape, some_values, value_range
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.image.sources import Items
 from labelfree.modalities.series.modality import cut_windows
@@ -49,7 +49,7 @@ class FrameFolders(Files):
 
 
 def _natural(path: Path) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)]
 
 
 class FilmItems(Items):
@@ -142,7 +142,7 @@ def find_form(source: Source, headers: dict[int, Header], channels: int | None, 
     values = []
     for item in source.fetch(other[:: max(1, len(other) // 16)]):
         with suppress(Exception):  # damaged files make decoders raise nearly anything; they are listed when read
-            values.append((pictures.decode(item[0]) if isinstance(item, tuple) else films.as_film(item)).ravel())
+            values.append(some_values(pictures.decode(item[0]) if isinstance(item, tuple) else films.as_film(item)))
     low, high = value_range(np.concatenate(values)) if values else (0.0, 1.0)
     return Form(*shape, bits=16, low=low, high=high)
 
