@@ -19,7 +19,7 @@ from labelfree.losses.rows import similarities
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._memory import Bank
+from labelfree.objectives._memory import Bank, sized_by_state
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
@@ -79,6 +79,7 @@ class DeepCluster(Objective):
         self.projector = mlp(encoder.dim, *self.settings.projector)
         self.temperature = Temperature(self.settings)
         self.bank: Bank | None = None
+        self.register_load_state_dict_pre_hook(sized_by_state)
         self.clusterings = nn.ModuleList()
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self._clustered = False

@@ -17,7 +17,7 @@ from labelfree.losses.contrastive import among_instances
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._memory import Bank
+from labelfree.objectives._memory import Bank, sized_by_state
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives.base import Objective, Recipe, Step
 
@@ -71,6 +71,7 @@ class Instance(Objective):
         )
         self.temperature = Temperature(own)
         self.bank: Bank | None = None
+        self.register_load_state_dict_pre_hook(sized_by_state)
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def expect(self, samples: int) -> None:
