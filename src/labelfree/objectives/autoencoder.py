@@ -27,7 +27,7 @@ class AutoencoderSettings(Settings):
     views: Literal["none", "light", "contrast"] = "none"
     """strength of the augmentation of samples, before they are spoilt; the augmented sample is given back"""
     corruption: NonNegativeFloat = 0.0
-    """deviation of the noise that the encoder sees values in, in deviations of the data; what is given back is clean"""
+    """standard deviation of the noise that the encoder sees, in those of the data; what is given back is clean"""
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of the tokens that is hidden from the encoder; all are given back"""
     decoder_width: PositiveInt | Literal["auto"] = "auto"

@@ -35,7 +35,7 @@ class DeepClusterSettings(TemperatureSettings, CropSettings):
     temperature: PositiveFloat = 0.1
     """divides the cosines of views and centroids, at the start"""
     iterations: PositiveInt = 10
-    """k-means', after each pass"""
+    """of k-means, after each pass"""
 
 
 class _Clustering(nn.Module):
@@ -53,7 +53,7 @@ class _Clustering(nn.Module):
 class DeepCluster(Objective):
     """DeepCluster v2 (Caron et al. 2018; as in Caron et al. 2020, SwAV, appendix D): labels are a sample's clusters
     among the projections that the last pass left in a memory; a sample that was not in it has none. In the first pass,
-    which has no such labels, each view gets those of the other, shared out evenly.
+    which has no such labels, each view gets those of the other by Sinkhorn–Knopp.
     """
 
     passes: Tensor

@@ -34,7 +34,7 @@ class InstanceSettings(TemperatureSettings):
     head_norm: bool = True
     """batch normalisation after the head; the paper's residual networks have their own"""
     negatives: NonNegativeInt = 4096
-    """entries of the memory, drawn anew each step, that a sample is told from; 0 for all"""
+    """entries of the memory bank, drawn anew each step, that a sample is told from; 0 for all"""
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """share of itself that an entry keeps when its sample is seen again"""
 
