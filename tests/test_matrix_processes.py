@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from cells import BATCH, assemble, make_sources, telling_cells
 from processes import average_gradients, together
@@ -71,3 +72,36 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None
             scale = max(1.0, float(expected.abs().max()))
             error = float((other[name] - expected).abs().max()) / scale
             assert error < 1e-5, f"{name} differs by {error:.1e}"
+
+
+def unequal(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """Sources of which one process gets samples all alike, or all shorter, where the other gets some that are longer,
+    and what needs the samples of both.
+    """
+    series = np.random.default_rng(0).normal(size=(BATCH, 64, 2)).astype(np.float32)
+    series[:2, 40:] = np.nan
+    np.save(folder / "series.npy", series)
+    words = ("apple", "river", "engine", "winter", "window", "horse", "letter")
+    texts = [" ".join(f"The {word} is here." for word in words[: 1 + number % 7]) for number in range(40)]
+    (folder / "texts.txt").write_text("\n\n".join(texts))
+    sources = {"series": folder / "series.npy", "text": folder / "texts.txt"}
+    return sources, [("series", "ts2vec"), ("text", "simclr+pretext"), ("text", "simclr+ts2vec")]
+
+
+def losses(rank: int, sources: dict[str, Path], methods: list[tuple[str, str]]) -> list[Tensor]:
+    """The loss of the first steps, each sample collated anew with those of its own process."""
+    torch.set_num_threads(1)
+    found = []
+    for kind, method in methods:
+        training = assemble(sources[kind], kind, method, "transformer:pico", cache="none", batch_size=4)
+        for step, batch in zip(range(3), training.loader.steps(0, 3), strict=True):
+            loss = training.objective.eval()(batch, Draw.start(0, 0, step, batch.index)).loss
+            found.append(all_sum(loss.detach()) / world_size())
+    return found
+
+
+def test_processes_whose_samples_are_of_other_lengths_give_the_loss_of_one(tmp_path: Path) -> None:
+    given = unequal(tmp_path)
+    one = torch.stack(losses(0, *given))
+    for other in together(losses, *given):
+        torch.testing.assert_close(torch.stack(other), one, rtol=1e-4, atol=1e-4)

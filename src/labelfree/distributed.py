@@ -82,6 +82,15 @@ def of_others(tensors: Sequence[Tensor], number: int) -> list[Tensor]:
     return [gather(tensor)[rows] for tensor in tensors]
 
 
+def largest(number: int, device: torch.device) -> int:
+    """The largest of all processes' numbers. In several processes the host waits for the device."""
+    if world_size() == 1:
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
 def all_sum(x: Tensor) -> Tensor:
     """Sum of `x` over processes; differentiable."""
     return x if world_size() == 1 else _Sum.apply(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,19 @@ def test_a_memory_does_not_come_to_hold_one_vector_for_all(tmp_path: Path) -> No
         training.step(step, batch)
     rows = training.objective.bank.rows  # type: ignore[union-attr]
     assert float((rows @ rows.T).mean()) < 0.1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("method", ["instance", "deepcluster", "simclr+instance"])
+def test_a_memory_has_the_size_of_the_state_that_is_loaded(source: Path, method: str) -> None:
+    """As `Run.objective` does, which knows nothing of the source."""
+    training = assemble(source, "image", method, "transformer:nano")
+    training.step(0, next(iter(training.loader.steps(0, 1))))
+    trained = training.objective
+    anew = type(trained)(copy.deepcopy(trained.encoder), trained.modality, trained.settings)
+    anew.load_state_dict(trained.state_dict())
+    found = anew.state_dict()
+    assert found.keys() == trained.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in trained.state_dict().items())
 
 
 def test_an_index_of_a_cached_source_stays_below_what_the_objective_expects(source: Path) -> None:

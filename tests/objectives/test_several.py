@@ -106,6 +106,18 @@ def test_needs_are_those_of_all_parts(sources: dict[str, Path]) -> None:
         assemble(sources["image"], "image", "simclr+masked", "timm:test_resnet")
 
 
+def test_all_parts_have_partners_of_one_case(sources: dict[str, Path]) -> None:
+    def case_of(**cases: str) -> str:
+        cls, _ = registry.method("simclr+byol")
+        shares = {part: {"case": cases[part]} if part in cases else {} for part in cls.owners()}
+        training = assemble(sources["series"], "series", "byol", "transformer:pico")
+        return cls(training.objective.encoder, training.objective.modality, cls.settings_of(shares)).case
+
+    assert case_of(byol="patient") == case_of(simclr="patient", byol="patient") == "patient"
+    with pytest.raises(Refusal, match="not by device and patient"):
+        case_of(simclr="patient", byol="device")
+
+
 def test_sums_are_no_methods_of_their_own() -> None:
     first = registry.method("simclr+0.5*masked")
     assert first is registry.method("simclr+0.5*masked")

@@ -127,6 +127,19 @@ def stop_at(last, monkeypatch):
     monkeypatch.setattr(Recorder, "_tick", stopped)
 
 
+def test_a_run_killed_after_its_last_step_ends_with_the_numbers_of_that(unbroken, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken["memory"].path, out)
+    info = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(
+        json.dumps({key: v for key, v in info.items() if key != "health"} | {"state": "running"})
+    )
+    run = labelfree.pretrain(resume=out)
+    assert run.state == "finished"
+    assert run.info["health"] == info["health"]
+    assert run.info["samples_per_second"] == info["samples_per_second"] > 0
+
+
 def test_a_resumed_run_has_all_its_numbers_as_a_table(pictures, tmp_path, monkeypatch, capsys):
     stop_at(7, monkeypatch)
     run = labelfree.pretrain(str(pictures), out=tmp_path / "run", csv=True, log_every=1, **{**TINY, "steps": 10})

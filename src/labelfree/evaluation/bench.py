@@ -322,16 +322,16 @@ class Bench:
         self, protocol: str, budget: LabelBudget, number: int, features: Features, scaler: Scaler | None
     ) -> Probed:
         rows = self.rows(budget, number)
-        groups = None if self.train.groups is None else self.train.groups[rows]
-        known = (
-            self.train.y[rows],
+        chosen = self.train.only(rows)
+        part = Labelled(
+            features.of(rows),
+            chosen.y,
             len(self.parts.classes),
-            groups,
+            chosen.groups,
             self.metric,
             self.positive,
-            self.train.chronological,
+            chosen.chronological,
         )
-        part = Labelled(features.of(rows), *known)
         rng = np.random.default_rng((self.seed, number, 1))
         if protocol == "knn":
             return knn_probe(part, features.test, rng)
@@ -431,8 +431,8 @@ class Bench:
 
     def _examples(self, budget: LabelBudget, number: int) -> Examples:
         part = self.train.only(self.rows(budget, number))
-        among, known = len(self.parts.classes), (part.dataset, part.rows, part.y, part.groups)
-        chosen = Examples(*known, self.metric, self.positive, classes=among, chronological=part.chronological)
+        classes = len(self.parts.classes)
+        chosen = Examples(**vars(part), classes=classes, metric=self.metric, positive=self.positive)
         return chosen.in_memory(self.run.modality)
 
     def _train_all(self, budget: LabelBudget, method: str, steps: int) -> list[Probed]:

@@ -32,6 +32,8 @@ def hierarchical_contrast(z1: Tensor, z2: Tensor, alpha: float = 0.5, valid: Ten
     Returns:
         Scalar: this process's part of the loss of the global batch.
     """
+    if valid is None and world_size() > 1:  # others may have padding, and all have to take part in the same sums
+        valid = torch.ones(z1.shape[:2], dtype=torch.bool, device=z1.device)
     device = z1.device.type
     quick = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return _contrast(z1, z2, alpha, valid, quick)

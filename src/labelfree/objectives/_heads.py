@@ -53,7 +53,7 @@ def token_head(
     return nn.Sequential(*hidden, last)
 
 
-def real(features: Features) -> Tensor:
+def valid_tokens(features: Features) -> Tensor:
     """(B, N) bool, true where a token is not padding."""
     if features.valid is not None:
         return features.valid

@@ -6,6 +6,9 @@ went wrong, and one such row would spoil every loss that meets it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -64,3 +67,10 @@ class Bank(nn.Module):
         x, index = gather(x), gather(index)
         x = x.to(self.rows.dtype)
         self.rows[index] = torch.where(x.isfinite().all(dim=1, keepdim=True), x, self.rows[index])
+
+
+def sized_by_state(objective: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before an objective loads its state: give it a `bank` of the size in there, unless `expect` gave it one."""
+    rows = state.get(f"{prefix}bank.rows")
+    if objective.bank is None and rows is not None:
+        objective.expect(len(rows))

@@ -29,7 +29,7 @@ class SidesSettings(Settings):
     frozen: tuple[str, ...] = ()
     """sides whose tower stays as it is, by commas; only its projection learns (the towers of runs, usually)"""
     scale: PositiveFloat = 1 / 0.07
-    """factor of the similarities at the start; it is learnt, and stays at most 100"""
+    """scale of the logits (1 / temperature) at the start; it is learnt, and stays at most 100"""
 
 
 class Sides(Objective):

@@ -27,7 +27,7 @@ class AutoencoderSettings(Settings):
     views: Literal["none", "light", "contrast"] = "none"
     """strength of the augmentation of samples before they are corrupted; the augmented sample is reconstructed"""
     corruption: NonNegativeFloat = 0.0
-    """deviation of noise added to the encoder's input, in deviations of the data; the clean sample is reconstructed"""
+    """standard deviation of noise on the input, in those of the data; the clean sample is reconstructed"""
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of the tokens that is hidden from the encoder; all are reconstructed"""
     decoder_width: PositiveInt | Literal["auto"] = "auto"

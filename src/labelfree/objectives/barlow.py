@@ -22,7 +22,7 @@ class BarlowSettings(ViewSettings):
     projector: tuple[PositiveInt, ...] = (2048, 2048, 2048)
     """widths of the projection head's layers"""
     redundancy: NonNegativeFloat = 0.0051
-    """weight λ of the correlations between different features"""
+    """weight λ of the redundancy reduction term: correlations between different features"""
     loss_scale: PositiveFloat = 0.1
     """factor of the loss, which matters to sgd and lars"""
 

@@ -20,7 +20,7 @@ from labelfree.losses.contrastive import info_nce
 from labelfree.losses.masked import take
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import later_moments, real
+from labelfree.objectives._heads import later_moments, valid_tokens
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -68,7 +68,7 @@ class CPC(Objective):
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         features = self.encoder(self.modality.view(batch, draw, "none"))
-        c, valid = features.tokens, real(features)
+        c, valid = features.tokens, valid_tokens(features)
         z = c if features.local is None else features.local
         pool = Pool(z, valid, draw, self.settings.negatives, batch.group if self.settings.same_group else None)
         losses, weights = [], []

@@ -19,7 +19,7 @@ from labelfree.losses.rows import similarities
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._memory import Bank
+from labelfree.objectives._memory import Bank, sized_by_state
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
@@ -53,8 +53,8 @@ class _Clustering(nn.Module):
 class DeepCluster(Objective):
     """DeepCluster v2 (Caron et al. 2018; as in Caron et al. 2020, SwAV, appendix D): a memory holds the projections of
     the last pass, and a sample's labels are the clusters that its projection belongs to there; a sample that is not in
-    the memory has none. In the first pass, when there are no such labels, each view gets those of the other, assigned
-    evenly.
+    the memory has none. In the first pass, which has no such labels, each view gets those of the other by
+    Sinkhorn–Knopp.
     """
 
     passes: Tensor
@@ -80,6 +80,7 @@ class DeepCluster(Objective):
         self.projector = mlp(encoder.dim, *self.settings.projector)
         self.temperature = Temperature(self.settings)
         self.bank: Bank | None = None
+        self.register_load_state_dict_pre_hook(sized_by_state)
         self.clusterings = nn.ModuleList()
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self._clustered = False

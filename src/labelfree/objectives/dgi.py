@@ -13,7 +13,7 @@ from labelfree.encoders.base import Encoder, mean_of
 from labelfree.losses.precision import full_precision
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import real
+from labelfree.objectives._heads import valid_tokens
 from labelfree.objectives._views import halves
 from labelfree.objectives.base import Objective, Step
 from labelfree.settings import Settings
@@ -44,7 +44,7 @@ class DGI(Objective):
         features = self.encoder(both)
         assert features.tokens is not None
         own, others = halves(features.tokens)
-        valid, _ = halves(real(features))
+        valid, _ = halves(valid_tokens(features))
         # Every token is in one summary: a mean without bounds, of which the sigmoid is taken (§4.2).
         summary = mean_of(own, valid).sigmoid()
         direction = self.score(summary)[..., None]

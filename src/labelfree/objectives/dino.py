@@ -37,7 +37,7 @@ class DINOSettings(CropSettings):
     projector: tuple[PositiveInt, ...] = (1024, 1024, 256)
     """widths of the head's layers; the last is the bottleneck's"""
     prototypes: PositiveInt = 4096
-    """soft labels K"""
+    """prototypes K, to which soft labels assign a sample"""
     student_temperature: PositiveFloat = 0.1
     """divides the student's cosines"""
     teacher_temperature: PositiveFloat = 0.07
@@ -51,13 +51,13 @@ class DINOSettings(CropSettings):
     teacher_momentum_end: Share = 1.0
     """the same at the end; it rises along a cosine"""
     centring: Literal["centre", "sinkhorn"] = "centre"
-    """what keeps the teacher from giving all samples one label: a running mean that is taken off, or equal shares"""
+    """what keeps the teacher from giving all samples one label: a centre, or Sinkhorn–Knopp's equal shares (DINOv2)"""
     centre_momentum: Share = 0.9
-    """share of itself that the running mean keeps each step"""
+    """share of itself that the centre, a running mean of the teacher's cosines, keeps each step"""
     frozen_prototypes: Share = 0.01
     """share of the training in which the prototypes stay as they are"""
     koleo: NonNegativeFloat = 0.0
-    """weight of the term that spreads features over the sphere (DINOv2: 0.1)"""
+    """weight of KoLeo, which spreads features over the sphere (DINOv2: 0.1)"""
 
 
 class DINO(Objective):
@@ -111,8 +111,8 @@ class DINO(Objective):
         views = two_views(self.modality, batch, draw, own)
         h = self.encoder(views).pooled
         with torch.no_grad():
-            told = self.teacher_head(self.teacher_encoder(undropped(views)).pooled)
-        labels = self._assigned(told)
+            cosines = self.teacher_head(self.teacher_encoder(undropped(views)).pooled)
+        labels = self._assigned(cosines)
         loss = self._agreement(labels, self._cosines(h), self._of_crops(batch, draw))
         first, second = halves(h)
         logs = {"alignment": alignment(first, second), **label_logs(labels)}
@@ -135,8 +135,8 @@ class DINO(Objective):
 
     def _agreement(self, labels: Tensor, cosines: Tensor, crops: Tensor | None) -> Tensor:
         """Mean cross-entropy of the teacher's view of a sample and every other view of the student's (eq. 3)."""
-        warmth = self.settings.student_temperature
-        return swapped(labels, cosines / warmth, None if crops is None else crops / warmth)
+        temperature = self.settings.student_temperature
+        return swapped(labels, cosines / temperature, None if crops is None else crops / temperature)
 
     def _assigned(self, cosines: Tensor) -> Tensor:
         """(2B, K) the teacher's cosines → its soft labels, for each view by itself."""

@@ -17,7 +17,7 @@ from labelfree.losses.masked import hidden_positions, take
 from labelfree.losses.replaced import draw_ids
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
-from labelfree.objectives._heads import real, token_head
+from labelfree.objectives._heads import token_head, valid_tokens
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -69,7 +69,7 @@ class Electra(Objective):
         view = self.modality.view(batch, draw, "none")
         guessed, replaced = self._replaced(view, draw)
         features = self.encoder(replaced)
-        other, counted = (replaced.data != view.data).float(), real(features)
+        other, counted = (replaced.data != view.data).float(), valid_tokens(features)
         answer = self.detect(features.tokens).squeeze(-1).float()
         detection = weighted_mean(binary_cross_entropy(answer, other, reduction="none"), counted)
         logs = {

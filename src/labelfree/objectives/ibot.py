@@ -59,7 +59,7 @@ class IBOT(DINO):
             encoder="transformer:small",
         ),
         "dinov2": Recipe(
-            source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn's equal shares in place of centres, KoLeo .1, "
+            source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn–Knopp in place of centring, KoLeo .1, "
             "eight small crops of at most .32 of a picture, large ones of at least as much, a head for samples and one "
             "for tokens. There are more prototypes there",
             settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)}
@@ -87,20 +87,19 @@ class IBOT(DINO):
         assert views.draw is not None
         mask = self.modality.sample_mask(views, views.draw, own.ratio)
         mask = mask & views.draw.bernoulli("hiding", own.hiding)[:, None]
-        seen = self.encoder(views, mask)
+        student = self.encoder(views, mask)
         with torch.no_grad():
             teacher = self.teacher_encoder(undropped(views))
-            told = self.teacher_head(teacher.pooled)
-        labels = self._assigned(told)
-        loss = self._agreement(labels, self._cosines(seen.pooled), self._of_crops(batch, draw))
-        hidden = self._hidden(mask, seen, teacher)
-        first, second = halves(seen.pooled)
+            labels = self._assigned(self.teacher_head(teacher.pooled))
+        loss = self._agreement(labels, self._cosines(student.pooled), self._of_crops(batch, draw))
+        hidden = self._hidden(mask, student, teacher)
+        first, second = halves(student.pooled)
         if own.koleo:
             loss = loss + own.koleo * (koleo(first) + koleo(second))
         logs = {"alignment": alignment(first, second), **label_logs(labels)}
         return Step(loss + own.token_weight * hidden, first.detach(), {**logs, "hidden": hidden.detach()})
 
-    def _hidden(self, mask: Tensor, seen: Features, teacher: Features) -> Tensor:
+    def _hidden(self, mask: Tensor, student: Features, teacher: Features) -> Tensor:
         """Mean cross-entropy of a view's hidden tokens (eq. 2), 0 where it hides none, as in the authors' code; of this
         the mean over views.
         """
@@ -109,17 +108,17 @@ class IBOT(DINO):
         if own.token_head:
             head, teacher_head = self.token_head, self.teacher_token_head
         places, hidden = hidden_positions(mask, hidden_count(mask.shape[1], own.ratio))
-        assert seen.tokens is not None
+        assert student.tokens is not None
         assert teacher.tokens is not None
         with torch.no_grad():
-            told = teacher_head(take(teacher.tokens, places)).flatten(0, 1)
+            cosines = teacher_head(take(teacher.tokens, places)).flatten(0, 1)
         there = hidden.flatten()
         if own.centring == "sinkhorn":
-            label = sinkhorn(told, self.temperature, weight=there)
+            label = sinkhorn(cosines, self.temperature, weight=there)
         else:
-            label, self._next_token_centre = self._centred(told, self.token_centre, there)
+            label, self._next_token_centre = self._centred(cosines, self.token_centre, there)
         label = label.unflatten(0, places.shape)
-        guess = self._cosines(take(seen.tokens, places), head) / own.student_temperature
+        guess = self._cosines(take(student.tokens, places), head) / own.student_temperature
         error = (soft_cross_entropy(label, guess) * hidden).sum(dim=1) / hidden.sum(dim=1).clamp_min(1)
         return error.mean()
 

@@ -17,7 +17,7 @@ from labelfree.losses.contrastive import among_instances
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
-from labelfree.objectives._memory import Bank
+from labelfree.objectives._memory import Bank, sized_by_state
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives.base import Objective, Recipe, Step
 
@@ -34,7 +34,7 @@ class InstanceSettings(TemperatureSettings):
     head_norm: bool = True
     """batch normalisation after the head; the paper's residual networks have their own"""
     negatives: NonNegativeInt = 4096
-    """entries of the memory, drawn anew each step, that a sample is compared with; 0 for all"""
+    """entries of the memory bank, drawn anew each step, that a sample is compared with; 0 for all"""
     memory_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """share of itself that an entry keeps when its sample is seen again"""
 
@@ -71,6 +71,7 @@ class Instance(Objective):
         )
         self.temperature = Temperature(own)
         self.bank: Bank | None = None
+        self.register_load_state_dict_pre_hook(sized_by_state)
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def expect(self, samples: int) -> None:

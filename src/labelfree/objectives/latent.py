@@ -44,7 +44,7 @@ class LatentSettings(Settings):
     beta: NonNegativeFloat = 0.0
     """errors below this are squared, larger ones not (smooth L1); 0: all are squared"""
     target_blocks: PositiveInt = 1
-    """parts that are hidden, each predicted without seeing the others (I-JEPA: 4), where tokens are dropped"""
+    """target blocks, each predicted without the mask tokens of the others (I-JEPA: 4), where tokens are dropped"""
     decoder_width: Annotated[int, Field(gt=0, multiple_of=HEAD)] | Literal["auto"] = "auto"
     """width of the decoder, where tokens are dropped, a multiple of 32; auto: half the encoder's"""
     decoder_depth: PositiveInt = 2

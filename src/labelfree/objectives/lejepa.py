@@ -27,7 +27,7 @@ class LeJEPASettings(CropSettings):
     projector: tuple[PositiveInt, ...] = (2048, 128)
     """widths of the projection head's layers"""
     trade_off: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """weight λ of the distance to a normal distribution, against 1 − λ of the views' distance from their centre"""
+    """weight λ of SIGReg (the distance to a standard normal), against 1 − λ of the views' distance from their centre"""
     directions: PositiveInt = 256
     """random directions, drawn anew each step, along which the distribution is tested"""
 

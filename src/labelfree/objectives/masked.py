@@ -18,7 +18,7 @@ from labelfree.losses.masked import differ, hidden_positions, take, visible_posi
 from labelfree.modalities.base import Modality, hidden_count
 from labelfree.needs import Need
 from labelfree.objectives._decoder import HEAD, Decoder
-from labelfree.objectives._heads import real, token_error, token_head
+from labelfree.objectives._heads import token_error, token_head, valid_tokens
 from labelfree.objectives.base import Objective, Recipe, Reconstruction, Step
 from labelfree.settings import Settings
 
@@ -41,7 +41,7 @@ class MaskedSettings(Settings):
     everything: bool = False
     """whether visible tokens are predicted too, as in VIME"""
     detect: NonNegativeFloat = 0.0
-    """weight of a second task for every token: was its value swapped? (only where hidden tokens are replaced)"""
+    """weight of VIME's mask estimation: was this token's value swapped? (where hidden tokens are replaced)"""
 
 
 class Masked(Objective):
@@ -181,14 +181,14 @@ class Masked(Objective):
         else:
             shown, left = self.modality.hide(view, mask, draw)
             features = self.encoder(shown, left)
-            hidden = real(features) if own.everything else hidden
+            hidden = valid_tokens(features) if own.everything else hidden
             tokens = features.tokens if self.spread is None else self.spread(view, features.tokens, mask)
             loss = token_error(self.head, self.modality, take(tokens, positions), target, hidden)
         if self.detector is None:
             return Step(loss, features.pooled.detach())
         swapped = differ(self.modality.targets(shown), self.modality.targets(view))
         guess = self.detector(features.tokens).squeeze(-1).float()
-        found = weighted_mean(binary_cross_entropy(guess, swapped.float(), reduction="none"), real(features))
+        found = weighted_mean(binary_cross_entropy(guess, swapped.float(), reduction="none"), valid_tokens(features))
         return Step(loss + own.detect * found, features.pooled.detach(), {"detection": found.detach()})
 
     def reconstruct(self, batch: Batch, draw: Draw) -> Reconstruction:

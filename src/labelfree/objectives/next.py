@@ -13,7 +13,7 @@ from labelfree.encoders.base import Encoder
 from labelfree.errors import Refusal
 from labelfree.modalities.base import Modality
 from labelfree.needs import Need
-from labelfree.objectives._heads import later_moments, real, token_error, token_head
+from labelfree.objectives._heads import later_moments, token_error, token_head, valid_tokens
 from labelfree.objectives.base import Objective, Recipe, Step
 from labelfree.settings import Settings
 
@@ -94,7 +94,7 @@ class Next(Objective):
         modality, moment = self.modality, self.modality.moment
         ahead = min(self.settings.ahead, later_moments(features.tokens.shape[1], moment)) * moment
         target = modality.targets(view)[:, ahead:]
-        counted = real(features)[:, ahead:]
+        counted = valid_tokens(features)[:, ahead:]
         return Step(
             token_error(self.head, modality, features.tokens[:, :-ahead], target, counted), features.pooled.detach()
         )

@@ -50,6 +50,12 @@ class Several(Objective):
             # known to each part, but a module of the sum alone: a checkpoint then holds it once
             del learner._modules["encoder"]
             learner.__dict__["encoder"] = encoder
+        cases = {learner.case for learner in self._learners if learner.case}
+        if len(cases) > 1:
+            raise Refusal(
+                f"A batch has partners by one column, not by {' and '.join(sorted(cases))}.",
+                "Give all methods of the sum the same case.",
+            )
 
     @classmethod
     def settings_of(cls, shares: Mapping[str, Mapping[str, Any]]) -> Settings:

@@ -16,9 +16,9 @@ class SigLIPSettings(SidesSettings):
     """Settings of SigLIP."""
 
     scale: PositiveFloat = 10.0
-    """factor of the similarities at the start; it is learnt, and stays at most 100"""
+    """scale of the logits (1 / temperature) at the start; it is learnt, and stays at most 100"""
     bias: float = -10.0
-    """what is added to similarities at the start; it is learnt"""
+    """bias of the logits at the start; it is learnt"""
 
 
 class SigLIP(Sides):

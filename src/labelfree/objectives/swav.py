@@ -1,4 +1,4 @@
-"""SwAV: from one view, predict the cluster of the other, while a batch is shared out evenly among the clusters."""
+"""SwAV: from one view, predict the code of the other, a soft assignment to prototypes in equal shares of the batch."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class SwAVSettings(TemperatureSettings, CropSettings):
     projector: tuple[PositiveInt, ...] = (2048, 128)
     """widths of the projection head's layers"""
     prototypes: PositiveInt = 512
-    """clusters K"""
+    """prototypes K, one a cluster"""
     temperature: PositiveFloat = 0.1
     """divides the cosines of views and prototypes, at the start"""
     sharpness: PositiveFloat = 0.05
-    """ε of Sinkhorn's even assignment; small values make codes hard"""
+    """weight ε of the entropy in Sinkhorn–Knopp; small values make codes hard"""
     iterations: PositiveInt = 3
-    """Sinkhorn iterations in each step"""
+    """iterations of Sinkhorn–Knopp in each step"""
     queue: NonNegativeInt = 0
-    """samples of earlier batches that are assigned together with each batch, for small batches; 0 for none"""
+    """projections of earlier batches that are assigned together with each small batch; 0 for none"""
     queue_start: Share = 0.05
     """share of the training after which the queue is used"""
     frozen_prototypes: Share = 0.002
@@ -110,7 +110,7 @@ class SwAV(Objective):
         return Step(loss, first, logs)
 
     def _codes(self, views: tuple[Tensor, Tensor], prototypes: Tensor) -> Tensor:
-        """(2B, K) of each view: soft clusters, in equal shares of batch and queue (§3.1, eq. 3–5)."""
+        """(2B, K) the codes of each view: soft assignments in equal shares of batch and queue (§3.1, eq. 3–5)."""
         own = self.settings
         if not own.queue:
             scores = [similarities(view.detach(), prototypes) for view in views]

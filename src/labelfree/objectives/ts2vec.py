@@ -25,7 +25,7 @@ class TS2VecSettings(Settings):
     """Settings of TS2Vec."""
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """weight of the contrast between samples; the rest is between steps"""
+    """weight of the instance contrast (between samples); the rest is the temporal contrast (between steps)"""
     mask: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """share of tokens hidden at random from the encoder, in each crop anew"""
     average: bool = True

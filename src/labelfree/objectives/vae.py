@@ -21,20 +21,20 @@ class VAESettings(AutoencoderSettings):
     """Settings of the variational autoencoder."""
 
     code: PositiveInt = 64
-    """dimensions of the code"""
+    """dimensions of the latent code"""
     beta: NonNegativeFloat = 0.01
-    """weight of the code's divergence from the normal distribution, spread over the tokens, beside their loss"""
+    """weight β of the code's KL divergence from the standard normal, divided by the tokens, beside their mean loss"""
     beta_warmup: Share = 0.2
     """share of the training over which that weight rises linearly from 0"""
 
 
 class VAE(Autoencoder):
     """Auto-encoding variational Bayes (Kingma & Welling 2014, §2.3–3): the decoder sees a sample of a Gaussian whose
-    mean and variance the encoder gives, and which is drawn to the normal distribution.
+    mean and variance the encoder gives, and whose KL divergence from the standard normal is kept small.
 
-    The weight of that pull, β (Higgins et al. 2017), rises from 0 (Bowman et al. 2016, §3.1), so that the code is not
-    ignored. If tokens consist of M values each, β = 2σ²/M corresponds to noise of variance σ² on them; if they are ids,
-    β = 1 gives the evidence bound. Features are the encoder's pooled ones, from which the code is computed.
+    Its weight β (Higgins et al. 2017) rises from 0 (Bowman et al. 2016, §3.1), so that the code is not ignored. If
+    tokens consist of M values each, β = 2σ²/M corresponds to noise of variance σ² on them; if they are ids, β = 1 gives
+    the evidence bound. Features are the encoder's pooled ones, from which the code is computed.
     """
 
     name = "vae"

@@ -41,7 +41,7 @@ class Wav2Vec2Settings(Settings):
     code_width: PositiveInt = 256
     """width of a code, and of what is compared with it"""
     diversity: NonNegativeFloat = 0.1
-    """weight of the term that keeps all codes in use"""
+    """weight of the diversity loss, which keeps all codes in use"""
     gumbel_start: PositiveFloat = 2.0
     """temperature of the choice of a code at the start"""
     gumbel_end: PositiveFloat = 0.5

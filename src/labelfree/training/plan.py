@@ -216,9 +216,7 @@ def make_plan(
     objective, recipe = registry.method(method)
     _check_recipe(method, objective, recipe, kind)
     registry.check_fit(objective, data, name=method)
-    if encoder == "auto" and recipe and recipe.encoder:
-        encoder = recipe.encoder
-    encoder = registry.lasting(encoder)
+    encoder = registry.lasting(recipe.encoder if encoder == "auto" and recipe and recipe.encoder else encoder)
     if encoder != "auto":
         offered = {key: choice for key, choice in offered.items() if not choice.of_encoder}
     owners = objective.owners()
@@ -227,13 +225,11 @@ def make_plan(
     given = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
     options, taken = _with_defaults(given, [c for key, c in offered.items() if key in kind.settings_class.model_fields])
     choices += taken
-    training = {
-        **layers["training"],
-        **{k: v for k, v in shares["training"].items() if v != "auto" or k != "batch_size"},
-    }
-    if "batch_size" not in training and "batch_size" in offered:
-        training["batch_size"] = offered["batch_size"].value
-        choices.append(offered["batch_size"])
+    training, sized = _with_defaults(
+        {**layers["training"], **_without_auto(shares["training"])},
+        [c for c in offered.values() if c.key == "batch_size"],
+    )
+    choices += sized
     plan = Plan(
         modality=kind.name,
         method=method,
@@ -316,9 +312,12 @@ def engine_settings(settings: Mapping[str, Any]) -> TrainSettings:
     """The engine's settings, as far as they are given: they can be checked before anything is opened."""
     own = {key.removeprefix("training."): value for key, value in settings.items()}
     known = {key: value for key, value in own.items() if key in TrainSettings.model_fields}
-    return TrainSettings.read(
-        {key: value for key, value in known.items() if (key, value) != ("batch_size", "auto")}, "training"
-    )
+    return TrainSettings.read(_without_auto(known), "training")
+
+
+def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine's settings but a batch size of "auto", which is the recipe's or else the kind of data's."""
+    return {key: value for key, value in settings.items() if (key, value) != ("batch_size", "auto")}
 
 
 def _budget(engine: TrainSettings, seconds: float | None, method: str, settings: Mapping[str, Any]) -> Budget:

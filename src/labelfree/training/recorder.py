@@ -39,7 +39,7 @@ class Recorder:
         self.earlier = float(self.info.get("seconds", 0.0))
         self.began = time.perf_counter()
         self.length = Length(job.plan, start, self.began - waited)
-        self.done, self.line = start, dict[str, float]()
+        self.done = start
 
     def run(self) -> None:
         settings = self.training.settings
@@ -63,7 +63,6 @@ class Recorder:
         self.fabric.barrier()
 
     def _log(self, step: int, line: dict[str, float]) -> None:
-        self.line = line
         if self.first:
             speed = self.meter.speed(step)
             line = {"step": step, **line, "samples_per_second": round(speed, 2)}
@@ -108,7 +107,8 @@ class Recorder:
         seconds = self.earlier + time.perf_counter() - self.began
         samples = step * self.training.settings.batch_size
         self.info |= {"state": state, "step": step, "samples": samples, "seconds": round(seconds, 3)}
-        self.info["samples_per_second"] = round(self.meter.speed(step), 2) if step > self.start else 0.0
+        before = self.info.get("samples_per_second", 0.0)
+        self.info["samples_per_second"] = round(self.meter.speed(step), 2) if step > self.start else before
         write_json(self.folder / "run.json", self.info)
 
     def _finish(self, state: str) -> None:
@@ -117,7 +117,8 @@ class Recorder:
         bad = own if state == "failed" else distributed.all_lists(own)
         if not self.first:
             return
-        self.info["health"] = {key: self.line.get(key) for key in ("loss", "effective_rank", "feature_std")}
+        last = (read_json_lines(self.folder / "metrics.jsonl") or [{}])[-1]
+        self.info["health"] = {key: last.get(key) for key in ("loss", "effective_rank", "feature_std")}
         self._update(state, self.done)
         if state != "failed" and self.training.settings.csv:
             write_metrics_table(self.folder)

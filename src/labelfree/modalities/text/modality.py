@@ -246,6 +246,7 @@ class Text(Modality):
         }
 
     def _next_sentence(self, batch: Batch, which: Tensor, draw: Draw) -> Batch:
+        batch = views.widened(batch, self.vocabulary.pad)
         a, b, first, second = self._halves(batch)
         other, length = of_others((b, second), hash_int(draw.batch, 4))
         swap = which.bool()

@@ -6,10 +6,12 @@ Legend: B samples, T ids of a raw batch, N = tokens of a view. A raw batch has n
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw, hash_int
+from labelfree.distributed import largest
 
 #: Shortest random span, as a share of the longest (Izacard et al. 2022, Contriever, §3.1 draws lengths at random too).
 SHORTEST = 0.5
@@ -37,6 +39,15 @@ def random_span(batch: Batch, draw: Draw, longest: int, pad: int) -> Batch:
     return batch.with_(data=spans(batch.data, start, size, width, pad), lengths=size)
 
 
+def widened(batch: Batch, pad: int) -> Batch:
+    """A raw batch padded to the width of the process with the longest texts: what is gathered must have one shape, and
+    what is drawn for the whole batch must not depend on how it is shared out.
+    """
+    width = batch.data.shape[1]
+    missing = largest(width, batch.data.device) - width
+    return batch.with_(data=F.pad(batch.data, (0, missing), value=pad), lengths=batch.steps()) if missing else batch
+
+
 def delete(batch: Batch, draw: Draw, share: float, pad: int) -> Batch:
     """Leave out each id with probability `share`; every sample keeps at least one."""
     length = batch.steps()
@@ -59,6 +70,7 @@ def overlapping(batch: Batch, draw: Draw, pad: int) -> tuple[Batch, Batch, int, 
     Returns:
         both raw batches, the second's beginning in the first, and how many ids they share.
     """
+    batch = widened(batch, pad)
     width = batch.data.shape[1]
 
     def pick(name: int, high: int) -> int:
