@@ -83,6 +83,17 @@ def test_a_network_is_left_as_it_was_found_whatever_happens(run: Run, train: Pat
     assert not frozen.training
 
 
+def test_runs_and_models_opened_with_one_network_keep_their_own_weights(run: Run, train: Path, tmp_path: Path) -> None:
+    other, network = runs.make_run(tmp_path / "other", train, seed=1), runs.Net()
+    model = run.finetune(train, "label", tmp_path / "model", most_steps=2)
+    opened = [load(place.path, network) for place in (run, other)]
+    found = [again.embed(train) for again in opened]
+    np.testing.assert_array_equal(load(tmp_path / "model", network).predict(train), model.predict(train))
+    for again, features, owner in zip(opened, found, (run, other), strict=True):
+        np.testing.assert_array_equal(features, owner.embed(train))
+        np.testing.assert_array_equal(features, again.embed(train))
+
+
 def test_an_encoder_of_another_make_is_refused(run: Run) -> None:
     place = run.path / "encoder" / "config.json"
     write_json(place, {**read_json(place), "format": 2})
