@@ -94,6 +94,19 @@ def test_runs_and_models_opened_with_one_network_keep_their_own_weights(run: Run
         np.testing.assert_array_equal(features, again.embed(train))
 
 
+def test_a_home_folder_is_found_where_something_is_written_and_read(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_embeddings(run, train, "~/features.npy")
+    assert (tmp_path / "home" / "features.npy").exists()
+    run.finetune(train, "label", "~/model", most_steps=1)
+    assert Model.load("~/model", runs.Net()).classes
+    assert not (tmp_path / "~").exists()
+
+
 def test_an_encoder_of_another_make_is_refused(run: Run) -> None:
     place = run.path / "encoder" / "config.json"
     write_json(place, {**read_json(place), "format": 2})

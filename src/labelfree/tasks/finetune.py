@@ -88,7 +88,7 @@ class Model:
         Raises:
             LabelfreeError: missing, cut or altered.
         """
-        folder = Path(path)
+        folder = Path(path).expanduser()
         if not (folder / "model.json").exists():
             raise LabelfreeError(f"There is no model at '{path}'.", "Name the folder that `labelfree finetune` wrote.")
         config = read_json(folder / "model.json")
