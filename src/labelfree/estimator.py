@@ -113,7 +113,9 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         source = self._check(X, reset=False)
         try:
-            return embed(self.encoder_, self.modality_, self.modality_.open(source))
+            own = self.settings or {}
+            where = str(own.get("accelerator", own.get("training.accelerator", "auto")))
+            return embed(self.encoder_, self.modality_, self.modality_.open(source), accelerator=where)
         except LabelfreeError as error:
             raise ValueError(str(error)) from error
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from labelfree.run import Run, load
 from labelfree.tasks import classifier
 from labelfree.tasks import embed as features_of
 from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
+from labelfree.tasks.doctor import doctor
 from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
 from labelfree.tasks.labels import Subset
@@ -92,6 +95,46 @@ def test_runs_and_models_opened_with_one_network_keep_their_own_weights(run: Run
     for again, features, owner in zip(opened, found, (run, other), strict=True):
         np.testing.assert_array_equal(features, owner.embed(train))
         np.testing.assert_array_equal(features, again.embed(train))
+
+
+@pytest.fixture
+def busy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on which nothing can be computed, as where another program has filled it."""
+    monkeypatch.setattr(runtime, "device", lambda word="auto": torch.device("cuda" if word == "auto" else word))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+@pytest.mark.usefixtures("busy_gpu")
+def test_all_that_a_run_is_used_for_stays_where_it_is_told_to(run: Run, train: Path, tmp_path: Path) -> None:
+    here: dict[str, Any] = {"accelerator": "cpu"}
+    model = run.finetune(train, "label", tmp_path / "model", most_steps=1, **here)
+    uses: list[Callable[..., Any]] = [
+        partial(run.embed, train),
+        partial(write_embeddings, run, train, tmp_path / "a.npy", force=True),
+        partial(run.anomalies, train),
+        partial(doctor, train, run=run),
+        partial(model.predict, train),
+        partial(predict, model, train, tmp_path / "a.csv", force=True),
+        partial(run.finetune, train, "label", tmp_path / "model", most_steps=1, force=True),
+        partial(run.evaluate, train, label="label", budgets="100%", seeds=1, most_steps=1),
+    ]
+    for use in uses:
+        use(**here)
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|cuda|NVIDIA"):
+            use()
+
+
+@pytest.mark.parametrize(("word", "said"), [("gpu", "no accelerator 'gpu'"), ("cuda", "1 GPU"), ("mps", "Apple GPU")])
+def test_a_device_that_is_not_there_is_named_before_the_work(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(LabelfreeError, match=said):
+        run.embed(train, accelerator=word)
+    monkeypatch.setattr(Run, "open", lambda *_: pytest.fail("opened"))
+    with pytest.raises(LabelfreeError, match=f"{said}|'mps'"):
+        run.finetune(train, "label", tmp_path / "model", accelerator=word)
 
 
 def test_a_home_folder_is_found_where_something_is_written_and_read(
@@ -211,9 +254,9 @@ def test_a_time_limit_counts_what_is_embedded_beside_the_steps(
     now, real = [0.0], {name: getattr(classifier, name) for name in names}
 
     def looked(name: str) -> Callable[..., object]:
-        def slow(model: object, modality: object, dataset: object, *, indices: np.ndarray) -> object:
+        def slow(*arguments: object, indices: np.ndarray, **options: object) -> object:
             now[0] += 0.05 * len(indices)
-            return real[name](model, modality, dataset, indices=indices)
+            return real[name](*arguments, indices=indices, **options)
 
         return slow
 

@@ -165,7 +165,9 @@ class Anomalies:
 
 
 @runtime.plain_torch()
-def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "distance") -> Anomalies:
+def find_anomalies(
+    run: Run, source: Any, reference: Any = None, how: How = "distance", accelerator: str = "auto"
+) -> Anomalies:
     """How strange each sample of a source is to a run's encoder, without any label.
 
     Args:
@@ -174,6 +176,7 @@ def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "dis
         reference: what is ordinary (a few strange samples among many do no harm); None for the source that the run was
             pretrained on, or `source` itself where that is gone.
         how: see `Ordinary`.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
         LabelfreeError: anything that the user can mend.
@@ -181,8 +184,8 @@ def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "dis
     dataset, ordinary = run.open(source), _reference(run, source, reference)
     other = dataset if ordinary is source else run.open(ordinary)
     rows = spaced(len(other), LEARNT)
-    learnt = Ordinary.learn(_features(run, other, rows), how)
-    score = learnt.score(_features(run, dataset, np.arange(len(dataset))))
+    learnt = Ordinary.learn(_features(run, other, rows, accelerator), how)
+    score = learnt.score(_features(run, dataset, np.arange(len(dataset)), accelerator))
     if dataset.fingerprint() == other.fingerprint():  # what was learnt from a sample does not judge it
         score[rows] = learnt.own
     return Anomalies([dataset.name(row) for row in range(len(dataset))], score, learnt.rank(score))
@@ -198,5 +201,5 @@ def _reference(run: Run, source: Any, reference: Any) -> Any:
     return source
 
 
-def _features(run: Run, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    return embed(run.encoder, run.modality, dataset, indices=rows, precision="auto")
+def _features(run: Run, dataset: Dataset, rows: np.ndarray, accelerator: str) -> np.ndarray:
+    return embed(run.encoder, run.modality, dataset, indices=rows, precision="auto", accelerator=accelerator)

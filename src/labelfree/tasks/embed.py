@@ -39,7 +39,7 @@ def apply(
     modality: Modality,
     dataset: Dataset,
     batch_size: int = 256,
-    device: torch.device | str | None = None,
+    accelerator: str = "auto",
     indices: Sequence[int] | np.ndarray | None = None,
     precision: str = "32",
 ) -> np.ndarray:
@@ -52,7 +52,7 @@ def apply(
         modality: makes the views (`prepare`).
         dataset: an opened source.
         batch_size: samples a forward pass; fewer of those that are longer than a training's.
-        device: where to compute; the best there is by default.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
         indices: places in the dataset; all by default.
         precision: "32", since what it gives is kept, and told apart by little; "auto" for the fastest, where only
             scores are made of it; or "bf16".
@@ -61,7 +61,7 @@ def apply(
         (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what
         it makes of it after all the samples before it in its source.
     """
-    where = torch.device(device) if device is not None else runtime.device()
+    where = runtime.checked_device(accelerator)
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
     memories = _memories(network)
     wanted, sizes = np.arange(len(places)), None
@@ -128,13 +128,13 @@ def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: in
         modality: of its data.
         dataset: an opened source.
         batch_size: samples a forward pass.
-        **options: `device`, `indices` and `precision` of `apply`.
+        **options: `accelerator`, `indices` and `precision` of `apply`.
     """
     return apply(encoder, lambda view: encoder(view).pooled, encoder.dim, modality, dataset, batch_size, **options)
 
 
 def write_embeddings(
-    run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256
+    run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256, accelerator: str = "auto"
 ) -> tuple[int, int]:
     """Write the features of every sample, D float32, to a file.
 
@@ -155,7 +155,8 @@ def write_embeddings(
     with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
         for start in range(0, len(dataset), chunk):
             rows = range(start, min(start + chunk, len(dataset)))
-            features = embed(encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
+            options: dict[str, Any] = {"indices": np.asarray(rows), "accelerator": accelerator}
+            features = embed(encoder, run.modality, dataset, batch_size, **options)
             write([dataset.name(row) for row in rows], features)
             unreadable += int(np.isnan(features[:, 0]).sum())
     return len(dataset) - unreadable, unreadable
