@@ -137,6 +137,12 @@ def test_a_device_that_is_not_there_is_named_before_the_work(
         run.finetune(train, "label", tmp_path / "model", accelerator=word)
 
 
+def test_batches_of_nothing_are_refused(run: Run, train: Path) -> None:
+    for size in (0, -1, 2.5):
+        with pytest.raises(LabelfreeError, match="batch_size"):
+            run.embed(train, batch_size=size)
+
+
 def test_a_home_folder_is_found_where_something_is_written_and_read(
     run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from labelfree import runtime
 from labelfree.data.batch import Batch
 from labelfree.data.dataset import Dataset
-from labelfree.data.loader import rows_and_batches
+from labelfree.data.loader import evenly, rows_and_batches
 from labelfree.encoders.base import Encoder, evaluating
 from labelfree.files import replacing, writable
 from labelfree.modalities.base import Modality
+from labelfree.settings import whole
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -61,7 +62,7 @@ def apply(
         (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what
         it makes of it after all the samples before it in its source.
     """
-    where = runtime.checked_device(accelerator)
+    where, batch_size = runtime.checked_device(accelerator), whole("batch_size", batch_size, 1)
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
     memories = _memories(network)
     wanted, sizes = np.arange(len(places)), None
@@ -133,6 +134,20 @@ def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: in
     return apply(encoder, lambda view: encoder(view).pooled, encoder.dim, modality, dataset, batch_size, **options)
 
 
+def in_parts(
+    encoder: Encoder, modality: Modality, dataset: Dataset, *arguments: Any, **options: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a dataset and their features, some at a time, so that memory does not grow with the source.
+
+    They come all at once where the encoder remembers, since it would begin anew with each part; further arguments as
+    `embed` has them.
+    """
+    size = max(1, len(dataset)) if encoder.remembers else CHUNK
+    for part in evenly(len(dataset), size):
+        rows = np.arange(part.start, part.stop)
+        yield rows, embed(encoder, modality, dataset, *arguments, indices=rows, **options)
+
+
 def write_embeddings(
     run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256, accelerator: str = "auto"
 ) -> tuple[int, int]:
@@ -148,16 +163,10 @@ def write_embeddings(
         LabelfreeError: another kind of file, one that exists and `force` is false, or one that cannot be written.
     """
     path = writable(file, force, FORMATS)
-    dataset, encoder = run.open(source), run.encoder
-    # one that remembers would begin anew with each chunk
-    chunk = max(1, len(dataset)) if encoder.remembers else CHUNK
-    unreadable = 0
-    with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
-        for start in range(0, len(dataset), chunk):
-            rows = range(start, min(start + chunk, len(dataset)))
-            options: dict[str, Any] = {"indices": np.asarray(rows), "accelerator": accelerator}
-            features = embed(encoder, run.modality, dataset, batch_size, **options)
-            write([dataset.name(row) for row in rows], features)
+    dataset, unreadable = run.open(source), 0
+    with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), run.encoder.dim) as write:
+        for rows, features in in_parts(run.encoder, run.modality, dataset, batch_size, accelerator=accelerator):
+            write([dataset.name(row) for row in rows.tolist()], features)
             unreadable += int(np.isnan(features[:, 0]).sum())
     return len(dataset) - unreadable, unreadable
 
