@@ -137,6 +137,24 @@ def test_a_device_that_is_not_there_is_named_before_the_work(
         run.finetune(train, "label", tmp_path / "model", accelerator=word)
 
 
+def test_a_batch_that_a_gpu_has_no_room_for_is_taken_in_parts(run: Run, train: Path) -> None:
+    taken: list[int] = []
+
+    def small(view: Batch) -> torch.Tensor:
+        if len(view) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        taken.append(len(view))
+        return run.encoder(view).pooled
+
+    room = 20
+    found = features_of.apply(run.encoder, small, 16, run.modality, run.open(train), batch_size=50)
+    assert taken == [12, 13, 12, 13, 10]
+    np.testing.assert_allclose(found, run.embed(train), atol=1e-5)
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        features_of.apply(run.encoder, small, 16, run.modality, run.open(train))
+
+
 def test_batches_of_nothing_are_refused(run: Run, train: Path) -> None:
     for size in (0, -1, 2.5):
         with pytest.raises(LabelfreeError, match="batch_size"):

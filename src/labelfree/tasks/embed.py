@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def apply(
 
     Returns:
         (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what
-        it makes of it after all the samples before it in its source.
+        it makes of it after all batches before its own in its source.
     """
     where, batch_size = runtime.checked_device(accelerator), whole("batch_size", batch_size, 1)
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
@@ -80,11 +80,21 @@ def apply(
         for rows, raw in rows_and_batches(dataset, modality, parts, places):
             view = modality.prepare(raw.to(where))
             with runtime.autocast(where, precision):
-                result = output(view)
+                result = _in_room(output, view)
             out[rows] = result.float().cpu().numpy()
             for memory in memories:
                 memory.remember(view)
     return out[wanted]
+
+
+def _in_room(output: Callable[[Batch], Tensor], view: Batch) -> Tensor:
+    """What `output` makes of a view; of its halves one after the other, where a GPU has no room for all of it."""
+    with suppress(torch.OutOfMemoryError):
+        return output(view)
+    if len(view) == 1:
+        return output(view)
+    middle = len(view) // 2
+    return torch.cat([_in_room(output, view[half]) for half in (slice(middle), slice(middle, None))])
 
 
 def _memories(network: nn.Module) -> list[Encoder]:
