@@ -143,7 +143,8 @@ class Run:
 
         Args:
             source: of the run's kind of data.
-            batch_size: samples a forward pass.
+            batch_size: samples a forward pass; what an encoder that remembers (`tgn`) gives depends on it, since it has
+                seen the batches before.
             accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
         """
         from labelfree.tasks.embed import embed

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -146,11 +147,18 @@ def _renew() -> None:
     """A process that is forked while a thread computes does not inherit that thread."""
     global _one
     _one = threading.RLock()
+    _turns.clear()
 
 
 _one = threading.RLock()
+_turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
+
+
+def turn(network: nn.Module) -> AbstractContextManager[Any]:
+    """Inside, no other thread has its turn with the network: for what moves it, or fills its memory."""
+    return _turns.setdefault(network, threading.RLock())
 
 
 @contextmanager

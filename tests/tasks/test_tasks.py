@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,24 @@ def test_a_batch_that_a_gpu_has_no_room_for_is_taken_in_parts(run: Run, train: P
     room = 0
     with pytest.raises(torch.OutOfMemoryError):
         features_of.apply(run.encoder, small, 16, run.modality, run.open(train))
+
+
+def test_threads_take_turns_with_a_network(run: Run, train: Path) -> None:
+    inside, most = [0], [0]
+
+    def watched(view: Batch) -> torch.Tensor:
+        inside[0] += 1
+        time.sleep(0.02)
+        most[0] = max(most[0], inside[0])
+        inside[0] -= 1
+        return run.encoder(view).pooled
+
+    dataset = run.open(train)
+    look = partial(features_of.apply, run.encoder, watched, 16, run.modality, dataset, batch_size=20)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: look(), range(2)))
+    np.testing.assert_array_equal(*found)
+    assert most == [1], "a network that one thread brings back from the device is not there for the other"
 
 
 def test_batches_of_nothing_are_refused(run: Run, train: Path) -> None:

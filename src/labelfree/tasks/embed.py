@@ -44,7 +44,8 @@ def apply(
     indices: Sequence[int] | np.ndarray | None = None,
     precision: str = "32",
 ) -> np.ndarray:
-    """What `output` makes of the unaugmented view of each sample; the network is left as it was found.
+    """What `output` makes of the unaugmented view of each sample; the network is left as it was found. Threads that ask
+    for the same network wait for each other.
 
     Args:
         network: what `output` runs; in evaluation mode and on the device meanwhile.
@@ -75,7 +76,7 @@ def apply(
         places, wanted = places[order], np.argsort(order)
         sizes = every[places]
     out = np.full((len(places), width), np.nan, dtype=np.float32)
-    with _lent(network, where):
+    with runtime.turn(network), _lent(network, where):
         parts = together(len(places), batch_size, sizes, modality)
         for rows, raw in rows_and_batches(dataset, modality, parts, places):
             view = modality.prepare(raw.to(where))
