@@ -174,7 +174,7 @@ def _left_empty(unreadable: int) -> str:
 
 @verb("runs/photos photos/ --out features.parquet")
 def embed(
-    run: RunPath,
+    run: Annotated[str, Argument(metavar="RUN|MODEL", help="A run, or the folder that `labelfree finetune` wrote.")],
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to embed.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .npy.")],
     accelerator: Accelerator = None,
@@ -184,13 +184,13 @@ def embed(
 
     A row each; the features of a sample that cannot be read are empty (in .npy, NaN).
     """
-    from labelfree.run import Run
+    from labelfree.run import load
     from labelfree.tasks.embed import write_embeddings
     from labelfree.training.logs import counted
 
-    pretrained = Run(run)
-    count, unreadable = write_embeddings(pretrained, source, out, force, accelerator=accelerator or "auto")
-    dim = pretrained.encoder.dim
+    trained = load(run)
+    count, unreadable = write_embeddings(trained, source, out, force, accelerator=accelerator or "auto")
+    dim = trained.encoder.dim
     print(f"{counted(count, 'vector')} of {dim} numbers in '{out}'{_left_empty(unreadable)}.")
     return {"out": out, "count": count, "unreadable": unreadable, "dim": dim}
 

@@ -17,6 +17,7 @@ import torch
 from pyarrow import csv, parquet
 
 from labelfree import runtime
+from labelfree.cli import main
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
@@ -271,6 +272,18 @@ def test_fine_tuning_learns_saves_and_loads(run: Run, train: Path, tmp_path: Pat
     assert loaded.classes == ("columns", "diagonals", "rows")
     np.testing.assert_array_equal(loaded.probabilities(test), model.probabilities(test))
     np.testing.assert_allclose(loaded.probabilities(test).sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_fine_tuned_encoder_gives_features_too(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = run.finetune(train, "label", tmp_path / "model", most_steps=4)
+    features = model.embed(train)
+    assert features.shape == (60, model.encoder.dim)
+    assert np.abs(features - run.embed(train)).max() > 1e-3, "all layers have learnt"
+    monkeypatch.setattr("labelfree.run.load", lambda path: load(path, runs.Net()))
+    assert main(["embed", str(tmp_path / "model"), str(train), "--out", str(tmp_path / "a.npy")]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), features, atol=1e-6)
 
 
 def test_fine_tuning_is_the_same_for_the_same_seed(run: Run, train: Path, tmp_path: Path) -> None:

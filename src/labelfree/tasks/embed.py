@@ -22,6 +22,7 @@ from labelfree.settings import whole
 
 if TYPE_CHECKING:
     from labelfree.run import Run
+    from labelfree.tasks.finetune import Model
 
 #: Samples whose features are in memory at a time, and in a Parquet row group.
 CHUNK = 8192
@@ -160,9 +161,14 @@ def in_parts(
 
 
 def write_embeddings(
-    run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256, accelerator: str = "auto"
+    run: Run | Model,
+    source: Any,
+    file: str | Path,
+    force: bool = False,
+    batch_size: int = 256,
+    accelerator: str = "auto",
 ) -> tuple[int, int]:
-    """Write the features of every sample, D float32, to a file.
+    """Write the features that a run's or a fine-tuned model's encoder makes of every sample, D float32, to a file.
 
     A .parquet file has `name` and `feature` (a list, null where unreadable); a .csv file `name` and a column a number;
     a .npy file is an array (N, D), its rows NaN where unreadable.

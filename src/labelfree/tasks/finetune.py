@@ -12,6 +12,7 @@ from torch import nn
 
 from labelfree import runtime
 from labelfree.data.dataset import Dataset
+from labelfree.encoders.base import Encoder
 from labelfree.encoders.saved import build_from_config, encoder_config
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import read_json, replacing, writable, write_json
@@ -28,6 +29,7 @@ from labelfree.tasks.classifier import (
     train_searched,
     with_probe,
 )
+from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
 from labelfree.tensors import read_tensors, write_tensors
 from labelfree.training.logs import duration, parse_duration, say
@@ -50,9 +52,18 @@ class Model:
     ) -> None:
         self.network, self.modality, self.classes, self.info, self.path = network.eval(), modality, classes, info, path
 
+    @property
+    def encoder(self) -> Encoder:
+        """The fine-tuned encoder, in evaluation mode."""
+        return self.network.encoder
+
     def open(self, source: Any) -> Dataset:
         """Open a source as the model's kind of data."""
         return self.modality.open(source)
+
+    def embed(self, source: Any, batch_size: int = 256, accelerator: str = "auto") -> np.ndarray:
+        """(N, D) float32 features of the fine-tuned encoder, NaN rows where a sample cannot be read."""
+        return embed(self.encoder, self.modality, self.open(source), batch_size, accelerator=accelerator)
 
     def probabilities(self, source: Any, batch_size: int = 256, accelerator: str = "auto") -> np.ndarray:
         """(N, C) float32 probability of each class for every sample, NaN rows where one cannot be read."""
