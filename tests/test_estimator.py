@@ -182,6 +182,16 @@ def test_features_are_made_where_the_encoder_was_trained(name: str, monkeypatch:
     assert model.transform(pictures()).shape[0] == 24
 
 
+def test_a_missing_text_is_an_empty_one_and_no_word() -> None:
+    model = quick("text").fit([None, *texts()])
+    empty = model.transform(["", "The"])[:1]
+    for gone in (None, float("nan"), pd.NA):
+        found = model.transform([gone, "The apple number 0 is apple.", gone])
+        np.testing.assert_allclose(found[[0, 2]], np.repeat(empty, 2, axis=0), atol=1e-5)
+    np.testing.assert_allclose(model.transform(pd.Series([None, "The"], dtype="string"))[:1], empty, atol=1e-5)
+    assert np.abs(model.transform(["nan", "None"]) - empty).max() > 1e-3
+
+
 def test_arrays_after_texts_are_refused() -> None:
     with pytest.raises(ValueError, match="fitted with texts"):
         quick().fit(texts()).transform(series())
