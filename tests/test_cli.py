@@ -265,7 +265,28 @@ def test_the_line_goes_over_the_file_and_the_file_over_defaults(
     call(capsys, "pretrain", "b", *file)
     assert given["source"] == "b"
     call(capsys, "pretrain", *file, "batch_size=8")
-    assert (given["source"], given["batch_size"]) == ("a", "8")
+    assert (given["source"], given["batch_size"], "accelerator" in given) == ("a", "8", False)
+
+
+@pytest.mark.parametrize("words", [["--accelerator", "cpu"], ["accelerator=cpu"]])
+def test_where_to_compute_is_an_option_of_every_verb_and_a_setting_of_those_that_have_some(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def taken(*arguments: Any, **values: Any) -> None:
+        raise LabelfreeError(f"Seen {values.get('accelerator') or arguments[-1]}.")
+
+    monkeypatch.setattr("labelfree.run.Run.__init__", lambda *_: None)
+    names = ("run.Run.evaluate", "run.Run.finetune", "run.Run.anomalies", "run.Run.zero_shot", "run.Run.retrieve")
+    for name in (*names, "training.pretrain.pretrain", "tasks.embed.write_embeddings", "tasks.predict.predict"):
+        monkeypatch.setattr(f"labelfree.{name}", taken)
+    monkeypatch.setattr("labelfree.tasks.doctor.doctor", taken)
+    labelled, out = ["r", "--train", tmp_path, "--label", "l"], ["--out", tmp_path / "a.csv"]
+    verbs = [["pretrain", tmp_path], ["evaluate", *labelled], ["finetune", *labelled, *out], ["doctor", tmp_path]]
+    if words[0].startswith("--"):
+        verbs += [[verb, "r", tmp_path, *out] for verb in ("embed", "predict", "anomalies", "zeroshot")]
+        verbs.append(["retrieve", "r", tmp_path])
+    for verb in verbs:
+        assert "Seen cpu." in call(capsys, *verb, *words)[2], verb[0]
 
 
 @pytest.mark.parametrize("verb", ["anomalies", "zeroshot", "doctor"])

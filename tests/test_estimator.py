@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from labelfree import SelfSupervised
+from labelfree import SelfSupervised, runtime
 
 SETTINGS = {"batch_size": 8, "threads": 1, "precision": "32"}
 
@@ -173,6 +173,23 @@ def test_the_run_is_kept_where_asked_for_and_nothing_is_said(
 def test_what_cannot_be_learnt_from_is_a_value_error(options: dict[str, Any], X: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quick(**options).fit(X)
+
+
+@pytest.mark.parametrize("name", ["accelerator", "training.accelerator"])
+def test_features_are_made_where_the_encoder_was_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quick("image", encoder="timm:test_resnet", settings={**SETTINGS, name: "cpu"}).fit(pictures())
+    monkeypatch.setattr(runtime, "checked_device", lambda word: torch.device({"cpu": "cpu"}[word]))
+    assert model.transform(pictures()).shape[0] == 24
+
+
+def test_a_missing_text_is_an_empty_one_and_no_word() -> None:
+    model = quick("text").fit([None, *texts()])
+    empty = model.transform(["", "The"])[:1]
+    for gone in (None, float("nan"), pd.NA):
+        found = model.transform([gone, "The apple number 0 is apple.", gone])
+        np.testing.assert_allclose(found[[0, 2]], np.repeat(empty, 2, axis=0), atol=1e-5)
+    np.testing.assert_allclose(model.transform(pd.Series([None, "The"], dtype="string"))[:1], empty, atol=1e-5)
+    assert np.abs(model.transform(["nan", "None"]) - empty).max() > 1e-3
 
 
 def test_arrays_after_texts_are_refused() -> None:

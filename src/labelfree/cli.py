@@ -6,160 +6,48 @@ one JSON object, the last line on standard output.
 
 from __future__ import annotations
 
-import functools
-import inspect
-import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
+from labelfree.command import (
+    BUG,
+    FAILED,
+    INTERRUPTED,
+    MISTAKE,
+    Accelerator,
+    Answer,
+    Config,
+    Force,
+    Group,
+    Label,
+    RunPath,
+    TimeLimit,
+    Train,
+    Words,
+    app,
+    given,
+    print_json,
+    table,
+    verb,
+    warn,
+)
 from labelfree.errors import LabelfreeError, machine_trouble
-from labelfree.files import TABLES, all_there, json_text, writable
+from labelfree.files import TABLES, writable
 
 if TYPE_CHECKING:
     from labelfree.evaluation.protocol import Evaluation
 
-app = typer.Typer(
-    name="labelfree",
-    help="Pretrain an encoder on unlabelled data, prove what it was worth, use it.",
-    add_completion=False,
-    rich_markup_mode=None,  # the plain help is three times as fast
-    pretty_exceptions_enable=False,
-)
 
-Answer = dict[str, Any]
-Json = Annotated[bool, Option("--json", help="Answer with one JSON object, the last line on standard output.")]
-RunPath = Annotated[str, Argument(metavar="RUN", help="The folder that `labelfree pretrain` wrote.")]
-Train = Annotated[str, Option("--train", metavar="SOURCE", help="Labelled data to learn from.")]
-Label = Annotated[
-    str, Option("--label", metavar="NAME", help="Where the label is: a column, or `folder` for a folder's name.")
-]
-Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings; see docs/settings.md.")]
-Group = Annotated[str | None, Option("--group", metavar="NAME", help="Column whose values are kept together.")]
-Force = Annotated[bool, Option("--force", help="Replace what is there.")]
-TimeLimit = Annotated[str | None, Option("--time-limit", metavar="10m", help="How long it may take: 90s, 10m, 2h.")]
-Config = Annotated[Path | None, Option("--config", metavar="FILE", help="Options and settings as YAML or JSON.")]
-
-FAILED, MISTAKE, BUG, INTERRUPTED = 1, 2, 3, 130
-#: Arguments that are written without their name.
-POSITIONAL = ("source", "run")
-#: Arguments that name data, which must be there.
-SOURCES = ("source", "train", "test", "against")
-
-
-def _verb(*examples: str) -> Callable[[Callable[..., Answer]], Callable[..., int]]:
-    """Make a command of a function that prints for people and returns the object for scripts; adds `--json`."""
-
-    def decorate(function: Callable[..., Answer]) -> Callable[..., int]:
-        @functools.wraps(function)
-        def command(json: bool, **arguments: Any) -> int:
-            try:
-                if "settings" not in arguments:
-                    all_there(arguments.get(name) for name in SOURCES)
-                with _streams(json):
-                    answer = function(**arguments)
-            except KeyboardInterrupt:
-                _warn("Stopped.", "")
-                return INTERRUPTED
-            code = answer.pop("exit_code", 0)
-            if json:
-                _print_json(answer)
-            return code
-
-        signature = inspect.signature(function, eval_str=True)
-        flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
-        parameters = [*signature.parameters.values(), flag]
-        vars(command)["__signature__"] = signature.replace(parameters=parameters)
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        name = function.__name__.rstrip("_")
-        lines = "".join(f"\n  labelfree {name} {example}" for example in examples)
-        app.command(name, help=f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\nExamples:{lines}")(command)
-        return command
-
-    return decorate
-
-
-@contextmanager
-def _streams(json: bool) -> Iterator[None]:
-    """With `json`, all that is printed meanwhile, also by child processes, goes to standard error."""
-    if not json:
-        yield
-        return
-    from contextlib import redirect_stdout
-
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _print_json(answer: Answer) -> None:
-    """One line on standard output; where torchrun or SLURM started several processes, only the first one speaks."""
-    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID") if "WORLD_SIZE" in os.environ else ("SLURM_PROCID",)
-    if all(os.environ.get(name, "0") == "0" for name in ranks):
-        print(json_text(answer), flush=True)
-
-
-def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Options and settings of a verb by name, where they were given: those of the file, over them those of the line.
-
-    Args:
-        arguments: the verb's own, of which `settings` are words and `config` names a file.
-
-    Raises:
-        LabelfreeError: the file cannot be read, or a setting is really an option.
-    """
-    from labelfree.settings import parse_assignments
-
-    words, config = arguments.pop("settings"), arguments.pop("config", None)
-    settings = parse_assignments(words or ())
-    for key, value in settings.items():
-        if key in arguments:
-            how = "before the settings" if key in POSITIONAL else f"as --{key.replace('_', '-')} {value}"
-            raise LabelfreeError(f"'{key}' is no setting.", f"Write it {how}.")
-    line = {key: value for key, value in arguments.items() if value is not None and value is not False}
-    values = (_read_config(config) if config else {}) | line | settings
-    all_there(values.get(name) for name in SOURCES)
-    return values
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """A YAML file (JSON is YAML too) of options and settings; `image: {size: 32}` is the setting image.size."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LabelfreeError(
-            f"'{path}' cannot be read: {error.strerror}.", "--config takes a YAML or JSON file."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise LabelfreeError(f"'{path}' is not YAML or JSON: {reason}.", "Write `key: value`, one a line.") from None
-    if not isinstance(content, dict):
-        raise LabelfreeError(f"'{path}' does not hold settings.", "Write `key: value`, one a line.")
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        parts = {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {str(key): value}
-        flat |= {name.replace("-", "_"): part for name, part in parts.items()}
-    return flat
-
-
-@_verb("photos/ --time-limit 10m", "series.npz --method ts2vec --epochs 20 batch_size=16", "--resume runs/photos")
+@verb("photos/ --time-limit 10m", "series.npz --method ts2vec --epochs 20 batch_size=16", "--resume runs/photos")
 def pretrain(
     source: Annotated[str | None, Argument(metavar="SOURCE", help="Unlabelled data: a folder or a file.")] = None,
     settings: Words = None,
@@ -175,12 +63,13 @@ def pretrain(
     seed: Annotated[int | None, Option(help="Same seed, same encoder.")] = None,
     init: Annotated[str | None, Option(metavar="RUN|FILE", help="Start from a run, or from library weights.")] = None,
     resume: Annotated[str | None, Option(metavar="RUN", help="Continue an interrupted run exactly.")] = None,
+    accelerator: Accelerator = None,
     config: Config = None,
 ) -> Answer:
     """Learn an encoder from data without labels."""
     if source is not None and re.match(r"[\w.-]+=", source) and not Path(source).exists():
         settings, source = [source, *(settings or ())], None  # the first word may be a setting
-    values = _given(locals())
+    values = given(locals())
     if not {"source", "resume"} & values.keys():
         raise LabelfreeError("No source was given.", "Name a folder or a file: labelfree pretrain photos/")
     from labelfree.training.pretrain import pretrain
@@ -192,7 +81,7 @@ def pretrain(
     return answer | ({"exit_code": INTERRUPTED} if run.state == "stopped" else {})
 
 
-@_verb("runs/photos --train labelled/ --test held-out/ --label folder --budgets 1%,10%,100%")
+@verb("runs/photos --train labelled/ --test held-out/ --label folder --budgets 1%,10%,100%")
 def evaluate(
     run: RunPath,
     train: Train,
@@ -215,13 +104,14 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, Option(help="Same seed, same labels and weights.")] = None,
     time_limit: TimeLimit = None,
+    accelerator: Accelerator = None,
     config: Config = None,
 ) -> Answer:
     """Prove what a run was worth, with few labels.
 
     The frozen and the fine-tuned encoder stand beside the same network from scratch, a random one and raw features.
     """
-    values = _given(locals())
+    values = given(locals())
     from labelfree.run import Run
 
     return _show(Run(values.pop("run")).evaluate(**values))
@@ -233,7 +123,7 @@ def _show(evaluation: Evaluation) -> Answer:
     return evaluation.to_dict() | {"file": str(evaluation.path)}
 
 
-@_verb("runs/photos --train labelled/ --label folder --out models/photos")
+@verb("runs/photos --train labelled/ --label folder --out models/photos")
 def finetune(
     run: RunPath,
     train: Train,
@@ -244,23 +134,25 @@ def finetune(
     group: Group = None,
     seed: Annotated[int | None, Option(help="Same seed, same model.")] = None,
     time_limit: TimeLimit = None,
+    accelerator: Accelerator = None,
     config: Config = None,
     force: Annotated[bool, Option("--force", help="Replace the folder of another model; never another one.")] = False,
 ) -> Answer:
     """Train a classifier that starts from a run's encoder."""
-    values = _given(locals())
+    values = given(locals())
     from labelfree.run import Run
 
     model = Run(values.pop("run")).finetune(**values)
     return {"model": str(model.path), "classes": list(model.classes), "validation": model.info["validation"]}
 
 
-@_verb("models/photos new-photos/ --out answers.csv")
+@verb("models/photos new-photos/ --out answers.csv")
 def predict(
     model: Annotated[str, Argument(metavar="MODEL", help="The folder that `labelfree finetune` wrote.")],
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to classify.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
     probabilities: Annotated[bool, Option("--probabilities", help="Also write those of all classes.")] = False,
+    accelerator: Accelerator = None,
     force: Force = False,
 ) -> Answer:
     """Classify new data with a fine-tuned model.
@@ -270,7 +162,7 @@ def predict(
     from labelfree.tasks.predict import predict
     from labelfree.training.logs import counted
 
-    count, unreadable = predict(model, source, out, force, probabilities)
+    count, unreadable = predict(model, source, out, force, probabilities, accelerator or "auto")
     print(f"{counted(count, 'prediction')} in '{out}'{_left_empty(unreadable)}.")
     return {"out": out, "count": count, "unreadable": unreadable}
 
@@ -280,28 +172,30 @@ def _left_empty(unreadable: int) -> str:
     return f"; {unreadable:,} unreadable {samples} left empty" if unreadable else ""
 
 
-@_verb("runs/photos photos/ --out features.parquet")
+@verb("runs/photos photos/ --out features.parquet")
 def embed(
-    run: RunPath,
+    run: Annotated[str, Argument(metavar="RUN|MODEL", help="A run, or the folder that `labelfree finetune` wrote.")],
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to embed.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .npy.")],
+    accelerator: Accelerator = None,
     force: Force = False,
 ) -> Answer:
     """Write the features of every sample.
 
     A row each; the features of a sample that cannot be read are empty (in .npy, NaN).
     """
-    from labelfree.run import Run
+    from labelfree.run import load
     from labelfree.tasks.embed import write_embeddings
     from labelfree.training.logs import counted
 
-    pretrained = Run(run)
-    (count, unreadable), dim = write_embeddings(pretrained, source, out, force), pretrained.encoder.dim
+    trained = load(run)
+    count, unreadable = write_embeddings(trained, source, out, force, accelerator=accelerator or "auto")
+    dim = trained.encoder.dim
     print(f"{counted(count, 'vector')} of {dim} numbers in '{out}'{_left_empty(unreadable)}.")
     return {"out": out, "count": count, "unreadable": unreadable, "dim": dim}
 
 
-@_verb("runs/payments new-payments.parquet --out strange.csv")
+@verb("runs/payments new-payments.parquet --out strange.csv")
 def anomalies(
     run: RunPath,
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to look at.")],
@@ -310,6 +204,7 @@ def anomalies(
         str | None, Option(metavar="SOURCE", help="What is ordinary; the source of the pretraining if absent.")
     ] = None,
     how: Annotated[str, Option(metavar="H", help="distance (from the mean) or neighbours.")] = "distance",
+    accelerator: Accelerator = None,
     force: Force = False,
 ) -> Answer:
     """Find what is strange, without labels.
@@ -319,18 +214,16 @@ def anomalies(
     from labelfree.run import Run
 
     writable(out, force, TABLES)
-    found = Run(run).anomalies(source, reference, how=how)
+    found = Run(run).anomalies(source, reference, how=how, accelerator=accelerator or "auto")
     found.write(out, force)
     worst = found.strangest(10)
     rows = [[found.names[place], f"{found.score[place]:.4g}", f"{found.share[place]:.2%}"] for place in worst]
-    _table(["strangest", "score", "stranger than"], rows)
+    table(["strangest", "score", "stranger than"], rows)
     print(f"{len(found.names):,} scores are in '{out}'.")
     return {"out": out, "count": len(found.names), "strangest": [found.names[place] for place in worst]}
 
 
-@_verb(
-    "runs/captioned held-out/ --label folder --prompt 'a {}'", "runs/captioned photos/ --classes cat,dog --out x.csv"
-)
+@verb("runs/captioned held-out/ --label folder --prompt 'a {}'", "runs/captioned photos/ --classes cat,dog --out x.csv")
 def zeroshot(
     run: RunPath,
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to name.")],
@@ -342,6 +235,7 @@ def zeroshot(
         list[str] | None, Option(metavar="TEXT", help="A sentence about a class, {} being its name; may be repeated.")
     ] = None,
     out: Annotated[str | None, Option("--out", metavar="FILE", help="Table: .csv, .parquet or .jsonl.")] = None,
+    accelerator: Accelerator = None,
     force: Force = False,
 ) -> Answer:
     """Name data by classes given in words; nothing is trained.
@@ -355,7 +249,8 @@ def zeroshot(
         raise LabelfreeError("There is nothing to do.", "Give --label to score the guesses, or --out to write them.")
     if out is not None:
         writable(out, force, TABLES)
-    found = Run(run).zero_shot(source, label, classes=listed(classes or ""), prompts=prompt or ["{}"])
+    named = {"classes": listed(classes or ""), "prompts": prompt or ["{}"]}
+    found = Run(run).zero_shot(source, label, **named, accelerator=accelerator or "auto")
     if out is not None:
         found.write(out, force)
         print(f"{len(found.names):,} names are in '{out}'.")
@@ -368,11 +263,12 @@ def zeroshot(
     return found.to_dict() | {"count": len(found.names), "out": out}
 
 
-@_verb("runs/captioned held-out.csv")
+@verb("runs/captioned held-out.csv")
 def retrieve(
     run: RunPath,
     source: Annotated[str, Argument(metavar="SOURCE", help="Pairs that the run has not seen.")],
     at: Annotated[str, Option(metavar="K,K", help="How many of the nearest count as found.")] = "1,5,10",
+    accelerator: Accelerator = None,
 ) -> Answer:
     """Find each side of a row by the others, among all rows."""
     from labelfree.run import Run
@@ -380,17 +276,17 @@ def retrieve(
 
     if not all(word.isdigit() and int(word) for word in listed(at)):
         raise LabelfreeError(f"--at {at} are no numbers above 0.", "Write for instance --at 1,5,10.")
-    found = Run(run).retrieve(source, [int(word) for word in listed(at)])
+    found = Run(run).retrieve(source, [int(word) for word in listed(at)], accelerator=accelerator or "auto")
     for way in found:
         shares = [f"{s.value:.3f} ({s.low:.3f} … {s.high:.3f})" for s in way.recall.values()]
         rows = [[f"R@{k}", share, f"{way.chance[k]:.3f}"] for k, share in zip(way.recall, shares, strict=True)]
         count = next(iter(way.recall.values())).count
         print(f"{way.query} → {way.key}: {count:,} among {way.keys:,}, median rank {way.median_rank:g}")
-        _table(["", "recall (95% interval)", "chance"], rows)
+        table(["", "recall (95% interval)", "chance"], rows)
     return {"directions": [way.to_dict() for way in found]}
 
 
-@_verb('runs/reviews --prompt "the film was" --tokens 200 --temperature 0.8 --top-p 0.95')
+@verb('runs/reviews --prompt "the film was" --tokens 200 --temperature 0.8 --top-p 0.95')
 def generate(
     run: RunPath,
     prompt: Annotated[str, Option(metavar="TEXT", help="How the text begins.")] = "",
@@ -407,7 +303,7 @@ def generate(
     return {"text": text}
 
 
-@_verb("runs/sensors sensors.csv --steps 24 --out next.csv")
+@verb("runs/sensors sensors.csv --steps 24 --out next.csv")
 def forecast(
     run: RunPath,
     source: Annotated[str, Argument(metavar="SOURCE", help="Series to continue.")],
@@ -427,7 +323,7 @@ def forecast(
     return {"out": out, "count": count, "steps": steps}
 
 
-@_verb("runs/photos")
+@verb("runs/photos")
 def report(run: RunPath) -> Answer:
     """Write report.html of a run.
 
@@ -440,7 +336,7 @@ def report(run: RunPath) -> Answer:
     return {"report": str(path)}
 
 
-@_verb("photos/ --out photos.html", "train/ --against test/ --label folder", "sensors.csv --run runs/sensors")
+@verb("photos/ --out photos.html", "train/ --against test/ --label folder", "sensors.csv --run runs/sensors")
 def doctor(
     source: Annotated[str, Argument(metavar="SOURCE", help="Data to look at.")],
     settings: Words = None,
@@ -455,6 +351,7 @@ def doctor(
     threshold: Annotated[
         float | None, Option(help="Share of faulty samples above which the exit code is 1; 0.05 if absent.")
     ] = None,
+    accelerator: Accelerator = None,
     out: Annotated[str | None, Option(metavar="FILE", help="Page to write, .html, with .json beside it.")] = None,
     force: Force = False,
 ) -> Answer:
@@ -462,7 +359,7 @@ def doctor(
 
     Unreadable, empty, constant, copies and near copies, sizes, missing values, labels that disagree, outliers.
     """
-    values = _given(locals())
+    values = given(locals())
     from labelfree.tasks import doctor as task
 
     out, force = values.pop("out", None), values.pop("force", False)
@@ -470,7 +367,7 @@ def doctor(
         task.page_files(out, force, values["source"])
     checkup = task.doctor(**values)
     if rows := checkup.rows():
-        _table(["check", "samples", "share", "for instance"], rows)
+        table(["check", "samples", "share", "for instance"], rows)
     task.show(checkup, print)
     if out is not None:
         checkup.write(out, force)
@@ -487,7 +384,7 @@ class Listed(StrEnum):
     settings = "settings"
 
 
-@_verb("methods", "encoders --json", "settings simclr", "settings image")
+@verb("methods", "encoders --json", "settings simclr", "settings image")
 def list_(
     what: Annotated[Listed | None, Argument(help="modalities, encoders, methods or settings.")] = None,
     of: Annotated[
@@ -504,11 +401,11 @@ def list_(
         raise LabelfreeError(f"'{of}' has no {what.value}.", f"Write labelfree list {what.value}.")
     entries = catalogue.settings(of) if what is Listed.settings else getattr(catalogue, what.value)()
     shown = [key for key in entries[0] if key != "about" or what is Listed.settings]
-    _table(shown, [[", ".join(e[key]) if isinstance(e[key], list) else e[key] for key in shown] for e in entries])
+    table(shown, [[", ".join(e[key]) if isinstance(e[key], list) else e[key] for key in shown] for e in entries])
     return {what.value: entries}
 
 
-@_verb("", "--out digits-demo --json")
+@verb("", "--out digits-demo --json")
 def demo(
     out: Annotated[
         str | None, Option(metavar="FOLDER", help="Where to put it; a new labelfree-demo if absent.")
@@ -524,18 +421,6 @@ def demo(
     answer = _show(evaluation)
     print(f"The report is in '{path}'.")
     return answer | {"run": str(run.path), "report": str(path)}
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header, box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    # nothing is cut off for those who read it with a program
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 @app.callback(invoke_without_command=True)
@@ -573,9 +458,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return BUG
         failure = mendable
-    _warn(failure.problem, failure.remedy)
+    warn(failure.problem, failure.remedy)
     if "--json" in words:
-        _print_json({"error": failure.problem, "remedy": failure.remedy})
+        print_json({"error": failure.problem, "remedy": failure.remedy})
     return MISTAKE
 
 
@@ -594,7 +479,3 @@ def _as_setting(error: typer.TyperException, words: Sequence[str]) -> str:
 def _sentence(text: str) -> str:
     text = " ".join(text.split())
     return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
-def _warn(problem: str, remedy: str) -> None:
-    print(f"{problem} {remedy}".strip(), file=sys.stderr, flush=True)

@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether it stands for no value: None, NaN, or pandas' own, which need no import."""
+    return type(value).__name__ in ("NoneType", "NAType", "NaTType") or (isinstance(value, float) and value != value)
+
+
 class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Learns an encoder from X alone and turns samples into its features.
 
-    X may be pictures (N, H, W[, C]), series (N, T[, C]) with NaN where a value is missing, N strings, or a data frame,
-    whose rows are samples of a table with columns of any type. A two-dimensional array is series of one channel.
+    X may be pictures (N, H, W[, C]), series (N, T[, C]) with NaN where a value is missing, N strings (missing ones,
+    None or NaN, count as empty), or a data frame, whose rows are samples of a table with columns of any type. A
+    two-dimensional array is series of one channel.
 
     Args:
         modality: "image", "series", "text" or "table"; "auto" recognises it.
@@ -113,7 +119,9 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         source = self._check(X, reset=False)
         try:
-            return embed(self.encoder_, self.modality_, self.modality_.open(source))
+            own = self.settings or {}
+            where = str(own.get("accelerator", own.get("training.accelerator", "auto")))
+            return embed(self.encoder_, self.modality_, self.modality_.open(source), accelerator=where)
         except LabelfreeError as error:
             raise ValueError(str(error)) from error
 
@@ -122,11 +130,11 @@ class SelfSupervised(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _check(self, X: Any, reset: bool) -> Any:
         """X as a source: a list of strings, a table, or an array of the shape that was fitted."""
-        first = next(iter(X), None) if isinstance(X, list | tuple | np.ndarray) or hasattr(X, "str") else None
-        if isinstance(first, str):
+        some = X if isinstance(X, list | tuple | np.ndarray) or hasattr(X, "str") else ()
+        if isinstance(next((value for value in some if not _is_missing(value)), None), str):
             if reset:
                 self._columns, self._shape = [], None
-            return [str(text) for text in X]
+            return ["" if _is_missing(text) else str(text) for text in X]
         if self.modality in ("auto", "table") and (reset or self._columns) and (table := frame(X)) is not None:
             validate_data(self, X, reset=reset, skip_check_array=True)
             if reset:

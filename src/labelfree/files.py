@@ -70,7 +70,7 @@ def writable(out: str | Path, force: bool, formats: Sequence[str] = ()) -> Path:
     Raises:
         LabelfreeError: another kind of file; it exists and `force` is false; a folder, or where no folder can be.
     """
-    path = Path(out)
+    path = Path(out).expanduser()
     if formats and path.suffix.lower() not in formats:
         raise LabelfreeError(f"'{out}' is not a kind of file that can be written.", f"Use {', '.join(formats)}.")
     if formats and path.is_dir():

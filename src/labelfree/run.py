@@ -138,11 +138,18 @@ class Run:
         """Open another source as the run's kind of data."""
         return self.modality.open(source)
 
-    def embed(self, source: Any, batch_size: int = 256) -> np.ndarray:
-        """(N, D) features of every sample of `source`, computed in float32; NaN rows where one cannot be read."""
+    def embed(self, source: Any, batch_size: int = 256, accelerator: str = "auto") -> np.ndarray:
+        """(N, D) features of every sample of `source`, computed in float32; NaN rows where one cannot be read.
+
+        Args:
+            source: of the run's kind of data.
+            batch_size: samples a forward pass; what an encoder that remembers (`tgn`) gives depends on it, since it has
+                seen the batches before.
+            accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
+        """
         from labelfree.tasks.embed import embed
 
-        return embed(self.encoder, self.modality, self.open(source), batch_size=batch_size)
+        return embed(self.encoder, self.modality, self.open(source), batch_size, accelerator=accelerator)
 
     def evaluate(self, train: Any, test: Any = None, *, label: str, **options: Any) -> Evaluation:
         """Prove it with labels: see `labelfree.evaluation.protocol.evaluate`."""
@@ -168,11 +175,11 @@ class Run:
 
         return zero_shot(self, source, label, **options)
 
-    def retrieve(self, source: Any, at: Sequence[int] = (1, 5, 10)) -> list[Direction]:
+    def retrieve(self, source: Any, at: Sequence[int] = (1, 5, 10), **options: Any) -> list[Direction]:
         """Find each side of a row by the others: see `labelfree.tasks.sides.retrieve`."""
         from labelfree.tasks.sides import retrieve
 
-        return retrieve(self, source, at)
+        return retrieve(self, source, at, **options)
 
     def generate(self, prompt: str = "", **options: Any) -> str:
         """Continue a text, after `next` on text or bytes: see `labelfree.tasks.generate.generate`."""

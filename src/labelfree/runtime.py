@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -22,6 +23,8 @@ from torch import nn
 
 from labelfree.errors import LabelfreeError
 
+#: Words for where to compute; "auto" is an NVIDIA GPU where there is one, else the processor.
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 #: What says which control groups this process is in, and what they allow and use (versions 2 and 1).
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MEMORY_FILES = (
@@ -144,11 +147,18 @@ def _renew() -> None:
     """A process that is forked while a thread computes does not inherit that thread."""
     global _one
     _one = threading.RLock()
+    _turns.clear()
 
 
 _one = threading.RLock()
+_turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
+
+
+def turn(network: nn.Module) -> AbstractContextManager[Any]:
+    """Inside, no other thread has its turn with the network: for what moves it, or fills its memory."""
+    return _turns.setdefault(network, threading.RLock())
 
 
 @contextmanager
@@ -218,6 +228,25 @@ def device(accelerator: str = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("cpu")
     return torch.device(accelerator)
+
+
+def checked_device(accelerator: str = "auto", count: int = 1) -> torch.device:
+    """The device that a user's word for it means here.
+
+    Raises:
+        LabelfreeError: no such word, or fewer than `count` of them.
+    """
+    if accelerator not in get_args(Accelerator):
+        raise LabelfreeError(f"There is no accelerator '{accelerator}'.", f"Use {', '.join(get_args(Accelerator))}.")
+    found = device(accelerator)
+    if found.type == "cuda" and (have := torch.cuda.device_count()) < count:
+        raise LabelfreeError(
+            f"{count} GPU(s) were asked for and {have} found.",
+            f"Set devices={have} or accelerator=cpu." if have else "Set accelerator=cpu.",
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise LabelfreeError("There is no Apple GPU here.", "Set accelerator=cpu.")
+    return found
 
 
 def clock(on: torch.device) -> float:

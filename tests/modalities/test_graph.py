@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import labelfree
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
@@ -450,3 +452,31 @@ def test_a_folder_with_one_file_of_graphs_is_that_file(tmp_path: Path) -> None:
 def test_arrays_of_edges_are_no_series() -> None:
     arrays = {"edge_index": np.zeros((2, 50), np.int64), "x": np.zeros((20, 3), np.float32)}
     assert Series.recognise(arrays) == (0.0, "")
+
+
+def test_what_graphmae_hid_and_gives_back_is_kept_for_the_report(tmp_path: Path) -> None:
+    source, run = tmp_path / "rings.json", tmp_path / "run"
+    source.write_text(json.dumps(molecules()))
+    labelfree.pretrain(source, method="graphmae", encoder="transformer:pico", out=run, steps=2, threads=1, swap=0.0)
+    found = json.loads((run / "reconstructions.json").read_text())["samples"]
+    assert len(found) == 12
+    for row in found:
+        fills = [re.findall(r'<circle[^>]* fill="([^"]+)"', row[key]) for key in ("sample", "seen", "given_back")]
+        given, seen, back = fills
+        assert "white" not in [*given, *back], "all nodes have features, their own or predicted ones"
+        assert 0 < seen.count("white") < len(seen)
+        assert all(a == b == c for a, b, c in zip(given, seen, back, strict=True) if b != "white")
+        places = [re.findall(r'c[xy]="([^"]+)"', row[key]) for key in ("sample", "seen", "given_back")]
+        assert places[0] == places[1] == places[2]
+
+
+@pytest.mark.parametrize(("error", "size"), [("cosine", 5.0), ("squared", 1.0)])
+def test_predicted_nodes_are_as_large_as_they_are_where_only_directions_are_learnt(error: str, size: float) -> None:
+    nodes = [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0], [-4.0, -5.0]]
+    modality, dataset = fitted([{"nodes": nodes, "edges": [[0, 1], [1, 2]]}] * 2, node_error=error)
+    modality._scale = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    view = modality.prepare(batch_of(modality, dataset, [0, 1]))
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    mask[:, 0] = True
+    for sample in modality.rebuild(view, torch.tensor([0.0, -1.0]).expand(2, 4, 2), mask):
+        np.testing.assert_allclose(sample.data, [[0, -size], *nodes[1:]], atol=1e-6)

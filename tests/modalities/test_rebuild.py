@@ -20,7 +20,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_sources(tmp_path_factory.mktemp("sources"))
 
 
-@pytest.mark.parametrize("kind", ["image", "video", "series", "audio", "text", "bytes", "table"])
+@pytest.mark.parametrize("kind", ["image", "video", "series", "audio", "text", "bytes", "table", "graph"])
 def test_right_predictions_give_the_samples_back_and_unknown_ones_show_gaps(
     kind: str, sources: dict[str, Path]
 ) -> None:
@@ -103,7 +103,7 @@ def test_series_are_in_their_own_units(sources: dict[str, Path]) -> None:
 
 
 def test_what_cannot_be_shown_is_refused(sources: dict[str, Path]) -> None:
-    training = assemble(sources["graph"], "graph", "masked", "transformer:nano")
+    training = assemble(sources["events"], "events", "masked", "transformer:nano")
     batch = next(iter(training.loader.steps(0, 1)))
-    with pytest.raises(Refusal, match="graph data cannot be shown"):
+    with pytest.raises(Refusal, match="events data cannot be shown"):
         training.objective.modality.rebuild(training.objective.modality.prepare(batch))

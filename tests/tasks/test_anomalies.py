@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from pyarrow import csv
 
 from labelfree.cli import main
 from labelfree.errors import LabelfreeError
+from labelfree.tasks import anomalies
+from labelfree.tasks import embed as features_of
 from labelfree.tasks.anomalies import HOW, Anomalies, How, Ordinary
+from labelfree.tasks.embed import embed
 
 HALF = 150
 
@@ -90,6 +94,31 @@ def test_too_little_and_unknown_ways_are_refused() -> None:
         Ordinary.learn(np.zeros((1, 3)))
     with pytest.raises(LabelfreeError, match=r"not found by 'distnce'.*Did you mean 'distance'"):
         Ordinary.learn(np.zeros((9, 3)), "distnce")  # type: ignore[arg-type]
+
+
+def test_memory_does_not_grow_with_the_source_and_a_slip_costs_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.make_run(tmp_path / "run", runs.save(tmp_path / "train.npz", 60, seed=1))
+    whole = run.anomalies(tmp_path / "train.npz", how="neighbours")
+    sizes: list[int] = []
+
+    def watched(*arguments: Any, **options: Any) -> np.ndarray:
+        sizes.append(len(options["indices"]))
+        return embed(*arguments, **options)
+
+    for module in (anomalies, features_of):
+        monkeypatch.setattr(module, "embed", watched)
+    monkeypatch.setattr(features_of, "CHUNK", 25)
+    monkeypatch.setattr(anomalies, "LEARNT", 20)
+    run.anomalies(tmp_path / "train.npz")
+    assert sizes == [20, 25, 25, 10]
+    monkeypatch.setattr(anomalies, "LEARNT", 60)
+    np.testing.assert_allclose(run.anomalies(tmp_path / "train.npz", how="neighbours").score, whole.score, atol=1e-4)
+    sizes.clear()
+    with pytest.raises(LabelfreeError, match="Did you mean 'neighbours'"):
+        run.anomalies(tmp_path / "train.npz", how="neighbors")
+    assert not sizes
 
 
 def test_a_run_finds_pictures_unlike_those_it_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

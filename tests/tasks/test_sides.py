@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.csv
 import pytest
+import torch
 from cells import pairs
 
 import labelfree
+from labelfree import runtime
 from labelfree.cli import main
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
@@ -84,10 +86,23 @@ def test_missing_sides_have_no_vector(run: labelfree.Run, source: Path) -> None:
 
 def test_sides_are_those_of_any_kind_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     joint = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
-    monkeypatch.setattr("labelfree.tasks.embed.embed", lambda *given: joint)
+    monkeypatch.setattr("labelfree.tasks.embed.embed", lambda *_, **__: joint)
     ours = SimpleNamespace(offers={Need.PAIR}, sides={"smell": None, "taste": None})
     sides = sides_of(SimpleNamespace(modality=ours, encoder=None), None)  # type: ignore[arg-type]
     np.testing.assert_array_equal(sides["taste"], [[0, 1], [np.nan, np.nan]])
+
+
+def test_sides_are_compared_where_it_is_told(run: labelfree.Run, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def device(word: str) -> torch.device:
+        asked.append(word)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(runtime, "checked_device", device)
+    run.retrieve(source, accelerator="mps")
+    run.zero_shot(source, "tone", accelerator="mps")
+    assert set(asked) == {"mps"}
 
 
 def test_sides_find_each_other_better_than_chance(run: labelfree.Run, source: Path) -> None:

@@ -117,6 +117,11 @@ def test_what_is_no_event_has_no_score_and_the_past_is_refused(run: Run, frame: 
         stream.score(some.drop(columns="amount"))
 
 
+def test_a_stream_that_would_look_at_nothing_is_refused(run: Run) -> None:
+    with pytest.raises(LabelfreeError, match="batch_size=-1"):
+        run.stream(batch_size=-1)
+
+
 def test_data_that_are_no_events_make_no_stream() -> None:
     with pytest.raises(Refusal, match="series data does not come as a stream"):
         Stream(SimpleNamespace(modality=Series()))  # type: ignore[arg-type]

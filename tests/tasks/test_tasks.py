@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch
 from pyarrow import csv, parquet
 
 from labelfree import runtime
+from labelfree.cli import main
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import cached
 from labelfree.encoders.custom import Custom
@@ -23,6 +27,7 @@ from labelfree.run import Run, load
 from labelfree.tasks import classifier
 from labelfree.tasks import embed as features_of
 from labelfree.tasks.classifier import Classifier, Examples, FinetuneSettings, Pace, parameter_groups, train_classifier
+from labelfree.tasks.doctor import doctor
 from labelfree.tasks.embed import embed, write_embeddings
 from labelfree.tasks.finetune import Model, finetune
 from labelfree.tasks.labels import Subset
@@ -81,6 +86,112 @@ def test_a_network_is_left_as_it_was_found_whatever_happens(run: Run, train: Pat
         features_of.apply(run.encoder, torn, 16, run.modality, run.open(train))
     assert [module.training for module in run.encoder.modules()] == modes
     assert not frozen.training
+
+
+def test_runs_and_models_opened_with_one_network_keep_their_own_weights(run: Run, train: Path, tmp_path: Path) -> None:
+    other, network = runs.make_run(tmp_path / "other", train, seed=1), runs.Net()
+    model = run.finetune(train, "label", tmp_path / "model", most_steps=2)
+    opened = [load(place.path, network) for place in (run, other)]
+    found = [again.embed(train) for again in opened]
+    np.testing.assert_array_equal(load(tmp_path / "model", network).predict(train), model.predict(train))
+    for again, features, owner in zip(opened, found, (run, other), strict=True):
+        np.testing.assert_array_equal(features, owner.embed(train))
+        np.testing.assert_array_equal(features, again.embed(train))
+
+
+@pytest.fixture
+def busy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on which nothing can be computed, as where another program has filled it."""
+    monkeypatch.setattr(runtime, "device", lambda word="auto": torch.device("cuda" if word == "auto" else word))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+@pytest.mark.usefixtures("busy_gpu")
+def test_all_that_a_run_is_used_for_stays_where_it_is_told_to(run: Run, train: Path, tmp_path: Path) -> None:
+    here: dict[str, Any] = {"accelerator": "cpu"}
+    model = run.finetune(train, "label", tmp_path / "model", most_steps=1, **here)
+    uses: list[Callable[..., Any]] = [
+        partial(run.embed, train),
+        partial(write_embeddings, run, train, tmp_path / "a.npy", force=True),
+        partial(run.anomalies, train),
+        partial(doctor, train, run=run),
+        partial(model.predict, train),
+        partial(predict, model, train, tmp_path / "a.csv", force=True),
+        partial(run.finetune, train, "label", tmp_path / "model", most_steps=1, force=True),
+        partial(run.evaluate, train, label="label", budgets="100%", seeds=1, most_steps=1),
+    ]
+    for use in uses:
+        use(**here)
+        with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|cuda|NVIDIA"):
+            use()
+
+
+@pytest.mark.parametrize(("word", "said"), [("gpu", "no accelerator 'gpu'"), ("cuda", "1 GPU"), ("mps", "Apple GPU")])
+def test_a_device_that_is_not_there_is_named_before_the_work(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(LabelfreeError, match=said):
+        run.embed(train, accelerator=word)
+    monkeypatch.setattr(Run, "open", lambda *_: pytest.fail("opened"))
+    with pytest.raises(LabelfreeError, match=f"{said}|'mps'"):
+        run.finetune(train, "label", tmp_path / "model", accelerator=word)
+
+
+def test_a_batch_that_a_gpu_has_no_room_for_is_taken_in_parts(run: Run, train: Path) -> None:
+    taken: list[int] = []
+
+    def small(view: Batch) -> torch.Tensor:
+        if len(view) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        taken.append(len(view))
+        return run.encoder(view).pooled
+
+    room = 20
+    found = features_of.apply(run.encoder, small, 16, run.modality, run.open(train), batch_size=50)
+    assert taken == [12, 13, 12, 13, 10]
+    np.testing.assert_allclose(found, run.embed(train), atol=1e-5)
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        features_of.apply(run.encoder, small, 16, run.modality, run.open(train))
+
+
+def test_threads_take_turns_with_a_network(run: Run, train: Path) -> None:
+    inside, most = [0], [0]
+
+    def watched(view: Batch) -> torch.Tensor:
+        inside[0] += 1
+        time.sleep(0.02)
+        most[0] = max(most[0], inside[0])
+        inside[0] -= 1
+        return run.encoder(view).pooled
+
+    dataset = run.open(train)
+    look = partial(features_of.apply, run.encoder, watched, 16, run.modality, dataset, batch_size=20)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: look(), range(2)))
+    np.testing.assert_array_equal(*found)
+    assert most == [1], "a network that one thread brings back from the device is not there for the other"
+
+
+def test_batches_of_nothing_are_refused(run: Run, train: Path) -> None:
+    for size in (0, -1, 2.5):
+        with pytest.raises(LabelfreeError, match="batch_size"):
+            run.embed(train, batch_size=size)
+
+
+def test_a_home_folder_is_found_where_something_is_written_and_read(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_embeddings(run, train, "~/features.npy")
+    assert (tmp_path / "home" / "features.npy").exists()
+    run.finetune(train, "label", "~/model", most_steps=1)
+    assert Model.load("~/model", runs.Net()).classes
+    assert not (tmp_path / "~").exists()
 
 
 def test_an_encoder_of_another_make_is_refused(run: Run) -> None:
@@ -163,6 +274,18 @@ def test_fine_tuning_learns_saves_and_loads(run: Run, train: Path, tmp_path: Pat
     np.testing.assert_allclose(loaded.probabilities(test).sum(axis=1), 1, atol=1e-5)
 
 
+def test_a_fine_tuned_encoder_gives_features_too(
+    run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = run.finetune(train, "label", tmp_path / "model", most_steps=4)
+    features = model.embed(train)
+    assert features.shape == (60, model.encoder.dim)
+    assert np.abs(features - run.embed(train)).max() > 1e-3, "all layers have learnt"
+    monkeypatch.setattr("labelfree.run.load", lambda path: load(path, runs.Net()))
+    assert main(["embed", str(tmp_path / "model"), str(train), "--out", str(tmp_path / "a.npy")]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), features, atol=1e-6)
+
+
 def test_fine_tuning_is_the_same_for_the_same_seed(run: Run, train: Path, tmp_path: Path) -> None:
     first, second = (
         finetune(run, train, "label", tmp_path / name, budget="5/class", learning_rate=0.01) for name in ("a", "b")
@@ -187,9 +310,9 @@ def test_a_time_limit_counts_what_is_embedded_beside_the_steps(
     now, real = [0.0], {name: getattr(classifier, name) for name in names}
 
     def looked(name: str) -> Callable[..., object]:
-        def slow(model: object, modality: object, dataset: object, *, indices: np.ndarray) -> object:
+        def slow(*arguments: object, indices: np.ndarray, **options: object) -> object:
             now[0] += 0.05 * len(indices)
-            return real[name](model, modality, dataset, indices=indices)
+            return real[name](*arguments, indices=indices, **options)
 
         return slow
 

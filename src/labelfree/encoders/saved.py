@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def build_from_config(config: Mapping[str, Any], encoder: nn.Module | None = Non
 
     Args:
         config: what `encoder_config` gave.
-        encoder: the user's own module, where it was one (its code is never in a file).
+        encoder: the user's own module, where it was one (its code is never in a file); a copy of it is used, so that
+            what is opened with one module does not share its weights.
 
     Raises:
         LabelfreeError: it is of another make.
@@ -55,7 +57,7 @@ def build_from_config(config: Mapping[str, Any], encoder: nn.Module | None = Non
     kind = registry.find("modality", registry.modalities(), config["modality"]["name"])
     modality = kind(kind.settings_class.read(config["modality"]["settings"], kind.name))
     modality.load_state(config["modality"]["state"])
-    made = config["encoder"]
+    made, encoder = config["encoder"], copy.deepcopy(encoder)
     if made["shape"] is not None and encoder is not None and not isinstance(encoder, Encoder):
         return modality, Custom(encoder, made["dim"], made["shape"])
     spec = encoder if encoder is not None else made["spec"]

@@ -203,7 +203,8 @@ class Bench:
         return part.only(kept)
 
     def _embed_part(self, encoder: Encoder, part: Part) -> np.ndarray:
-        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, precision="auto")
+        options: dict[str, Any] = {"precision": "auto", "accelerator": self.tuning.accelerator}
+        return embed(encoder, self.run.modality, part.dataset, indices=part.rows, **options)
 
     def _embed(self, encoder: Encoder, numbers: Iterable[int]) -> Features:
         """Features of the test part and of what seeds `numbers` look at in the training part."""
@@ -441,7 +442,7 @@ class Bench:
 
         def make(examples: Examples, number: int) -> Classifier:
             if pretrained:
-                return with_probe(self.run.encoder, modality, examples)
+                return with_probe(self.run.encoder, modality, examples, accelerator=self.tuning.accelerator)
             return Classifier(fresh_encoder(self.run, self.seed + number), examples.classes)
 
         first = self._examples(budget, 0)
@@ -458,9 +459,8 @@ class Bench:
                 steps=steps,
                 seed=self.seed + number,
             )
-            probabilities = class_probabilities(
-                model, modality, self.test.dataset, indices=self.test.rows, precision="auto"
-            )
+            options: dict[str, Any] = {"precision": "auto", "accelerator": self.tuning.accelerator}
+            probabilities = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, **options)
             probed.append(Probed.of(np.nan_to_num(probabilities), search.score, search.pace.rate))
         return probed
 

@@ -171,6 +171,7 @@ def evaluate(
     asked = (budgets,) if isinstance(budgets, int | float) else listed(budgets)
     wanted = list(dict.fromkeys(LabelBudget.parse(budget) for budget in asked))
     tuning = FinetuneSettings.read(settings, "finetune")
+    runtime.checked_device(tuning.accelerator)
     runtime.prepare_machine(tuning.threads)
     torch.manual_seed(seed)
     clock = Clock(None if time_limit is None else parse_duration(time_limit))
@@ -220,7 +221,7 @@ def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[s
         "seed": bench.seed,
         "interval": INTERVAL if bench.seeds > 1 else ONE_SEED,
         "shared_groups": bench.parts.shared_groups,
-        "precision": runtime.best_precision(runtime.device()),
+        "precision": runtime.best_precision(runtime.device(bench.tuning.accelerator)),
         "finetune": bench.tuning.model_dump(mode="json"),
         "seconds": round(bench.clock.spent, 1),
         "versions": runtime.versions(),

@@ -16,11 +16,10 @@ from labelfree import runtime
 from labelfree.data.spread import spaced
 from labelfree.errors import LabelfreeError, nearest
 from labelfree.files import is_address, write_table
-from labelfree.tasks.embed import embed
+from labelfree.tasks.embed import embed, in_parts
 from labelfree.training.logs import say
 
 if TYPE_CHECKING:
-    from labelfree.data.dataset import Dataset
     from labelfree.run import Run
 
 How = Literal["distance", "neighbours"]
@@ -31,6 +30,12 @@ LEARNT, KEPT = 50_000, 5000
 NEIGHBOUR, LEAST = 10, 1e-4
 #: Distances that are held at a time.
 AT_ONCE = 1024
+
+
+def check_how(how: str) -> None:
+    """Raises LabelfreeError where anomalies are not found that way."""
+    if how not in HOW:
+        raise LabelfreeError(f"Anomalies are not found by '{how}'.", nearest(how, HOW) or f"Use {', '.join(HOW)}.")
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,7 @@ class Ordinary:
         """
         from sklearn.covariance import ledoit_wolf_shrinkage
 
-        if how not in HOW:
-            raise LabelfreeError(f"Anomalies are not found by '{how}'.", nearest(how, HOW) or f"Use {', '.join(HOW)}.")
+        check_how(how)
         finite = np.isfinite(features).all(axis=1)
         x = features[finite]
         if len(x) < 2:
@@ -165,7 +169,9 @@ class Anomalies:
 
 
 @runtime.plain_torch()
-def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "distance") -> Anomalies:
+def find_anomalies(
+    run: Run, source: Any, reference: Any = None, how: How = "distance", accelerator: str = "auto"
+) -> Anomalies:
     """How strange each sample of a source is to a run's encoder, without any label.
 
     Args:
@@ -174,15 +180,18 @@ def find_anomalies(run: Run, source: Any, reference: Any = None, how: How = "dis
         reference: what is ordinary (a few strange samples among many do no harm); None for the source that the run was
             pretrained on, or `source` itself where that is gone.
         how: see `Ordinary`.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
         LabelfreeError: anything that the user can mend.
     """
+    check_how(how)
     dataset, ordinary = run.open(source), _reference(run, source, reference)
     other = dataset if ordinary is source else run.open(ordinary)
-    rows = spaced(len(other), LEARNT)
-    learnt = Ordinary.learn(_features(run, other, rows), how)
-    score = learnt.score(_features(run, dataset, np.arange(len(dataset))))
+    rows, parts = spaced(len(other), LEARNT), (run.encoder, run.modality)
+    fast: dict[str, Any] = {"precision": "auto", "accelerator": accelerator}
+    learnt = Ordinary.learn(embed(*parts, other, indices=rows, **fast), how)
+    score = np.concatenate([learnt.score(features) for _, features in in_parts(*parts, dataset, **fast)])
     if dataset.fingerprint() == other.fingerprint():  # what was learnt from a sample does not judge it
         score[rows] = learnt.own
     return Anomalies([dataset.name(row) for row in range(len(dataset))], score, learnt.rank(score))
@@ -196,7 +205,3 @@ def _reference(run: Run, source: Any, reference: Any) -> Any:
         return place
     say("The source of the pretraining is not there any more: the samples are compared with one another.")
     return source
-
-
-def _features(run: Run, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    return embed(run.encoder, run.modality, dataset, indices=rows, precision="auto")

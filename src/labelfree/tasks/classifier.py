@@ -68,6 +68,8 @@ class FinetuneSettings(Settings):
     """share of the training in which the learning rate rises"""
     threads: PositiveInt | Auto = "auto"
     """processor threads for tensor operations, also of what is frozen; auto: all cores"""
+    accelerator: runtime.Accelerator = "auto"
+    """where to compute, also what is frozen"""
 
     def batch(self, labels: int) -> int:
         """Samples of a step, for so many labels."""
@@ -206,7 +208,7 @@ def train_classifier(
     """Train all layers of `model`, in place, for `steps` steps with a cosine schedule; returns it in evaluation mode.
 
     Args:
-        model: on the CPU or the device.
+        model: on the CPU or the device; it stays on the device.
         modality: makes the random views.
         examples: what to learn from; best held in memory.
         settings: all but the pace and the steps.
@@ -215,7 +217,7 @@ def train_classifier(
         seed: of order and augmentation.
         tell: is told now and then how far it is.
     """
-    where = runtime.device()
+    where = runtime.device(settings.accelerator)
     model.to(where).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, pace, settings.weight_decay), fused=True)
     weights = examples.class_weights().to(where)
@@ -252,7 +254,9 @@ def class_probabilities(model: Classifier, modality: Modality, dataset: Dataset,
     return apply(model, probabilities, model.head.out_features, modality, dataset, **options)
 
 
-def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty: float = 1e-3) -> Classifier:
+def with_probe(
+    encoder: Encoder, modality: Modality, examples: Examples, penalty: float = 1e-3, accelerator: str = "auto"
+) -> Classifier:
     """A copy of the encoder with a last layer that logistic regression has fitted to its frozen features.
 
     Starting there keeps fine-tuning from distorting what was learnt (Kumar et al. 2022, "LP-FT"). Of many examples the
@@ -262,7 +266,7 @@ def with_probe(encoder: Encoder, modality: Modality, examples: Examples, penalty
     model.encoder.rescale()
     if len(examples.y) > PROBED:
         examples = examples.only(np.sort(np.random.default_rng(0).permutation(len(examples.y))[:PROBED]))
-    features = embed(encoder, modality, examples.dataset, indices=examples.rows)
+    features = embed(encoder, modality, examples.dataset, indices=examples.rows, accelerator=accelerator)
     readable = ~np.isnan(features[:, 0])
     x, y = features[readable], examples.y[readable]
     scaler = Scaler.fit(x)
@@ -312,7 +316,8 @@ def search_pace(
         model = train_classifier(
             copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed, tell=tell
         )
-        probabilities = class_probabilities(model, modality, held.dataset, indices=held.rows)
+        where: dict[str, Any] = {"indices": held.rows, "accelerator": settings.accelerator}
+        probabilities = class_probabilities(model, modality, held.dataset, **where)
         y, probabilities = held.y[~np.isnan(probabilities[:, 0])], probabilities[~np.isnan(probabilities[:, 0])]
         scores.append(judge(examples.metric, y, probabilities, examples.positive) if len(y) else math.nan)
         if tell is not None:
@@ -344,18 +349,22 @@ def seconds_a_step(model: Classifier, modality: Modality, examples: Examples, se
     """Measured time of one training step, on a copy."""
     trial = copy.deepcopy(model)
     train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=1)
-    began = runtime.clock(runtime.device())
+    where = runtime.device(settings.accelerator)
+    began = runtime.clock(where)
     train_classifier(trial, modality, examples, settings, pace=Pace(1e-5), steps=3)
-    return (runtime.clock(runtime.device()) - began) / 3
+    return (runtime.clock(where) - began) / 3
 
 
-def seconds_beside(encoder: Encoder, modality: Modality, examples: Examples, trials: int) -> float:
+def seconds_beside(
+    encoder: Encoder, modality: Modality, examples: Examples, trials: int, accelerator: str = "auto"
+) -> float:
     """Time that fine-tuning takes beside its steps, by a few samples: to embed those that the last layer is fitted to,
     for the trials and for the training itself, and to score the part that is held out, once a trial.
     """
     few = examples.only(np.arange(min(64, len(examples))))
-    embed(encoder, modality, few.dataset, indices=few.rows)  # the first time is slower
+    look = partial(embed, encoder, modality, few.dataset, indices=few.rows, accelerator=accelerator)
+    look()  # the first time is slower
     began = time.perf_counter()
-    embed(encoder, modality, few.dataset, indices=few.rows)
+    look()
     looks = 2 * min(PROBED, len(examples)) + trials * len(examples) / 5
     return looks * (time.perf_counter() - began) / len(few)

@@ -162,6 +162,7 @@ def doctor(
     limit: int | None = None,
     near: float = 0.15,
     threshold: float = 0.05,
+    accelerator: str = "auto",
     **settings: Any,
 ) -> Checkup:
     """Look for what is wrong with a source.
@@ -176,6 +177,7 @@ def doctor(
         near: distance of raw features, as a share of that usual between neighbours, below which two samples are near
             copies.
         threshold: share of faulty samples above which the source has failed.
+        accelerator: where the run's encoder computes, as in pretraining: auto, cpu, cuda or mps.
         **settings: of the modality.
 
     Raises:
@@ -201,7 +203,7 @@ def doctor(
     if labels is not None:
         findings += _disagreeing(labels, findings)
     if trained is not None:
-        findings += _outlying(trained, dataset, survey)
+        findings += _outlying(trained, dataset, survey, accelerator)
     return Checkup(
         source=without_secrets(source) if isinstance(source, str | Path) else type(source).__name__,
         modality=kind.name,
@@ -369,14 +371,14 @@ def _disagreeing(labels: Labels, findings: Sequence[Finding]) -> list[Finding]:
     return [Finding("labels disagree", words, sorted(reasons), groups, reasons)] if reasons else []
 
 
-def _outlying(run: Run, dataset: Dataset, survey: Survey) -> list[Finding]:
+def _outlying(run: Run, dataset: Dataset, survey: Survey, accelerator: str) -> list[Finding]:
     """Samples whose features lie far from all others', by the distance to a few neighbours (Ramaswamy et al. 2000)."""
     from labelfree.tasks.embed import embed
 
     rows = _thinned(np.array(survey.rows, dtype=np.int64))
     if len(rows) <= NEIGHBOURS:
         return []
-    x = embed(run.encoder, run.modality, dataset, indices=rows)
+    x = embed(run.encoder, run.modality, dataset, indices=rows, accelerator=accelerator)
     score = outlyingness(x)
     far = {int(rows[i]): f"{score[i]:.0f} deviations from the usual" for i in np.flatnonzero(score > OUTLYING)}
     words = "lie far from all others in the encoder's features"

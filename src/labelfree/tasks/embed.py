@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from labelfree import runtime
 from labelfree.data.batch import Batch
 from labelfree.data.dataset import Dataset
-from labelfree.data.loader import rows_and_batches
+from labelfree.data.loader import evenly, rows_and_batches
 from labelfree.encoders.base import Encoder, evaluating
 from labelfree.files import replacing, writable
 from labelfree.modalities.base import Modality
+from labelfree.settings import whole
 
 if TYPE_CHECKING:
     from labelfree.run import Run
+    from labelfree.tasks.finetune import Model
 
 #: Samples whose features are in memory at a time, and in a Parquet row group.
 CHUNK = 8192
@@ -39,11 +41,12 @@ def apply(
     modality: Modality,
     dataset: Dataset,
     batch_size: int = 256,
-    device: torch.device | str | None = None,
+    accelerator: str = "auto",
     indices: Sequence[int] | np.ndarray | None = None,
     precision: str = "32",
 ) -> np.ndarray:
-    """What `output` makes of the unaugmented view of each sample; the network is left as it was found.
+    """What `output` makes of the unaugmented view of each sample; the network is left as it was found. Threads that ask
+    for the same network wait for each other.
 
     Args:
         network: what `output` runs; in evaluation mode and on the device meanwhile.
@@ -52,16 +55,16 @@ def apply(
         modality: makes the views (`prepare`).
         dataset: an opened source.
         batch_size: samples a forward pass; fewer of those that are longer than a training's.
-        device: where to compute; the best there is by default.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
         indices: places in the dataset; all by default.
         precision: "32", since what it gives is kept, and told apart by little; "auto" for the fastest, where only
             scores are made of it; or "bf16".
 
     Returns:
         (N, width) float32, NaN in rows whose sample cannot be read. Where the network remembers, a sample's row is what
-        it makes of it after all the samples before it in its source.
+        it makes of it after all batches before its own in its source.
     """
-    where = torch.device(device) if device is not None else runtime.device()
+    where, batch_size = runtime.checked_device(accelerator), whole("batch_size", batch_size, 1)
     places = np.arange(len(dataset)) if indices is None else np.asarray(indices)
     memories = _memories(network)
     wanted, sizes = np.arange(len(places)), None
@@ -74,16 +77,26 @@ def apply(
         places, wanted = places[order], np.argsort(order)
         sizes = every[places]
     out = np.full((len(places), width), np.nan, dtype=np.float32)
-    with _lent(network, where):
+    with runtime.turn(network), _lent(network, where):
         parts = together(len(places), batch_size, sizes, modality)
         for rows, raw in rows_and_batches(dataset, modality, parts, places):
             view = modality.prepare(raw.to(where))
             with runtime.autocast(where, precision):
-                result = output(view)
+                result = _in_room(output, view)
             out[rows] = result.float().cpu().numpy()
             for memory in memories:
                 memory.remember(view)
     return out[wanted]
+
+
+def _in_room(output: Callable[[Batch], Tensor], view: Batch) -> Tensor:
+    """What `output` makes of a view; of its halves one after the other, where a GPU has no room for all of it."""
+    with suppress(torch.OutOfMemoryError):
+        return output(view)
+    if len(view) == 1:
+        return output(view)
+    middle = len(view) // 2
+    return torch.cat([_in_room(output, view[half]) for half in (slice(middle), slice(middle, None))])
 
 
 def _memories(network: nn.Module) -> list[Encoder]:
@@ -128,15 +141,34 @@ def embed(encoder: Encoder, modality: Modality, dataset: Dataset, batch_size: in
         modality: of its data.
         dataset: an opened source.
         batch_size: samples a forward pass.
-        **options: `device`, `indices` and `precision` of `apply`.
+        **options: `accelerator`, `indices` and `precision` of `apply`.
     """
     return apply(encoder, lambda view: encoder(view).pooled, encoder.dim, modality, dataset, batch_size, **options)
 
 
+def in_parts(
+    encoder: Encoder, modality: Modality, dataset: Dataset, *arguments: Any, **options: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a dataset and their features, some at a time, so that memory does not grow with the source.
+
+    They come all at once where the encoder remembers, since it would begin anew with each part; further arguments as
+    `embed` has them.
+    """
+    size = max(1, len(dataset)) if encoder.remembers else CHUNK
+    for part in evenly(len(dataset), size):
+        rows = np.arange(part.start, part.stop)
+        yield rows, embed(encoder, modality, dataset, *arguments, indices=rows, **options)
+
+
 def write_embeddings(
-    run: Run, source: Any, file: str | Path, force: bool = False, batch_size: int = 256
+    run: Run | Model,
+    source: Any,
+    file: str | Path,
+    force: bool = False,
+    batch_size: int = 256,
+    accelerator: str = "auto",
 ) -> tuple[int, int]:
-    """Write the features of every sample, D float32, to a file.
+    """Write the features that a run's or a fine-tuned model's encoder makes of every sample, D float32, to a file.
 
     A .parquet file has `name` and `feature` (a list, null where unreadable); a .csv file `name` and a column a number;
     a .npy file is an array (N, D), its rows NaN where unreadable.
@@ -148,15 +180,10 @@ def write_embeddings(
         LabelfreeError: another kind of file, one that exists and `force` is false, or one that cannot be written.
     """
     path = writable(file, force, FORMATS)
-    dataset, encoder = run.open(source), run.encoder
-    # one that remembers would begin anew with each chunk
-    chunk = max(1, len(dataset)) if encoder.remembers else CHUNK
-    unreadable = 0
-    with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), encoder.dim) as write:
-        for start in range(0, len(dataset), chunk):
-            rows = range(start, min(start + chunk, len(dataset)))
-            features = embed(encoder, run.modality, dataset, batch_size, indices=np.asarray(rows))
-            write([dataset.name(row) for row in rows], features)
+    dataset, unreadable = run.open(source), 0
+    with replacing(path) as beside, _writer(beside, path.suffix.lower(), len(dataset), run.encoder.dim) as write:
+        for rows, features in in_parts(run.encoder, run.modality, dataset, batch_size, accelerator=accelerator):
+            write([dataset.name(row) for row in rows.tolist()], features)
             unreadable += int(np.isnan(features[:, 0]).sum())
     return len(dataset) - unreadable, unreadable
 

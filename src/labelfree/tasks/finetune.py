@@ -12,6 +12,7 @@ from torch import nn
 
 from labelfree import runtime
 from labelfree.data.dataset import Dataset
+from labelfree.encoders.base import Encoder
 from labelfree.encoders.saved import build_from_config, encoder_config
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import read_json, replacing, writable, write_json
@@ -28,6 +29,7 @@ from labelfree.tasks.classifier import (
     train_searched,
     with_probe,
 )
+from labelfree.tasks.embed import embed
 from labelfree.tasks.labels import LabelBudget, Labels, check_enough, choose, is_uneven, read_labels
 from labelfree.tensors import read_tensors, write_tensors
 from labelfree.training.logs import duration, parse_duration, say
@@ -50,17 +52,27 @@ class Model:
     ) -> None:
         self.network, self.modality, self.classes, self.info, self.path = network.eval(), modality, classes, info, path
 
+    @property
+    def encoder(self) -> Encoder:
+        """The fine-tuned encoder, in evaluation mode."""
+        return self.network.encoder
+
     def open(self, source: Any) -> Dataset:
         """Open a source as the model's kind of data."""
         return self.modality.open(source)
 
-    def probabilities(self, source: Any, batch_size: int = 256) -> np.ndarray:
-        """(N, C) float32 probability of each class for every sample, NaN rows where one cannot be read."""
-        return class_probabilities(self.network, self.modality, self.open(source), batch_size=batch_size)
+    def embed(self, source: Any, batch_size: int = 256, accelerator: str = "auto") -> np.ndarray:
+        """(N, D) float32 features of the fine-tuned encoder, NaN rows where a sample cannot be read."""
+        return embed(self.encoder, self.modality, self.open(source), batch_size, accelerator=accelerator)
 
-    def predict(self, source: Any, batch_size: int = 256) -> np.ndarray:
+    def probabilities(self, source: Any, batch_size: int = 256, accelerator: str = "auto") -> np.ndarray:
+        """(N, C) float32 probability of each class for every sample, NaN rows where one cannot be read."""
+        options: dict[str, Any] = {"batch_size": batch_size, "accelerator": accelerator}
+        return class_probabilities(self.network, self.modality, self.open(source), **options)
+
+    def predict(self, source: Any, batch_size: int = 256, accelerator: str = "auto") -> np.ndarray:
         """(N,) names of the most probable classes, None where a sample cannot be read."""
-        return self.names(self.probabilities(source, batch_size))
+        return self.names(self.probabilities(source, batch_size, accelerator))
 
     def names(self, probabilities: np.ndarray) -> np.ndarray:
         """(N, C) → (N,) names of the most probable classes, None for NaN rows."""
@@ -88,7 +100,7 @@ class Model:
         Raises:
             LabelfreeError: missing, cut or altered.
         """
-        folder = Path(path)
+        folder = Path(path).expanduser()
         if not (folder / "model.json").exists():
             raise LabelfreeError(f"There is no model at '{path}'.", "Name the folder that `labelfree finetune` wrote.")
         config = read_json(folder / "model.json")
@@ -144,6 +156,7 @@ def finetune(
         )
     seed = whole("seed", seed or 0)
     chosen = FinetuneSettings.read(settings, "finetune")
+    runtime.checked_device(chosen.accelerator)
     runtime.prepare_machine(chosen.threads)
     torch.manual_seed(seed)
     folder = _folder(out, force, run, train)
@@ -153,7 +166,13 @@ def finetune(
     wanted = chosen.steps(len(examples.y))
     steps = _steps(run, examples, chosen, until)
     network, found = train_searched(
-        lambda few: with_probe(run.encoder, run.modality, few), run.modality, examples, chosen, steps, seed, tell=say
+        lambda few: with_probe(run.encoder, run.modality, few, accelerator=chosen.accelerator),
+        run.modality,
+        examples,
+        chosen,
+        steps,
+        seed,
+        tell=say,
     )
     info = {
         "label": label,
@@ -213,7 +232,7 @@ def _steps(run: Run, examples: Examples, chosen: FinetuneSettings, until: float 
     steps, trials = chosen.steps(len(examples.y)), len(chosen.paces(True))
     cost = seconds_a_step(Classifier(run.encoder, examples.classes), run.modality, examples, chosen)
     cost *= 1 + trials / 2  # trials of half the steps, and the training itself
-    looking = seconds_beside(run.encoder, run.modality, examples, trials)
+    looking = seconds_beside(run.encoder, run.modality, examples, trials, chosen.accelerator)
     if until is not None:
         steps = max(1, min(steps, int(0.9 * (until - time.perf_counter() - looking) / cost)))
     say(

@@ -11,7 +11,12 @@ from labelfree.tasks.finetune import Model
 
 
 def predict(
-    model: Model | str | Path, source: Any, out: str | Path, force: bool = False, probabilities: bool = False
+    model: Model | str | Path,
+    source: Any,
+    out: str | Path,
+    force: bool = False,
+    probabilities: bool = False,
+    accelerator: str = "auto",
 ) -> tuple[int, int]:
     """Write `name`, `prediction` and `confidence` of every sample; all but the name empty where one cannot be read.
 
@@ -21,6 +26,7 @@ def predict(
         out: .csv, .parquet or .jsonl file.
         force: replace the file.
         probabilities: also write those of all classes, in columns `p:` and the class.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Returns:
         How many samples have a prediction, and how many cannot be read; the table has a row for each of both.
@@ -33,7 +39,7 @@ def predict(
     path = writable(out, force, TABLES)
     model = model if isinstance(model, Model) else Model.load(model)
     dataset = model.open(source)
-    found = class_probabilities(model.network, model.modality, dataset)
+    found = class_probabilities(model.network, model.modality, dataset, accelerator=accelerator)
     names = model.names(found).tolist()
     columns = {
         "name": [dataset.name(row) for row in range(len(dataset))],

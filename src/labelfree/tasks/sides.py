@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ class ZeroShot:
         write_table({**columns, "similarity": pa.array(near, pa.float32())}, out, force)
 
 
-def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.ndarray]:
+def sides_of(run: Run, dataset: Dataset, batch_size: int = 256, accelerator: str = "auto") -> dict[str, np.ndarray]:
     """(N, W) float32 unit vectors of each side of every row, NaN where it is missing or cannot be read.
 
     Raises:
@@ -124,7 +125,7 @@ def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.
 
     if Need.PAIR not in run.modality.offers:
         raise Refusal(f"'{run.path}' is of {run.modality.name} data: pairs are needed.", "Pretrain on pairs first.")
-    joint = embed(run.encoder, run.modality, dataset, batch_size)
+    joint = embed(run.encoder, run.modality, dataset, batch_size, accelerator=accelerator)
     names = list(run.modality.sides)
     apart = joint.reshape(len(joint), len(names), -1)
     apart[(apart == 0).all(axis=2)] = np.nan
@@ -132,7 +133,9 @@ def sides_of(run: Run, dataset: Dataset, batch_size: int = 256) -> dict[str, np.
 
 
 @runtime.plain_torch()
-def retrieve(run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: int = 256) -> list[Direction]:
+def retrieve(
+    run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: int = 256, accelerator: str = "auto"
+) -> list[Direction]:
     """Of each side of a row, look for every other side among those of all rows that have both.
 
     Args:
@@ -140,12 +143,13 @@ def retrieve(run: Run, source: Any, at: Sequence[int] = (1, 5, 10), batch_size: 
         source: rows that it has not seen.
         at: the K of R@K.
         batch_size: rows a forward pass.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
         LabelfreeError: fewer than two rows have two sides.
     """
     dataset = run.open(source)
-    sides = sides_of(run, dataset, batch_size)
+    sides = sides_of(run, dataset, batch_size, accelerator)
     same = _same(dataset, list(sides))
     found = []
     for query, key in permutations(sides, 2):
@@ -224,6 +228,7 @@ def zero_shot(
     classes: Sequence[str] = (),
     prompts: Sequence[str] = ("{}",),
     batch_size: int = 256,
+    accelerator: str = "auto",
 ) -> ZeroShot:
     """Name each sample by the class whose words lie nearest (Radford et al. 2021, CLIP, §3.1.2): nothing is trained.
 
@@ -234,6 +239,7 @@ def zero_shot(
         classes: names of the classes; those of `label` by default.
         prompts: sentences about a class, {} being its name; a class is the mean of them.
         batch_size: samples a forward pass.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
         LabelfreeError: there are no classes, or a prompt has no place for a name.
@@ -244,8 +250,9 @@ def zero_shot(
     names = tuple(classes) or (labels.classes if labels is not None else ())
     if len(names) < 2:
         raise LabelfreeError("Two classes or more are needed to choose from.", "Name a label column, or the classes.")
-    words = _class_vectors(run, names, prompts, batch_size)
-    sides = {name: vectors for name, vectors in sides_of(run, dataset, batch_size).items() if name != "text"}
+    vectors_of = partial(sides_of, run, batch_size=batch_size, accelerator=accelerator)
+    words = _class_vectors(run, names, prompts, vectors_of)
+    sides = {name: vectors for name, vectors in vectors_of(dataset).items() if name != "text"}
     side = max(sides, key=lambda name: np.count_nonzero(~np.isnan(sides[name][:, 0])))
     near = sides[side] @ words.T
     there = ~np.isnan(near[:, 0])
@@ -264,7 +271,9 @@ def zero_shot(
     return ZeroShot(*found, Proportion.of(hit), balanced, float(np.bincount(y).max() / len(y)), labels.notes)
 
 
-def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], batch_size: int) -> np.ndarray:
+def _class_vectors(
+    run: Run, classes: Sequence[str], prompts: Sequence[str], vectors_of: Callable[[Dataset], dict[str, np.ndarray]]
+) -> np.ndarray:
     """(C, W) unit vectors of the classes' words."""
     without = next((prompt for prompt in prompts if "{}" not in prompt), None)
     if without is not None or not prompts:
@@ -274,6 +283,6 @@ def _class_vectors(run: Run, classes: Sequence[str], prompts: Sequence[str], bat
     found = []
     for prompt in prompts:
         texts = {"text": [prompt.replace("{}", name.replace("_", " ")) for name in classes]}
-        found.append(sides_of(run, run.open(texts), batch_size)["text"])
+        found.append(vectors_of(run.open(texts))["text"])
     total = np.sum(found, axis=0)
     return np.asarray(total / np.linalg.norm(total, axis=1, keepdims=True))

@@ -12,6 +12,7 @@ import torch
 from labelfree import runtime
 from labelfree.data.events import Log, moment
 from labelfree.errors import LabelfreeError
+from labelfree.settings import whole
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -34,7 +35,8 @@ class Stream:
     @runtime.plain_torch()
     def __init__(self, run: Run, batch_size: int = 256) -> None:
         self._seen = run.modality.nothing_seen()
-        self._modality, self._objective, self._batch_size = run.modality, run.objective(), batch_size
+        self._batch_size = whole("batch_size", batch_size, 1)
+        self._modality, self._objective = run.modality, run.objective()
         self._objective.eval()
         self._objective.encoder.reset()
         self._device = torch.device("cpu")

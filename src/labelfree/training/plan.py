@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from pydantic import Field, ValidationError
 
 from labelfree import registry, runtime
@@ -194,7 +193,7 @@ def make_plan(
     """
     choices: list[Choice] = []
     engine = engine_settings(settings)
-    check_device(engine)
+    runtime.checked_device(engine.accelerator, engine.devices)
     check_tensorboard(engine.tensorboard)
     if modality is None or modality == "auto":
         modality, words = recognise(source)
@@ -388,7 +387,7 @@ def moved(plan: Plan, given: Mapping[str, Any]) -> Plan:
     settings = engine_settings(given)
     own = {key: getattr(settings, key) for key in OF_MACHINE if {key, f"training.{key}"} & given.keys()}
     training = plan.training.model_copy(update=own)
-    check_device(training)
+    runtime.checked_device(training.accelerator, training.devices)
     anew = [
         Choice(key, value, f"was {old}").record()
         for key, value in own.items()
@@ -396,16 +395,3 @@ def moved(plan: Plan, given: Mapping[str, Any]) -> Plan:
     ]
     changed = plan.model_copy(update={"training": training, "choices": [*plan.choices, *anew]})
     return resolve_machine(changed, streamed=training.cache == "none")
-
-
-def check_device(settings: TrainSettings) -> torch.device:
-    """The device. Raises LabelfreeError where there are too few, or none."""
-    device = runtime.device(settings.accelerator)
-    if device.type == "cuda" and (have := torch.cuda.device_count()) < settings.devices:
-        raise LabelfreeError(
-            f"{settings.devices} GPU(s) were asked for and {have} found.",
-            f"Set devices={have} or accelerator=cpu." if have else "Set accelerator=cpu.",
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise LabelfreeError("There is no Apple GPU here.", "Set accelerator=cpu.")
-    return device

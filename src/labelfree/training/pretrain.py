@@ -37,7 +37,6 @@ from labelfree.training.logs import (
 from labelfree.training.plan import (
     OF_MACHINE,
     Plan,
-    check_device,
     engine_settings,
     make_plan,
     moved,
@@ -109,7 +108,7 @@ def pretrain(
         raise LabelfreeError("There is no source to learn from.", "Name a folder, a file or an array.")
     length, seed = read_length(epochs, steps, time_limit), whole("seed", seed or 0)
     engine = engine_settings(settings)
-    accelerator = check_device(engine).type
+    accelerator = runtime.checked_device(engine.accelerator, engine.devices).type
     runtime.prepare_products(engine.deterministic)
     if not processes.is_first():
         return _launch(None, Path(), source, network, {}, accelerator)
@@ -133,7 +132,8 @@ def pretrain(
 def _fit_time(job: Job, length: Mapping[str, Any], began: float, found: Description) -> None:
     """Try a few steps, resolve how many there will be, and say what will be trained."""
     plan, seconds = job.plan, length["seconds"]
-    device, world = check_device(plan.training), _world(plan)
+    engine = plan.training
+    device, world = runtime.checked_device(engine.accelerator, engine.devices), _world(plan)
     runtime.prepare_machine(int(plan.training.threads))
     allowance = 4.0 if seconds is None else min(10.0, 0.03 * seconds)
     others = runtime.Others()

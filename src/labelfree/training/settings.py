@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from labelfree.runtime import Accelerator
 from labelfree.settings import Settings, Share
 
 Auto = Literal["auto"]
@@ -49,7 +50,7 @@ class TrainSettings(OptimSettings):
     """processor threads for tensor operations of each process"""
     devices: PositiveInt = 1
     """processes on this machine, one a device"""
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Accelerator = "auto"
     """where to compute"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """several processes: copies of the model (ddp), or one model in shards (fsdp, for encoders too large to copy)"""

@@ -80,18 +80,18 @@ def structure(sample: Sample, x: np.ndarray, levels: int = 4, width: int = 32) -
 
 
 def drawing(nodes: np.ndarray, edges: np.ndarray, roots: int) -> str:
-    """An SVG of a graph of (n, F) nodes; colours say which feature is the largest; the roots are ringed."""
+    """An SVG of a graph of (n, F) nodes; colours say which feature is the largest, and nodes of which no feature is
+    known are hollow; the roots are ringed.
+    """
     count = min(len(nodes), _MOST)
     edges = edges[(edges < count).all(axis=1) & (edges[:, 0] >= 0)]
-    place, ring = _layout(count, edges), ' stroke="black"'
-    kind = np.nan_to_num(nodes[:count]).argmax(axis=1) if nodes.shape[1] else np.zeros(count, dtype=int)
+    place = _layout(count, edges)
     lines = "".join(
         f'<line x1="{place[a, 0]:.1f}" y1="{place[a, 1]:.1f}" x2="{place[b, 0]:.1f}" y2="{place[b, 1]:.1f}"/>'
         for a, b in edges.tolist()
     )
     dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if number < roots else 3}" fill="{_COLOURS[kind[number] % 8]}"'
-        f"{ring if number < roots else ''}/>"
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if number < roots else 3}" {_paint(nodes[number], number < roots)}/>'
         for number, (x, y) in enumerate(place.tolist())
     )
     title = f"{len(nodes):,} nodes" + (f", {count} shown" if count < len(nodes) else "")
@@ -99,6 +99,14 @@ def drawing(nodes: np.ndarray, edges: np.ndarray, roots: int) -> str:
         f'<svg viewBox="0 0 {_SIZE} {_SIZE}" width="{_SIZE}" height="{_SIZE}" role="img" '
         f'xmlns="http://www.w3.org/2000/svg"><title>{title}</title><g stroke="#999">{lines}</g>{dots}</svg>'
     )
+
+
+def _paint(features: np.ndarray, root: bool) -> str:
+    """What a node of (F,) features is filled and ringed with."""
+    known = ~np.isnan(features)
+    fill = _COLOURS[np.where(known, features, -np.inf).argmax() % 8] if known.any() else "white"
+    ring = "black" if root else "" if known.any() else "#999"
+    return f'fill="{fill}"' + (f' stroke="{ring}"' if ring else "")
 
 
 def _layout(count: int, edges: np.ndarray) -> np.ndarray:

@@ -432,6 +432,21 @@ class Graph(Modality):
         error = 1 - F.cosine_similarity(prediction * known, target, dim=-1)
         return error.clamp_min(0) ** self.settings.error_power
 
+    def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
+        """A predicted node is as large as it is in the view where the error is one of directions."""
+        x = view.data.float()
+        if prediction is not None:
+            found = prediction.float()
+            if self.settings.node_error == "cosine":
+                own, size = (each.nan_to_num().norm(dim=-1, keepdim=True) for each in (x, found))
+                found = found * own / size.clamp_min(1e-12)
+            x = found if mask is None else torch.where(mask[..., None], found, x)
+        mean, std = on_device(self._scale, x.device)
+        nodes, edges = (part.cpu().numpy() for part in (x * std + mean, view.extra["edges"]))
+        counts = [x.shape[1]] * len(view) if view.lengths is None else view.lengths.tolist()
+        rows = zip(nodes, counts, view.index.tolist(), edges, strict=True)
+        return [Sample(own[:count], index, extra={"edges": ends}) for own, count, index, ends in rows]
+
     # ---- for people, and for baselines
 
     def show(self, sample: Sample) -> str:
