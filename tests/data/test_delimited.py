@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from labelfree.data import sources
+from labelfree.data.delimited import read_start
 from labelfree.data.events import LogOptions, read_log
 from labelfree.data.recordings import ReadOptions, read_recordings
 from labelfree.data.sources import read_head, read_table
@@ -63,6 +64,23 @@ def test_a_damaged_byte_leaves_the_others_in_their_encoding(tmp_path: Path, plac
     path.write_bytes(content[:at] + b"\xff" + content[at:])
     read = Text().open(path).texts([1])[0] if place == "text" else read_table(path).column(0).to_pylist()[0]
     assert str(read).startswith("naïve José")
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";")])
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path: Path, name: str, mark: str) -> None:
+    texts = [f"the words of row {number}" for number in range(300)]
+    texts[9], texts[200], texts[250] = '"Hello" there', '"Good morning', 'a 5" pipe and "more'
+    lines = [f"{number}{mark}{text}{mark}{number % 2}\n" for number, text in enumerate(texts)]
+    path = written(tmp_path, f"n{mark}text{mark}label\n{''.join(lines)}", name=name)
+    ragged: dict[int, str] = {}
+    assert read_table(path, ragged=ragged).column("text").to_pylist() == texts
+    assert not ragged
+    assert read_start(path.read_bytes(), path.suffix).column("text").to_pylist() == texts
+
+
+def test_lines_in_quotes_stay_in_their_cell_beside_quotes_inside_of_others(tmp_path: Path) -> None:
+    text = 'n,text\n1,"two\nlines"\n2,a 5" pipe\n3,"he said ""no"""\n'
+    assert read_table(written(tmp_path, text)).column("text").to_pylist() == ["two\nlines", 'a 5" pipe', 'he said "no"']
 
 
 def test_thousands_of_an_english_table_are_no_decimals(tmp_path: Path) -> None:

@@ -39,11 +39,17 @@ def nameless(names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Form:
-    """How a file writes its cells; `header`: whether its first row holds the names of the columns."""
+    """How a file writes its cells.
+
+    Attributes:
+        header: whether its first row holds the names of the columns.
+        quotes: whether cells may stand in quotes.
+    """
 
     delimiter: str
     decimal: str = "."
     header: bool = True
+    quotes: bool = True
 
 
 def read_whole(path: Path, head: bytes, ragged: dict[int, str] | None = None) -> pa.Table:
@@ -74,12 +80,12 @@ def read_start(head: bytes, suffix: str) -> pa.Table:
     Raises:
         ValueError, pa.ArrowException: it is no text, or its first bytes are no table.
     """
-    text = decode(head)
+    text, form = decode(head), _form_of(head, suffix, False)
     end = text.rfind("\n") + 1
-    while text.count('"', 0, end) % 2:  # within a cell
+    while form.quotes and text.count('"', 0, end) % 2:  # within a cell
         end = text.rfind("\n", 0, end - 1) + 1
     content = text[:end].encode()
-    return _parse(content, len(content), _form_of(head, suffix, False), {})
+    return _parse(content, len(content), form, {})
 
 
 def _parse(source: Path | bytes, size: int, form: Form, ragged: dict[int, str] | None) -> pa.Table:
@@ -118,7 +124,10 @@ def _read(source: Path | bytes, form: Form, block: int | None, odd: dict[int, st
         # one thread knows the numbers of rows
         ReadOptions(use_threads=odd is None, block_size=block, autogenerate_column_names=not form.header),
         ParseOptions(
-            delimiter=form.delimiter, newlines_in_values=True, invalid_row_handler=None if odd is None else skip
+            delimiter=form.delimiter,
+            quote_char='"' if form.quotes else False,
+            newlines_in_values=form.quotes,
+            invalid_row_handler=None if odd is None else skip,
         ),
         ConvertOptions(decimal_point=form.decimal),
     )
@@ -156,7 +165,8 @@ def _form_of(head: bytes, suffix: str, whole: bool) -> Form:
     mark = max(fitting, key=lambda mark: _share_of_numbers(rows[mark]), default=usual)
     decimal = _decimal(rows[mark], mark)
     names = [cell.replace(decimal, ".") for cell in rows[mark][0]] if rows[mark] else []
-    return Form(mark, decimal, not (names and (_is_data(names) or _is_text(rows[mark]))))
+    header = not (names and (_is_data(names) or _is_text(rows[mark])))
+    return Form(mark, decimal, header, not _has_stray_quotes(text, mark, whole))
 
 
 def _rows(text: str, mark: str, whole: bool) -> list[list[str]]:
@@ -166,6 +176,22 @@ def _rows(text: str, mark: str, whole: bool) -> list[list[str]]:
     except csv.Error:  # a cell of very many characters
         return []
     return [row for row in (found if whole or len(found) == LOOK_AT else found[:-1]) if row]
+
+
+def _has_stray_quotes(text: str, mark: str, whole: bool) -> bool:
+    """Whether quotes are signs like others, as in tables of texts that know no quoting: a single one would swallow all
+    rows up to the next. Its line has as many cells as all others have, and as cells in quotes they make no sense.
+    """
+    end = len(text) if whole else text.rfind("\n") + 1
+    lines = [line for line in text[:end].split("\n") if line.strip()]
+    alike = len({line.count(mark) for line in lines}) == 1 and mark in lines[0] and '"' not in lines[0]
+    if not alike or not any(line.count('"') % 2 for line in lines):
+        return False
+    try:
+        rows = csv.reader(io.StringIO(text[:end], newline=""), delimiter=mark, strict=True)
+        return len({len(row) for row in rows if row}) > 1
+    except csv.Error:
+        return True
 
 
 def _splits(rows: list[list[str]]) -> bool:

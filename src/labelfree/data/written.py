@@ -17,7 +17,7 @@ _FRACTION, _ZONE = r"\.\d+", r"[+-]\d\d:?(?:\d\d)?"
 def numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """The cells that are numbers, null elsewhere; None where most are none. Whole numbers where all of them are.
 
-    Signs of currencies are left out, and commas between thousands where no cell has a comma for decimals.
+    Signs of currencies and per cent are left out, and commas between thousands where no cell has a comma for decimals.
     """
     if pc.all(pc.is_null(_spelt_numbers(column.drop_null().slice(0, HEAD)))).as_py():
         return None
@@ -37,7 +37,7 @@ def _cast(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _spelt_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    bare = pc.replace_substring_regex(column, r"^\s*\+?(-?)[$€£¥]?\s*(-?[\d.,][\d.,eE+-]*)\s*[$€£¥]?\s*$", r"\1\2")
+    bare = pc.replace_substring_regex(column, r"^\s*\+?(-?)[$€£¥]?\s*(-?[\d.,][\d.,eE+-]*)\s*[$€£¥%]?\s*$", r"\1\2")
     if not pc.any(pc.match_substring_regex(bare, _DECIMAL_COMMA)).as_py():
         grouped = pc.match_substring_regex(bare, _THOUSANDS)
         bare = pc.if_else(grouped, pc.replace_substring(bare, ",", ""), bare)

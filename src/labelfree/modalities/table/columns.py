@@ -185,11 +185,11 @@ def _typed(name: str, values: pa.ChunkedArray, wanted: Wanted, named: bool) -> t
     if pa.types.is_dictionary(kind) and col.is_number(kind.value_type):  # who keeps numbers so says that they are codes
         return _category(name, words(values), wanted.most_values)
     if col.is_number(kind):
-        return _numeric(name, values, words(values), named), ""
+        return _numeric(name, values, values, named), ""
     if col.is_moment(kind):
         return _date(name, values), ""
     if pa.types.is_boolean(kind):
-        return _boolean(name, words(values)), ""
+        return _boolean(name, values), ""
     return _from_words(name, words(values), wanted, named)
 
 
@@ -197,8 +197,8 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
-def _numeric(name: str, values: pa.ChunkedArray, spelt: pa.ChunkedArray, named: bool) -> Column:
-    """A column of numbers, also as words. Raises Unused with the reason why it is none."""
+def _numeric(name: str, values: pa.ChunkedArray, given: pa.ChunkedArray, named: bool) -> Column:
+    """A column of numbers, `given` so or as words. Raises Unused with the reason why it is none."""
     known = col.numbers(pa.table({name: values}), name)
     known = known[~np.isnan(known)]
     if not len(known):
@@ -207,7 +207,7 @@ def _numeric(name: str, values: pa.ChunkedArray, spelt: pa.ChunkedArray, named: 
     if low == high and len(known) == len(values):
         raise Unused("constant")
     if low == high or (low == 0 and high == 1 and bool(((known == 0) | (known == 1)).all())):
-        return _boolean(name, spelt)
+        return _boolean(name, given)
     if not named and pa.types.is_integer(values.type) and len(known) >= FEW_ROWS:
         steps = np.diff(known)
         if len(known) == len(values) and bool((steps == 1).all()):
@@ -223,7 +223,8 @@ def is_identity(name: str) -> bool:
     return spelt in col.IDENTITY_NAMES or spelt.rpartition("_")[2] in ("id", "uuid", "guid", "key", "hash")
 
 
-def _boolean(name: str, spelt: pa.ChunkedArray) -> Column:
+def _boolean(name: str, given: pa.ChunkedArray) -> Column:
+    spelt = words(given)
     values = tuple(sorted(pc.unique(spelt.drop_null()).to_pylist()))
     if len(values) < 2 and not spelt.null_count:
         raise Unused("constant")
