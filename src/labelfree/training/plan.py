@@ -191,17 +191,11 @@ def make_plan(
         seconds: time allowed, None where the user fixed epochs or steps.
         settings: flat `key: value` of the engine, the objective and the modality.
     """
-    choices: list[Choice] = []
     engine = engine_settings(settings)
     runtime.checked_device(engine.accelerator, engine.devices)
     check_tensorboard(engine.tensorboard)
-    if modality is None or modality == "auto":
-        modality, words = recognise(source)
-        choices.append(Choice("modality", modality, words))
-    kind = registry.find("modality", registry.modalities(), modality)
-    own = _owned(settings, kind)
-    data = kind(kind.settings_class.read(own, kind.name))
-    dataset = data.open(source)
+    data, choices = _kind_of(source, modality, settings)
+    kind, dataset = type(data), data.open(source)
     found = dataset.describe()
     offered = {choice.key: choice for choice in data.defaults(found, _budget(engine, seconds, method, settings))}
 
@@ -248,6 +242,16 @@ def make_plan(
         dataset = data.open(source)
         found = dataset.describe()
     return plan, data, dataset, found
+
+
+def _kind_of(source: Any, modality: str | None, settings: Mapping[str, Any]) -> tuple[Modality, list[Choice]]:
+    """The modality of a source with the settings of it that are given, and why it is this one, unless it was named."""
+    choices = []
+    if modality is None or modality == "auto":
+        modality, words = recognise(source)
+        choices.append(Choice("modality", modality, words))
+    kind = registry.find("modality", registry.modalities(), modality)
+    return kind(kind.settings_class.read(_owned(settings, kind), kind.name)), choices
 
 
 def _check_recipe(name: str, objective: type[Objective], recipe: Recipe | None, kind: type[Modality]) -> None:
