@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cells import assemble, pictures
+from cells import assemble, events, pictures
 from cells import rows as table
 from processes import together
 from torch import Tensor
@@ -80,6 +81,30 @@ def test_moco_remembers_the_teachers_keys_and_moves_by_its_schedules(source: Pat
     torch.testing.assert_close(objective.queue.rows[: len(batch)].norm(dim=1), torch.ones(len(batch)))
     objective.after_step(1.0)
     assert float(objective.temperature.now) == pytest.approx(0.1)
+
+
+def test_rows_of_a_queue_and_whose_they_are_stay_together_where_a_gpu_skips_a_step(source: Path) -> None:
+    training = assemble(source, "image", "moco", "transformer:nano", queue=40)
+    training._on_cpu = False  # a fused optimiser of the CPU skips as one of a GPU does
+    objective, loss = training.objective, training.objective.loss
+    objective.loss = lambda *given: replace(step := loss(*given), loss=torch.nan * step.loss)  # type: ignore[method-assign]
+    training.step(0, next(iter(training.loader.steps(0, 1))))
+    assert int(training.skipped) == 1
+    assert torch.equal(objective.queue.rows.any(dim=1), objective.queue.owner >= 0)
+
+
+def test_a_graphs_memory_goes_on_where_a_step_is_skipped(tmp_path: Path) -> None:
+    def trained(*factors: float) -> dict[str, Tensor]:
+        training = assemble(events(tmp_path), "events", "simclr", "tgn")
+        objective, loss = training.objective, training.objective.loss
+        objective.loss = lambda *given: replace(found := loss(*given), loss=factors[0] * found.loss)  # type: ignore[method-assign]
+        for step, batch in enumerate(training.loader.steps(0, len(factors))):
+            training.step(step, batch)
+        return dict(objective.encoder.named_buffers())
+
+    skipped, still = trained(torch.nan, torch.nan), trained(0.0, 0.0)
+    assert torch.equal(skipped["origin"], still["origin"])
+    assert skipped["memory.memory"].any()
 
 
 def test_a_neighbour_is_the_nearest_of_another_sample(source: Path) -> None:

@@ -81,6 +81,13 @@ def test_the_teacher_s_temperature_rises_and_its_centre_follows_the_batch(source
     assert float(dino.temperature) == pytest.approx(0.07)
 
 
+def test_without_a_warm_up_the_teachers_temperature_is_that_of_the_end_from_the_first_step(
+    sources: dict[str, Path],
+) -> None:
+    dino, _, _ = objective(sources, "series", "dino", **HEAD, temperature_warmup=0.0)
+    assert float(dino.temperature) == pytest.approx(0.07)
+
+
 @pytest.mark.parametrize(
     ("kind", "spec", "method"),
     [

@@ -50,6 +50,8 @@ class TGN(Encoder):
     name = "tgn"
     modalities = frozenset({"events"})
     remembers = True
+    #: Events have happened, whatever became of the step.
+    rolled_back = False
 
     def __init__(self, channels: int, features: int, nodes: int, dim: int) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class TGN(Encoder):
         message = parts.IdentityMessage(features, dim // 2, dim // 2)
         self.memory: Any = parts.TGNMemory(self.slots, features, dim // 2, dim // 2, message, parts.LastAggregator())
         self.memory.time_enc = Clock(dim // 2)
+        self.memory.rolled_back = False
         self.memory._assoc.zero_()  # PyG leaves it as it found it, and states must be equal to the bit
         self.attention = pyg.TransformerConv(dim // 2, dim // HEADS, heads=HEADS, edge_dim=channels)
         self.event = nn.Linear(channels, dim)

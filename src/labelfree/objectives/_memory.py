@@ -7,7 +7,7 @@ went wrong, and one such row would spoil every loss that meets it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Queue(nn.Module):
         width: D.
     """
 
+    rolled_back: ClassVar[bool] = False
     rows: Tensor
     owner: Tensor
     pushed: Tensor
@@ -55,6 +56,7 @@ class Bank(nn.Module):
         width: D.
     """
 
+    rolled_back: ClassVar[bool] = False
     rows: Tensor
 
     def __init__(self, samples: int, width: int) -> None:

@@ -157,7 +157,9 @@ class DINO(Objective):
     def temperature(self) -> Tensor:
         """The teacher's, which rises at the start of the training."""
         own = self.settings
-        share = (self.progress / max(own.temperature_warmup, 1e-9)).clamp(max=1.0)
+        if not own.temperature_warmup:
+            return torch.full_like(self.progress, own.teacher_temperature)
+        share = (self.progress / own.temperature_warmup).clamp(max=1.0)
         return own.teacher_temperature_start + share * (own.teacher_temperature - own.teacher_temperature_start)
 
     def _momentum(self, progress: float) -> float:

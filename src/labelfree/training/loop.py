@@ -139,10 +139,12 @@ class Training:
 
 
 def _float_buffers(module: nn.Module) -> list[Tensor]:
-    """Running statistics that a bad batch could spoil: batch normalisation's, centres; on a GPU queues too, which move
-    there before the host knows that the step was skipped.
+    """Running statistics that a bad batch could spoil: batch normalisation's, centres. Not those of modules that are
+    not `rolled_back`: memories, whose rows would no longer fit the whole numbers that say whose they are.
     """
-    return [b for b in module.buffers() if b.is_floating_point() and b.numel() <= (1 << 24 if b.is_cuda else 1 << 16)]
+    own = (part for part in module.modules() if getattr(part, "rolled_back", True))
+    floats = (b for part in own for b in part.buffers(recurse=False) if b.is_floating_point())
+    return [b for b in floats if b.numel() <= (1 << 24 if b.is_cuda else 1 << 16)]
 
 
 def _packed(tensors: list[Tensor]) -> Tensor:
