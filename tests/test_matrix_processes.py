@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from cells import BATCH, assemble, make_sources, telling_cells
 from processes import average_gradients, together
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelfree.data.draw import Draw
 from labelfree.distributed import all_sum, whole_state, world_size
@@ -19,12 +19,21 @@ from labelfree.training.processes import shard
 OTHERWISE = {"byol", "masked"}
 
 
+def without_jumps(module: nn.Module) -> None:
+    """Replace ReLU by GELU: where a value is all but 0, rounding decides on the slope, and a gradient would jump."""
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(part, name, nn.GELU())
+
+
 def first_step(rank: int, sources: dict[str, Path], cells: list[tuple[str, str, str]]) -> dict[str, Tensor]:
     """Loss, gradients and statistics of the first step of each cell, as all processes together see them."""
     torch.set_num_threads(1)
     found: dict[str, Tensor] = {}
     for kind, method, encoder in cells:
         training = assemble(sources[kind], kind, method, encoder)
+        without_jumps(training.objective)
         objective = synchronise(training.objective) if world_size() > 1 else training.objective
         batch = next(iter(training.loader.steps(0, 1)))
         assert len(batch) == BATCH // world_size()
