@@ -220,9 +220,8 @@ def load(path: str | Path, encoder: torch.nn.Module | None = None) -> Any:
         path: the folder.
         encoder: the user's own network, if the run was trained with one.
     """
-    folder = Path(path).expanduser().absolute()
-    if (folder / "model.json").exists():
+    if (Path(path).expanduser() / "model.json").exists():
         from labelfree.tasks.finetune import Model
 
-        return Model.load(folder, encoder)
-    return Run(folder, encoder)
+        return Model.load(path, encoder)
+    return Run(path, encoder)

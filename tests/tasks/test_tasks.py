@@ -102,8 +102,12 @@ def test_runs_and_models_opened_with_one_network_keep_their_own_weights(run: Run
 @pytest.fixture
 def busy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU on which nothing can be computed, as where another program has filled it."""
-    monkeypatch.setattr(runtime, "device", lambda word="auto": torch.device("cuda" if word == "auto" else word))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def there(word: str = "auto", count: int = 1) -> torch.device:
+        return torch.device("cuda" if word == "auto" else word)
+
+    monkeypatch.setattr(runtime, "device", there)
+    monkeypatch.setattr(runtime, "checked_device", there)
 
 
 @pytest.mark.usefixtures("busy_gpu")
