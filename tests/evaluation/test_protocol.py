@@ -68,7 +68,7 @@ def test_every_method_is_scored_at_every_budget_and_saved(run: Run, data: tuple[
     assert json.loads(found.path.read_text()) == json.loads(json.dumps(answer))
     assert run.evaluations()[-1]["verdict"] == found.verdict
     gallery = json.loads((found.path.parent / "gallery" / found.path.name).read_text())
-    assert len(gallery["map"]["points"]) == len(gallery["map"]["html"]) == 60
+    assert len(gallery["map"]["components"]) == len(gallery["map"]["html"]) == 60
     assert all(len(row["near"]) == 6 for row in gallery["neighbours"])
     assert found.table().row_count == len(found.results)
 
@@ -382,22 +382,6 @@ def test_a_baseline_that_does_not_exist_is_named_with_the_nearest(run: Run, data
     with pytest.raises(LabelfreeError, match="no baseline 'rnadom'") as caught:
         evaluate(run, *data, label="label", baselines="rnadom")
     assert "random" in str(caught.value.remedy)
-
-
-def test_the_map_is_drawn_in_the_time_that_is_left(run: Run, data: tuple[Path, Path], tmp_path: Path) -> None:
-    from labelfree.evaluation.bench import Bench, Clock
-    from labelfree.evaluation.gallery import write_gallery
-    from labelfree.tasks.classifier import FinetuneSettings
-
-    drawn = []
-    for limit in (None, 0.1):
-        bench = Bench(run, read_parts(run, *data, "label", None, 0), [], 1, "auto", 0, FinetuneSettings(), Clock(limit))
-        bench.frozen([])
-        write_gallery(tmp_path / "map.json", run.modality, bench)
-        found = json.loads((tmp_path / "map.json").read_text())["map"]
-        drawn.append(found["method"])
-        assert np.isfinite(found["points"]).all()
-    assert drawn == ["t-SNE", "PCA"]
 
 
 def test_samples_that_cannot_be_read_are_no_copies_of_one_another(run: Run, data: tuple[Path, Path]) -> None:

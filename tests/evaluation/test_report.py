@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import runs
 
+from labelfree.evaluation.gallery import components, project
 from labelfree.evaluation.page import together
 from labelfree.evaluation.plots import Line, chart, scatter, ticks
 from labelfree.evaluation.protocol import evaluate
@@ -207,3 +208,16 @@ def test_neighbours_that_are_rows_of_a_table_stand_below_its_names() -> None:
 
 def test_a_map_of_one_place_is_drawn() -> None:
     assert scatter(np.zeros((3, 2)), ["k0"] * 3, "map").count("<circle") == 3
+
+
+def test_the_map_keeps_groups_apart_and_small_ones_are_not_spread_by_t_sne() -> None:
+    rng = np.random.default_rng(0)
+    apart = np.concatenate([rng.normal(size=(20, 16)) + 8 * np.eye(16)[group] for group in range(3)])
+    points, way = project(components(apart.astype(np.float32)))
+    assert (points.shape, way) == ((60, 2), "t-SNE")
+    middles = points.reshape(3, 20, 2).mean(axis=1)
+    widest = np.linalg.norm(points.reshape(3, 20, 2) - middles[:, None], axis=2).max()
+    assert all(np.linalg.norm(middles[i] - middles[j]) > widest for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert project(components(apart[:5]))[1] == "PCA"
+    assert np.isfinite(project(components(np.ones((40, 4))))[0]).all()
+    assert project(components(np.ones((1, 1))))[0].shape == (1, 2)

@@ -70,3 +70,12 @@ def test_scaled_rows_have_a_mean_square_norm_of_one() -> None:
     assert np.ptp(Scaler.fit(x)(x)[:, 3]) == 0
     thin = sparse.random(50, 30, 0.2, random_state=0, format="csr")
     assert Scaler.fit(thin)(thin).power(2).sum() / 50 == pytest.approx(1, rel=1e-3)
+
+
+def test_problems_that_are_solved_together_do_not_change_each_other() -> None:
+    x, y = problem(120, 12, 3)
+    penalties = np.array([1e-4, 1e-2, 1.0, 10.0, 100.0])  # the strong ones are done long before the weak ones
+    together = fit_logistic(x, y, 3, penalties, np.ones((120, 5)))
+    for i, penalty in enumerate(penalties):
+        alone = fit_logistic(x, y, 3, np.array([penalty]), np.ones((120, 1)))[:, 0]
+        np.testing.assert_allclose(together[:, i], alone, atol=1e-4)

@@ -15,22 +15,20 @@ from labelfree.tasks.labels import Part
 
 #: Points of the map, rows of neighbours, neighbours a row, and characters of HTML that looking at points may cost.
 POINTS, ROWS, NEAR, SHOWN = 1000, 8, 6, 800_000
-#: Points that t-SNE needs, and seconds that each may cost it.
-FEWEST, POINT = 30, 0.01
+#: Principal components that the map is drawn from, and points that t-SNE needs.
+COMPONENTS, FEWEST = 30, 30
 
 
 def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
-    """Write the map and the neighbours as JSON, so that the report does not need the source."""
+    """Write what the map is drawn from, and the neighbours, as JSON, so that the report does not need the source."""
     assert bench.features is not None
     features, test = bench.features, bench.test
     rng = np.random.default_rng(0)
     places = np.sort(rng.permutation(len(test))[:POINTS])
-    tsne = len(places) >= FEWEST and len(places) * POINT < bench.clock.left
     content = {
         "classes": list(bench.parts.classes),
         "map": {
-            "method": "t-SNE" if tsne else "PCA",
-            "points": np.round(project(features.test[places], tsne), 2).tolist(),
+            "components": np.round(components(features.test[places]), 5).tolist(),
             "y": test.y[places].tolist(),
             "names": test.names(places),
             "html": _shown(modality, test, places),
@@ -40,21 +38,27 @@ def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
     write_json(path, content)
 
 
-def project(x: np.ndarray, tsne: bool) -> np.ndarray:
-    """(N, D) → (N, 2): principal components, or t-SNE that starts from them (van der Maaten & Hinton 2008)."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
+def components(x: np.ndarray) -> np.ndarray:
+    """(N, D) features → (N, at most `COMPONENTS`) principal components of their directions, the largest first."""
     x = np.asarray(x, dtype=np.float32)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    if len(x) < 3 or float(x.std(axis=0).max()) < 1e-9:
-        return np.zeros((len(x), 2), dtype=np.float32)
-    x = PCA(min(30, *x.shape), random_state=0).fit_transform(x)
-    if not tsne:
-        return np.pad(x, ((0, 0), (0, 2)))[:, :2]
-    # the components' scale is t-SNE's recommended start
-    start = np.pad(x, ((0, 0), (0, 2)))[:, :2] / max(1e-9, float(x[:, 0].std())) * 1e-4
-    return TSNE(perplexity=min(30.0, len(x) / 4), init=start, random_state=0, max_iter=500, n_jobs=1).fit_transform(x)
+    left, values, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    return (left * values)[:, :COMPONENTS]
+
+
+def project(x: np.ndarray) -> tuple[np.ndarray, str]:
+    """(N, K) components → (N, 2) the map, and how it is drawn: t-SNE that starts from the first two (van der Maaten &
+    Hinton 2008), or those alone where points are few or all alike.
+    """
+    start = np.pad(x, ((0, 0), (0, 2)))[:, :2]
+    spread = float(start[:, 0].std())
+    if len(x) < FEWEST or spread < 1e-4:
+        return start, "PCA"
+    from sklearn.manifold import TSNE
+
+    # this scale of the start is the one that is recommended
+    drawn = TSNE(perplexity=min(30.0, len(x) / 4), init=start / spread * 1e-4, random_state=0, max_iter=500, n_jobs=1)
+    return drawn.fit_transform(x.astype(np.float32)), "t-SNE"
 
 
 def _shown(modality: Modality, part: Part, places: np.ndarray) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labelfree.evaluation.gallery import project
 from labelfree.evaluation.page import page, together
 from labelfree.evaluation.plots import Line, chart, scatter
 from labelfree.evaluation.verdict import NAMES, SHOWN, between
@@ -305,14 +306,15 @@ def _map(gallery: Mapping[str, Any]) -> str:
     drawn, classes = gallery["map"], gallery["classes"]
     styles = [f"k{y % 12}" for y in drawn["y"]]
     swatches = "".join(f".k{i}{{color:var(--k{i})}}" for i in range(12))
-    svg = scatter(np.array(drawn["points"]), styles, "Map of the features of test samples")
+    points, way = project(np.array(drawn["components"]))
+    svg = scatter(points, styles, "Map of the features of test samples")
     names = "".join(
         f'<li class="k{i % 12}"><button data-class="{i}"><i></i><span>{escape(str(name))}</span></button></li>'
         for i, name in enumerate(classes[:24])
     )
     more = f"<li>and {len(classes) - 24} more</li>" if len(classes) > 24 else ""
     words = (
-        f"Features of {len(drawn['y']):,} test samples, drawn by {drawn['method']}; the labels only colour it. "
+        f"Features of {len(drawn['y']):,} test samples, drawn by {way}; the labels only colour it. "
         "Point at a sample to see it; choose a class to see it alone."
     )
     return (

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Products = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]
 
 #: Unknowns that are solved for at once: more problems than that take turns, since L-BFGS remembers many copies.
@@ -90,24 +90,28 @@ def _solve(
     products: Products, y: np.ndarray, classes: int, penalties: np.ndarray, weights: np.ndarray, iterations: int
 ) -> np.ndarray:
     times, transposed, width = products
-    target = torch.as_tensor(y)[:, None, None].expand(-1, len(penalties), 1)
+    inner, target = width * classes, torch.as_tensor(y)
     share = torch.as_tensor(weights / weights.sum(axis=0), dtype=torch.float32)[:, :, None]
-    penalty = torch.as_tensor(penalties, dtype=torch.float32)[None, :, None]
-    shape = (width + 1, len(penalties), classes)
+    penalty = torch.as_tensor(penalties, dtype=torch.float32)
 
-    def objective(w: Tensor) -> tuple[Tensor, Tensor]:
-        logits = times(w[:-1].reshape(shape[0] - 1, -1)).view(-1, *shape[1:]) + w[-1]
+    def objective(w: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        count, weight, decay = len(rows), share[:, rows], penalty[rows]
+        matrices, biases = w[:, :inner], w[:, inner:]
+        columns = matrices.view(count, width, classes).transpose(0, 1).reshape(width, -1)
+        logits = times(columns).view(-1, count, classes) + biases
         logits = logits - logits.amax(dim=2, keepdim=True)
         odds = logits.exp()
         total = odds.sum(dim=2, keepdim=True)
-        loss = (share * (total.log() - logits.gather(2, target))).sum(dim=(0, 2))
-        loss = loss + (penalty * w[:-1].square()).sum(dim=(0, 2)) / 2
-        slope = share * odds / total
-        slope.scatter_add_(2, target, -share)
-        gradient = transposed(slope.reshape(len(slope), -1)).view(-1, *shape[1:]) + penalty * w[:-1]
-        return loss, torch.cat([gradient, slope.sum(dim=0, keepdim=True)])
+        truth = target[:, None, None].expand(-1, count, 1)
+        loss = (weight * (total.log() - logits.gather(2, truth))).sum(dim=(0, 2))
+        loss = loss + decay * _dot(matrices, matrices) / 2
+        slope = weight * odds / total
+        slope.scatter_add_(2, truth, -weight)
+        gradient = transposed(slope.flatten(1)).view(width, count, classes).transpose(0, 1).flatten(1)
+        return loss, torch.cat([gradient + decay[:, None] * matrices, slope.sum(dim=0)], dim=1)
 
-    return minimise(objective, torch.zeros(shape), iterations).numpy()
+    found = minimise(objective, torch.zeros(len(penalties), inner + classes), iterations)
+    return found.view(-1, width + 1, classes).transpose(0, 1).numpy()
 
 
 def _products(x: Any) -> Products:
@@ -120,44 +124,52 @@ def _products(x: Any) -> Products:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(K, P, C), (K, P, C) → (P,) inner product of each problem."""
-    return torch.einsum("kpc,kpc->p", a, b)
+    """(P, K), (P, K) → (P,) inner product of each problem."""
+    return (a * b).sum(dim=1)
 
 
 def minimise(objective: Objective, w: Tensor, iterations: int, memory: int = 8, tolerance: float = 1e-5) -> Tensor:
     """L-BFGS (Nocedal & Wright, algorithm 7.5) on P independent convex problems at once, each with its own step sizes.
 
     Args:
-        objective: (K, P, C) → losses (P,) and gradients (K, P, C).
+        objective: (P, K), (P,) → losses (P,) and gradients (P, K) of the problems with these numbers.
         w: where to start.
         iterations: most iterations.
         memory: pairs that are remembered.
         tolerance: a problem is done when a step lowers its loss by less than this share.
     """
-    loss, gradient = objective(w)
+    found, rows = w.clone(), torch.arange(len(w))
+    loss, gradient = objective(w, rows)
     active = torch.ones_like(loss, dtype=torch.bool)
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, ...]] = []
     for _ in range(iterations):
         direction = _direction(gradient, pairs)
-        slope = _dot(direction, gradient)
         if not pairs:
-            direction = direction / gradient.norm(dim=(0, 2)).clamp_min(1e-12)[:, None].clamp(max=1e12)
-            slope = _dot(direction, gradient)
-        step = _line_search(objective, w, direction, loss, slope, active)
+            direction = direction / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        step = _line_search(objective, rows, w, direction, loss, _dot(direction, gradient), active)
         if step is None:
             break
         moved, new_loss, new_gradient = step
-        s, change = moved - w, new_gradient - gradient
-        curvature = _dot(s, change)
-        pairs = [*pairs, (s, change, torch.where(curvature > 1e-12, 1 / curvature.clamp_min(1e-12), 0.0))][-memory:]
+        pairs = [*pairs, _pair(moved - w, new_gradient - gradient)][-memory:]
         active = active & (loss - new_loss > tolerance * loss.abs().clamp_min(1e-3))
         w, loss, gradient = moved, new_loss, new_gradient
+        found[rows] = w
         if not active.any():
             break
-    return w
+        if 2 * active.sum() <= len(rows):  # the others need no more work
+            rows, w, loss, gradient = rows[active], w[active], loss[active], gradient[active]
+            pairs = [tuple(each[active] for each in pair) for pair in pairs]
+            active = active[active]
+    return found
 
 
-def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def _pair(s: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """A step, the change of the gradient, and one over their inner product; 0 without positive curvature."""
+    curvature = _dot(s, y)
+    return s, y, torch.where(curvature > 1e-12, 1 / curvature.clamp_min(1e-12), 0.0)
+
+
+def _direction(gradient: Tensor, pairs: list[tuple[Tensor, ...]]) -> Tensor:
     """The two-loop recursion; a pair without positive curvature has weight 0 and changes nothing."""
     q = gradient
     alphas = []
@@ -175,17 +187,17 @@ def _direction(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> 
 
 
 def _line_search(
-    objective: Objective, w: Tensor, direction: Tensor, loss: Tensor, slope: Tensor, active: Tensor
+    objective: Objective, rows: Tensor, w: Tensor, direction: Tensor, loss: Tensor, slope: Tensor, active: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Halve the step of each problem until it lowers the loss enough (Armijo); None where no active problem can."""
     size = torch.where(active & (slope < 0), 1.0, 0.0)
     for _ in range(20):
         moved = w + size[:, None] * direction
-        new_loss, gradient = objective(moved)
+        new_loss, gradient = objective(moved, rows)
         poor = (new_loss > loss + 1e-4 * size * slope) & (size > 0)
         if not poor.any():
             return (moved, new_loss, gradient) if (size > 0).any() else None
         size = torch.where(poor, torch.where(size > 1e-5, size / 2, 0.0), size)
     size = torch.where(poor, 0.0, size)
     moved = w + size[:, None] * direction
-    return (moved, *objective(moved)) if (size > 0).any() else None
+    return (moved, *objective(moved, rows)) if (size > 0).any() else None
