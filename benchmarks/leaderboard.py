@@ -318,7 +318,7 @@ def main() -> None:
     if options.table:
         print(table(done))
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # before the first process starts
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # before the first process starts
     with ThreadPoolExecutor(options.jobs) as pool:
         for task in options.tasks.split(","):
             asked = options.methods.split(",") if options.methods else methods(TASKS[task][0])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import runs
 
-from labelfree.evaluation.gallery import components, project
 from labelfree.evaluation.page import together
 from labelfree.evaluation.plots import Line, chart, scatter, ticks
+from labelfree.evaluation.projection import components, project
 from labelfree.evaluation.protocol import evaluate
 from labelfree.evaluation.report import write_report
 from labelfree.run import Run

@@ -105,6 +105,21 @@ def test_numbers_that_a_frame_keeps_as_categories_are_categories() -> None:
     assert dataset.describe().facts["category"] == "shop (40)"
 
 
+def test_hugging_face_datasets_are_tables_of_their_columns() -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is an extra")
+    rows = {"age": list(range(40)), "city": ["Rome", "Oslo"] * 20, "income": [i % 7 / 2 for i in range(40)]}
+    dataset = datasets.Dataset.from_dict(rows)
+    assert recognise(dataset)[0] == "table"
+    for given in (dataset, dataset.with_format("torch"), dataset.select(range(40))):
+        opened = Table().open(given)
+        assert len(opened) == 40
+        assert [sample.index for sample in opened.read([0, 39])] == [0, 39]
+    with pytest.raises(LabelfreeError, match="splits train, test"):
+        recognise(datasets.DatasetDict(train=dataset, test=dataset))
+    with pytest.raises(LabelfreeError, match="streamed"):
+        recognise(dataset.to_iterable_dataset())
+
+
 def test_missing_and_unseen_values_are_input_like_any_other() -> None:
     modality, _ = fitted()
     other = source(3).set_column(3, "colour", pa.array(["violet", None, " red "]))

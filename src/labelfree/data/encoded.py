@@ -399,11 +399,7 @@ class HuggingFace(Source):
     def __init__(self, dataset: Any, kind: Kind, column: str = "auto") -> None:
         import datasets
 
-        if isinstance(dataset, dict):
-            raise LabelfreeError(
-                f"This Hugging Face dataset has the splits {', '.join(dataset)}: one was expected.",
-                "Name one, for instance dataset['train'].",
-            )
+        sources.check_whole(dataset)
         feature = getattr(datasets, kind.feature)
         names = [name for name, found in dataset.features.items() if isinstance(found, feature)]
         self._column = choose_column(names, column, "the dataset", kind)
@@ -432,10 +428,6 @@ def _of_row(row: dict[str, Any] | None) -> Any:
     if row is None:
         return ValueError(MISSING)
     return row["bytes"] if row.get("bytes") else Path(row["path"])
-
-
-def is_hugging_face(source: Any) -> bool:
-    return type(source).__module__.split(".")[0] == "datasets"
 
 
 def has_feature(source: Any, kind: Kind) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from labelfree.data import sources
-from labelfree.data.encoded import Files, HuggingFace, Kind, Source, is_hugging_face, open_folder, open_table
+from labelfree.data.encoded import Files, HuggingFace, Kind, Source, open_folder, open_table
 from labelfree.data.named import open_listed
 from labelfree.errors import LabelfreeError
 from labelfree.files import existing
@@ -48,7 +48,7 @@ class Opener:
             return self.arrays({"": array}, "auto", "the array")
         if isinstance(source, Mapping) and all(hasattr(v, "ndim") or np.isscalar(v) for v in source.values()):
             return self.arrays({key: np.asarray(value) for key, value in source.items()}, column, "the arrays")
-        if is_hugging_face(source):
+        if sources.is_hugging_face(source):
             return HuggingFace(source, self.kind, column)
         if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
             return self.items(source)

@@ -239,14 +239,19 @@ def _as_words(table: pa.Table, names: Collection[str]) -> pa.Table:
 
 
 def frame(source: Any, rows: int | None = None) -> pa.Table | None:
-    """A data frame (pandas, polars, whatever else speaks Arrow) or an Arrow table as a table; None for anything else.
+    """A data frame (pandas, polars, whatever else speaks Arrow), a Hugging Face dataset or an Arrow table as a table;
+    None for anything else.
 
     Args:
         rows: the first ones alone.
 
     Raises:
-        LabelfreeError: it holds what no column can, two columns of one name, or nothing yet (a LazyFrame).
+        LabelfreeError: it holds what no column can, two columns of one name, or nothing yet (a LazyFrame, a stream).
     """
+    if is_hugging_face(source):
+        check_whole(source)
+        count = len(source) if rows is None else min(rows, len(source))
+        return plain(source.select(range(count)).with_format("arrow")[:])
     if hasattr(source, "collect") and hasattr(source, "collect_schema"):
         raise LabelfreeError(f"A {type(source).__name__} is not computed yet.", "Collect it first: frame.collect().")
     if not hasattr(source, "columns") or not (hasattr(source, "iloc") or hasattr(source, "__arrow_c_stream__")):
@@ -264,6 +269,21 @@ def frame(source: Any, rows: int | None = None) -> pa.Table | None:
         raise LabelfreeError(
             f"The {type(source).__name__} is no table: {reason_of(error)}.", "Give columns of equal length."
         ) from None
+
+
+def is_hugging_face(source: Any) -> bool:
+    return type(source).__module__.split(".")[0] == "datasets"
+
+
+def check_whole(dataset: Any) -> None:
+    """Raises LabelfreeError where a Hugging Face dataset is several splits, or a stream."""
+    if isinstance(dataset, dict):
+        raise LabelfreeError(
+            f"This Hugging Face dataset has the splits {', '.join(dataset)}: one was expected.",
+            "Name one, for instance dataset['train'].",
+        )
+    if not hasattr(dataset, "__len__"):
+        raise LabelfreeError("A streamed Hugging Face dataset cannot be read anywhere.", "Load it whole.")
 
 
 def _names_of(source: Any) -> Sequence[Any]:

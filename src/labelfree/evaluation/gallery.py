@@ -9,14 +9,13 @@ import numpy as np
 
 from labelfree.data.batch import Sample
 from labelfree.evaluation.bench import Bench, Features
+from labelfree.evaluation.projection import components
 from labelfree.files import write_json
 from labelfree.modalities.base import Modality
 from labelfree.tasks.labels import Part
 
 #: Points of the map, rows of neighbours, neighbours a row, and characters of HTML that looking at points may cost.
 POINTS, ROWS, NEAR, SHOWN = 1000, 8, 6, 800_000
-#: Principal components that the map is drawn from, and points that t-SNE needs.
-COMPONENTS, FEWEST = 30, 30
 
 
 def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
@@ -36,29 +35,6 @@ def write_gallery(path: Path, modality: Modality, bench: Bench) -> None:
         "neighbours": neighbours(modality, bench.train.only(features.places), test, features, rng),
     }
     write_json(path, content)
-
-
-def components(x: np.ndarray) -> np.ndarray:
-    """(N, D) features → (N, at most `COMPONENTS`) principal components of their directions, the largest first."""
-    x = np.asarray(x, dtype=np.float32)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    left, values, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    return (left * values)[:, :COMPONENTS]
-
-
-def project(x: np.ndarray) -> tuple[np.ndarray, str]:
-    """(N, K) components → (N, 2) the map, and how it is drawn: t-SNE that starts from the first two (van der Maaten &
-    Hinton 2008), or those alone where points are few or all alike.
-    """
-    start = np.pad(x, ((0, 0), (0, 2)))[:, :2]
-    spread = float(start[:, 0].std())
-    if len(x) < FEWEST or spread < 1e-4:
-        return start, "PCA"
-    from sklearn.manifold import TSNE
-
-    # this scale of the start is the one that is recommended
-    drawn = TSNE(perplexity=min(30.0, len(x) / 4), init=start / spread * 1e-4, random_state=0, max_iter=500, n_jobs=1)
-    return drawn.fit_transform(x.astype(np.float32)), "t-SNE"
 
 
 def _shown(modality: Modality, part: Part, places: np.ndarray) -> list[str]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labelfree.evaluation.gallery import project
 from labelfree.evaluation.page import page, together
 from labelfree.evaluation.plots import Line, chart, scatter
+from labelfree.evaluation.projection import project
 from labelfree.evaluation.verdict import NAMES, SHOWN, between
 from labelfree.files import read_json, read_json_lines, write_bytes
 from labelfree.training.logs import duration

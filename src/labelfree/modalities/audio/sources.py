@@ -15,7 +15,7 @@ from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.columns import group_numbers
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.encoded import Source, has_feature, is_hugging_face
+from labelfree.data.encoded import Source, has_feature
 from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
@@ -350,7 +350,7 @@ def recognise(source: Any) -> tuple[float, str]:
     """How sure that `source` holds recordings, and the words for it."""
     if isinstance(source, str | Path):
         return _recognise_path(Path(source).expanduser())
-    if is_hugging_face(source):
+    if sources.is_hugging_face(source):
         return (0.95, "a Hugging Face dataset with an audio column") if has_feature(source, RECORDINGS) else (0.0, "")
     if isinstance(source, Mapping):
         return _guarded(lambda: _recognise_arrays({key: np.asarray(value) for key, value in source.items()}))

@@ -22,7 +22,7 @@ from labelfree.data import sources
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import Source, has_feature, is_hugging_face
+from labelfree.data.encoded import Source, has_feature
 from labelfree.data.named import recognise_names
 from labelfree.data.on_device import constant
 from labelfree.data.pictures import (
@@ -255,7 +255,7 @@ class Image(Modality):
             return recognise_path(Path(source).expanduser())
         if isinstance(source, np.ndarray) or type(source).__module__ == "torch":
             return recognise_array(tuple(source.shape), str(source.dtype).removeprefix("torch."))
-        if is_hugging_face(source):
+        if sources.is_hugging_face(source):
             fits = has_feature(source, PICTURES)
             return (0.95, "a Hugging Face dataset with an image column") if fits else (0.0, "")
         if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, dict):

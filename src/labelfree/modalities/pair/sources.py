@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from labelfree import registry
 from labelfree.data.characters import decode
-from labelfree.data.encoded import encoded_columns, is_hugging_face
+from labelfree.data.encoded import encoded_columns
 from labelfree.data.named import naming_columns, none_there
 from labelfree.data.pictures import looks_like_picture
 from labelfree.data.sound import looks_like_recording
@@ -23,6 +23,7 @@ from labelfree.data.sources import (
     TABLES,
     concatenate,
     frame,
+    is_hugging_face,
     list_files,
     parquet_head,
     read_head,

@@ -114,8 +114,6 @@ class Text(Modality):
             return _recognise_path(Path(source).expanduser())
         if (table := frame(named(source), 1000)) is not None:
             return _recognise_table(table)
-        if hasattr(source, "with_format") and hasattr(source, "features") and hasattr(source, "__len__"):
-            return _recognise_table(source.select(range(min(len(source), 1000))).with_format("arrow")[:])
         if isinstance(source, list | tuple | np.ndarray):
             if listed_files(source, LISTED) is not None:
                 return 1.0, f"a list that names {len(source):,} text files"

@@ -391,11 +391,7 @@ def named(source: Any) -> Any:
 def _in_memory(source: Any) -> tuple[pa.Table, str]:
     """A table of what is no path, and the words for it."""
     if (table := frame(named(source))) is not None:
-        return table, "a table" if table is source else "a data frame"
-    if hasattr(source, "with_format") and hasattr(source, "features"):
-        if not hasattr(source, "__len__"):
-            raise LabelfreeError("A streamed Hugging Face dataset cannot be read anywhere.", "Load it whole.")
-        return source.with_format("arrow")[:], "a Hugging Face dataset"
+        return table, "a table" if table is source else f"a {type(source).__name__}"
     if isinstance(source, dict):
         raise LabelfreeError(f"A dictionary with {', '.join(map(str, source))} is no source of text.", "Give one part.")
     texts = [None if text is None or text != text else text for text in source]

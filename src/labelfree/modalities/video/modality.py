@@ -20,7 +20,7 @@ from labelfree.data import films, pictures, sources
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.dataset import Dataset, Description
 from labelfree.data.draw import Draw
-from labelfree.data.encoded import encoded_columns, has_feature, is_hugging_face
+from labelfree.data.encoded import encoded_columns, has_feature
 from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.on_device import constant
 from labelfree.data.pictures import Form
@@ -163,7 +163,7 @@ class Video(Modality):
     def recognise(cls, source: Any) -> tuple[float, str]:
         if isinstance(source, str | Path):
             return _recognise_path(Path(source).expanduser())
-        if is_hugging_face(source):
+        if sources.is_hugging_face(source):
             return (0.95, "a Hugging Face dataset with a video column") if has_feature(source, FILMS) else (0.0, "")
         if isinstance(source, Mapping):
             return max((cls.recognise(array) for array in source.values()), default=(0.0, ""))
