@@ -318,6 +318,15 @@ def test_bad_tables_are_refused_in_a_sentence(tmp_path: Path, edges: str, nodes:
     assert error.value.remedy
 
 
+@pytest.mark.parametrize("nodes", ["", "id,x\na,1\nb,2\nc,3\n"])
+def test_an_edge_with_an_empty_end_is_left_out_and_counted(tmp_path: Path, nodes: str) -> None:
+    dataset = Graph().open(write(tmp_path, "source,target,w\na,b,1\nb,,2\n,c,3\nb,c,4\n", nodes))
+    assert dataset.graphs.edges.tolist() == [[0, 1], [1, 2]]
+    assert dataset.describe().facts["edges with an empty end left out"] == "2"
+    with pytest.raises(LabelfreeError, match="no edge between two different nodes" if nodes else "has no node"):
+        Graph().open(write(tmp_path, "source,target\na,\n,b\n", nodes))
+
+
 def ring(folder: Path, odd: str) -> Path:
     """A ring of 50 nodes and their weights, of which one is `odd`."""
     folder.mkdir()

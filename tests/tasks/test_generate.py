@@ -21,7 +21,7 @@ from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
 from labelfree.run import Run
 from labelfree.tasks.forecast import Forecast, forecast
-from labelfree.tasks.generate import draw_nucleus, generate
+from labelfree.tasks.generate import draw_nucleus, generate, perplexity
 from labelfree.training.reconstructions import SHOWN
 
 QUICK = {"threads": 1, "encoder": "transformer:pico", "precision": "32"}
@@ -193,6 +193,12 @@ def test_what_cannot_be_made_is_refused(counting: Run, swinging: Run, tmp_path: 
         counting.forecast(["one"], steps=1)
     with pytest.raises(LabelfreeError, match=r"top_p=0.*do not go together"):
         counting.generate("one", top_p=0)
+    with pytest.raises(LabelfreeError, match="tokens=0"):
+        counting.generate("one", tokens=0)
+    with pytest.raises(LabelfreeError, match="batch_size=0"):
+        perplexity(counting, TEXTS, batch_size=0)
+    with pytest.raises(LabelfreeError, match="steps=0"):
+        swinging.forecast(waves(), steps=0)
     other = labelfree.pretrain(TEXTS, method="vicreg", out=tmp_path / "v", steps=1, batch_size=8, **QUICK)
     with pytest.raises(Refusal, match=r"'vicreg' keep no head.*next"):
         other.generate("one")

@@ -105,6 +105,11 @@ def test_sides_are_compared_where_it_is_told(run: labelfree.Run, source: Path, m
     assert set(asked) == {"mps"}
 
 
+def test_a_place_below_the_first_is_refused(run: labelfree.Run, source: Path) -> None:
+    with pytest.raises(LabelfreeError, match="at=0"):
+        run.retrieve(source, at=[0])
+
+
 def test_sides_find_each_other_better_than_chance(run: labelfree.Run, source: Path) -> None:
     for way in run.retrieve(source):
         assert way.recall[10].count == 56

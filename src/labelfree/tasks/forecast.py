@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from labelfree import runtime
-from labelfree.errors import LabelfreeError
 from labelfree.files import write_table
+from labelfree.settings import whole
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -57,11 +57,10 @@ def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Foreca
     The model sees the end of a recording, as much of it as its training samples were long.
 
     Raises:
-        LabelfreeError: no steps.
+        LabelfreeError: numbers out of range.
         Refusal: the run does not predict what comes next, or its kind of data cannot be forecast.
     """
-    if steps < 1:
-        raise LabelfreeError(f"A forecast of {steps} steps says nothing.", "Give 1 or more.")
+    steps, batch_size = whole("steps", steps, 1), whole("batch_size", batch_size, 1)
     modality, objective = run.modality, run.maker()
     dataset = modality.open(source)
     names, ends = modality.ends(dataset)

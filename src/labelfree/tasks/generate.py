@@ -13,6 +13,7 @@ from labelfree import runtime
 from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
+from labelfree.settings import whole
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
@@ -42,10 +43,11 @@ def generate(
         LabelfreeError: numbers out of range.
         Refusal: the run does not predict the next token, or is not of text.
     """
-    if tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    tokens = whole("tokens", tokens, 1)
+    if not temperature >= 0 or not 0 < top_p <= 1:
         raise LabelfreeError(
-            f"tokens={tokens}, temperature={temperature} and top_p={top_p} do not go together.",
-            "tokens is 1 or more, temperature 0 or more, top_p above 0 and at most 1.",
+            f"temperature={temperature} and top_p={top_p} do not go together.",
+            "temperature is 0 or more, top_p above 0 and at most 1.",
         )
     objective, modality = _maker_of_text(run)
     vocabulary = modality.vocabulary
@@ -93,6 +95,7 @@ class Perplexity:
 @torch.no_grad()
 def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
     """Of a source of texts: cut into blocks as in pretraining, of which the model sees nothing before their start."""
+    batch_size = whole("batch_size", batch_size, 1)
     objective, modality = _maker_of_text(run)
     dataset: Any = modality.training_set(modality.open(source), objective.needs)
     ids, length = dataset.ids, dataset.length

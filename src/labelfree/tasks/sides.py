@@ -18,6 +18,7 @@ from labelfree.data.doctor import digest, nearby
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.files import write_table
 from labelfree.needs import Need
+from labelfree.settings import whole
 from labelfree.tasks.labels import read_labels
 from labelfree.training.logs import say
 
@@ -146,8 +147,9 @@ def retrieve(
         accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
-        LabelfreeError: fewer than two rows have two sides.
+        LabelfreeError: fewer than two rows have two sides; numbers out of range.
     """
+    at = [whole("at", k, 1) for k in at]
     dataset = run.open(source)
     sides = sides_of(run, dataset, batch_size, accelerator)
     same = _same(dataset, list(sides))

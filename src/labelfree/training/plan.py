@@ -63,7 +63,6 @@ class Plan(Settings):
     encoder: str
     causal: bool
     seed: int
-    epochs: int | None = None
     steps: int = 0
     time_left: float | None = None
     most_steps: int | None = None

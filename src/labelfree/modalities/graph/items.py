@@ -24,6 +24,7 @@ class Found:
         of: (N,) int64 graph of each node, ascending.
         code: (N,) uint64 that names each node.
         unknown: name of a node that an edge has and the nodes have not.
+        loose: edges that were left out because an end of theirs is empty.
         total: graphs, those without a node counted.
         broken: why a graph cannot be used, by its number; it has no nodes here.
         codes: columns whose whole numbers are names of kinds (atom types), not quantities.
@@ -37,6 +38,7 @@ class Found:
     edges: dict[str, np.ndarray] = field(default_factory=dict)
     graphs: dict[str, np.ndarray] = field(default_factory=dict)
     unknown: str = ""
+    loose: int = 0
     total: int = 1
     broken: dict[int, str] = field(default_factory=dict)
     codes: frozenset[str] = frozenset()

@@ -192,8 +192,12 @@ def _tables(edges: pa.Table, nodes: pa.Table | None, graphs: pa.Table | None, op
             )
         ends = (edges.column_names[0], edges.column_names[1])
     a, b = (pc.cast(edges.column(name), pa.string()).combine_chunks() for name in ends)
+    tied = pc.fill_null(pc.and_(pc.not_equal(a, ""), pc.not_equal(b, "")), False)
+    loose = len(edges) - (pc.sum(tied).as_py() or 0)
+    if loose:
+        edges, a, b = (each.filter(tied) for each in (edges, a, b))
     if nodes is None:
-        ids, of = pc.unique(pa.chunked_array([a, b])).drop_null(), None
+        ids, of = pc.unique(pa.chunked_array([a, b])), None
         ids = ids.take(pc.sort_indices(ids))
     else:
         key = _key_column(nodes, a)
@@ -202,6 +206,7 @@ def _tables(edges: pa.Table, nodes: pa.Table | None, graphs: pa.Table | None, op
             raise LabelfreeError(f"The nodes' table has repeats in its column '{key}'.", "Keep one row a node.")
     places = [pc.fill_null(pc.index_in(end, value_set=ids), -1).to_numpy() for end in (a, b)]
     found = Found(np.stack(places, axis=1).astype(np.int64), np.zeros(len(ids), np.int64), _codes(ids.to_pylist()))
+    found.loose = loose
     unknown = (found.ends < 0).any(axis=1)
     if unknown.any():
         row = int(unknown.argmax())
@@ -409,6 +414,8 @@ def _mended(
     first = np.searchsorted(found.of, np.arange(found.total + 1))
     for number in np.flatnonzero(np.diff(first) == 0).tolist():
         broken.setdefault(number, "it has no node")
+    if found.loose:
+        facts["edges with an empty end left out"] = f"{found.loose:,}"
     if loops.any():
         facts["loops left out"] = f"{int(loops.sum()):,}"
     if _repeats(ends[kept & ~loops]):
