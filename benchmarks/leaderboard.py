@@ -6,9 +6,10 @@
 Each cell pretrains for `--time` seconds on training samples without labels, with the defaults of the method and of the
 kind of data, then asks for the labels with k-NN and a linear probe, beside the same network untrained and raw features.
 All methods get one seed; then the best three of each task, by the linear probe, get two more. Series are twelve sets,
-and texts take long to read: these two have twice the time. A cell is a process of its own with one thread, forked from
-one that has imported what all need, `--jobs` of them at a time, and is kept in `leaderboard.jsonl` when it is done, so
-that an interrupted script goes on; one that failed is tried again. `--table` prints what is there as Markdown.
+and texts take long to read: these two have half as much time again. A cell is a process of its own with one thread,
+forked from one that has imported what all need, `--jobs` of them at a time, and is kept in `leaderboard.jsonl` when it
+is done, so that an interrupted script goes on; one that failed is tried again. `--table` prints what is there as
+Markdown.
 
 The data, `cifar10`, `fashion-mnist`, `ucr`, `newsgroups`, `prompts`, `adult`, `cora`, lie as benchmarks/README.md says.
 """
@@ -151,7 +152,7 @@ TASKS: dict[str, tuple[str, Callable[[Path, Path], Iterable[Part]]]] = {
 #: Beside the leaderboard: fewer photographs, as `auto` asks for them.
 FEWER = ("cifar10-300", "cifar10-1000")
 #: Tasks with more than their share of time.
-TIMES = {"ucr": 2, "newsgroups": 2}
+TIMES = {"ucr": 1.5, "newsgroups": 1.5}
 
 
 def methods(kind: str) -> list[str]:
