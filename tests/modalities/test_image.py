@@ -26,6 +26,7 @@ from labelfree.data import encoded
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.pictures import Form, decode, header, keep
+from labelfree.data.sources import frame
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget
 from labelfree.modalities.image import Image, ImageSettings
@@ -268,6 +269,10 @@ def test_hugging_face_datasets_are_read() -> None:
     opened = Image().open(dataset)
     assert opened.column("label").tolist() == [0, 1, 1, 0]
     assert Image.recognise(dataset)[0] > 0.9
+    table = frame(dataset.shuffle(seed=0))
+    assert table is not None
+    assert table.column_names == ["label"], "pictures are not copied to see whether they are a table"
+    assert frame(dataset.select_columns(["image"])) is None
     with pytest.raises(LabelfreeError, match="splits train"):
         Image().open(datasets.DatasetDict(train=dataset))
 

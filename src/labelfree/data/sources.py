@@ -26,6 +26,8 @@ SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz")
 #: Bytes of a text file, and rows of a table, that are read to tell what it holds.
 HEAD_BYTES, HEAD_ROWS = 1 << 20, 1000
+#: Features of Hugging Face datasets that are files.
+MEDIA = frozenset({"Image", "Audio", "Video"})
 #: What the table beside files is called.
 BESIDE = ("metadata", "labels")
 #: The share of strings that end as files do where they are names of files, and how long a name may be.
@@ -250,8 +252,10 @@ def frame(source: Any, rows: int | None = None) -> pa.Table | None:
     """
     if is_hugging_face(source):
         check_whole(source)
+        # pictures, recordings and films are no cells of a table, and may not fit in memory
+        cells = [name for name, kind in source.features.items() if type(kind).__name__ not in MEDIA]
         count = len(source) if rows is None else min(rows, len(source))
-        return plain(source.select(range(count)).with_format("arrow")[:])
+        return plain(source.select_columns(cells).select(range(count)).with_format("arrow")[:]) if cells else None
     if hasattr(source, "collect") and hasattr(source, "collect_schema"):
         raise LabelfreeError(f"A {type(source).__name__} is not computed yet.", "Collect it first: frame.collect().")
     if not hasattr(source, "columns") or not (hasattr(source, "iloc") or hasattr(source, "__arrow_c_stream__")):
