@@ -294,11 +294,14 @@ def generate(
     temperature: Annotated[float, Option(help="Below 1 for likelier words, 0 for always the likeliest.")] = 0.8,
     top_p: Annotated[float, Option(help="Draw among the likeliest tokens that have this probability.")] = 0.95,
     seed: Annotated[int, Option(help="Same seed, same text.")] = 0,
+    accelerator: Accelerator = None,
 ) -> Answer:
     """Write text with a run of `--method next` on text or bytes."""
     from labelfree.run import Run
 
-    text = Run(run).generate(prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+    text = Run(run).generate(
+        prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, accelerator=accelerator or "auto"
+    )
     print(text)
     return {"text": text}
 
@@ -309,6 +312,7 @@ def forecast(
     source: Annotated[str, Argument(metavar="SOURCE", help="Series to continue.")],
     steps: Annotated[int, Option(metavar="N", help="Steps after the end of each recording.")],
     out: Annotated[str, Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")],
+    accelerator: Accelerator = None,
     force: Force = False,
 ) -> Answer:
     """Continue series with a run of `--method next`."""
@@ -316,7 +320,7 @@ def forecast(
     from labelfree.training.logs import counted
 
     writable(out, force, TABLES)
-    found = Run(run).forecast(source, steps)
+    found = Run(run).forecast(source, steps, accelerator=accelerator or "auto")
     found.write(out, force)
     count = len(found.names)
     print(f"{counted(steps, 'step')} after each of {counted(count, 'recording')} in '{out}'.")

@@ -187,17 +187,17 @@ class Run:
 
         return generate(self, prompt, **options)
 
-    def perplexity(self, source: Any) -> Perplexity:
+    def perplexity(self, source: Any, **options: Any) -> Perplexity:
         """How well a model of `next` predicts texts: see `labelfree.tasks.generate.perplexity`."""
         from labelfree.tasks.generate import perplexity
 
-        return perplexity(self, source)
+        return perplexity(self, source, **options)
 
-    def forecast(self, source: Any, steps: int) -> Forecast:
+    def forecast(self, source: Any, steps: int, **options: Any) -> Forecast:
         """Continue series, after `next` on series: see `labelfree.tasks.forecast.forecast`."""
         from labelfree.tasks.forecast import forecast
 
-        return forecast(self, source, steps)
+        return forecast(self, source, steps, **options)
 
     def report(self) -> Path:
         """Write `report.html` and return its path."""

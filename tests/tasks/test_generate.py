@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import labelfree
+from labelfree import runtime
 from labelfree.cli import main
 from labelfree.data.batch import Batch, Sample
 from labelfree.data.sources import read_table
@@ -178,12 +181,31 @@ def test_a_kind_of_data_of_ones_own_can_be_written_and_forecast() -> None:
         def continued(self, predict_next: Any, ends: Sequence[Sample], steps: int) -> np.ndarray:
             return np.stack([np.repeat(end.data, steps, axis=0) for end in ends])
 
-    def next_letter(batch: Batch) -> torch.Tensor:
-        return torch.eye(128)[batch.data + 1]
+    class Alphabet(nn.Module):
+        def predict_next(self, batch: Batch) -> torch.Tensor:
+            return torch.eye(128)[batch.data + 1]
 
-    run: Any = SimpleNamespace(modality=Letters(), maker=lambda: SimpleNamespace(predict_next=next_letter))
+    run: Any = SimpleNamespace(modality=Letters(), maker=Alphabet)
     assert generate(run, "a", tokens=3, temperature=0) == "abcd"
     assert forecast(run, None, steps=2).values.tolist() == [[[3.0], [3.0]]]
+
+
+def test_what_is_made_is_made_where_it_is_told(counting: Run, swinging: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, series = Run(counting.path), Run(swinging.path)
+    uses: list[Any] = [
+        partial(text.generate, "one two", tokens=2),
+        partial(text.perplexity, TEXTS[:2]),
+        partial(series.forecast, waves(2), steps=2),
+    ]
+    for use in uses:
+        use(accelerator="cpu")
+        with pytest.raises(LabelfreeError, match="no accelerator 'gpu'"):
+            use(accelerator="gpu")
+    # a device where numbers have no values: what was made there shows by that they cannot be brought back
+    monkeypatch.setattr(runtime, "checked_device", lambda _: torch.device("meta"))
+    for use in uses:
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            use()
 
 
 def test_what_cannot_be_made_is_refused(counting: Run, swinging: Run, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def apply(
         places, wanted = places[order], np.argsort(order)
         sizes = every[places]
     out = np.full((len(places), width), np.nan, dtype=np.float32)
-    with runtime.turn(network), _lent(network, where):
+    with lent(network, where):
         parts = together(len(places), batch_size, sizes, modality)
         for rows, raw in rows_and_batches(dataset, modality, parts, places):
             view = modality.prepare(raw.to(where))
@@ -104,10 +104,12 @@ def _memories(network: nn.Module) -> list[Encoder]:
 
 
 @contextmanager
-def _lent(network: nn.Module, where: torch.device) -> Iterator[None]:
-    """The network in evaluation mode on a device, with empty memories; left as it was found, whatever happens."""
+def lent(network: nn.Module, where: torch.device) -> Iterator[None]:
+    """The network in evaluation mode on a device, with empty memories; left as it was found, whatever happens. Threads
+    that ask for the same network wait for each other.
+    """
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with evaluating(network):
+    with runtime.turn(network), evaluating(network):
         try:
             network.to(where)
             for memory in _memories(network):

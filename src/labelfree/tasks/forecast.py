@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from labelfree import runtime
+from labelfree.data.batch import Batch
 from labelfree.files import write_table
 from labelfree.settings import whole
+from labelfree.tasks.embed import lent
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -51,17 +54,29 @@ class Forecast:
 
 @runtime.plain_torch()
 @torch.no_grad()
-def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Forecast:
+def forecast(run: Run, source: Any, steps: int, batch_size: int = 256, accelerator: str = "auto") -> Forecast:
     """Continue every recording of `source` token by token, each prediction being taken for true by the next.
 
     The model sees the end of a recording, as much of it as its training samples were long.
+
+    Args:
+        run: of series, pretrained with `next`.
+        source: recordings to continue.
+        steps: how many are forecast after each.
+        batch_size: recordings a forward pass.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
         LabelfreeError: numbers out of range.
         Refusal: the run does not predict what comes next, or its kind of data cannot be forecast.
     """
+    where = runtime.checked_device(accelerator)
     steps, batch_size = whole("steps", steps, 1), whole("batch_size", batch_size, 1)
     modality, objective = run.modality, run.maker()
+
+    def predict_next(view: Batch) -> Tensor:
+        return objective.predict_next(view.to(where)).cpu()
+
     dataset = modality.open(source)
     names, ends = modality.ends(dataset)
     values = np.full((len(ends), steps, len(dataset.value_names)), np.nan, dtype=np.float32)
@@ -69,8 +84,9 @@ def forecast(run: Run, source: Any, steps: int, batch_size: int = 256) -> Foreca
     for place, end in enumerate(ends):
         if not np.isnan(end.data).all():
             by_length.setdefault(len(end.data), []).append(place)
-    for places in by_length.values():
-        for first in range(0, len(places), batch_size):
-            some = places[first : first + batch_size]
-            values[some] = modality.continued(objective.predict_next, [ends[place] for place in some], steps)
+    with lent(objective, where):
+        for places in by_length.values():
+            for first in range(0, len(places), batch_size):
+                some = places[first : first + batch_size]
+                values[some] = modality.continued(predict_next, [ends[place] for place in some], steps)
     return Forecast(names, dataset.value_names, values)

@@ -14,6 +14,7 @@ from labelfree.data.batch import Batch, Sample
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.needs import Need
 from labelfree.settings import whole
+from labelfree.tasks.embed import lent
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 @runtime.plain_torch()
 @torch.no_grad()
 def generate(
-    run: Run, prompt: str = "", tokens: int = 200, temperature: float = 0.8, top_p: float = 0.95, seed: int = 0
+    run: Run,
+    prompt: str = "",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    accelerator: str = "auto",
 ) -> str:
     """The prompt, as the model reads it, and what it writes after it.
 
@@ -37,13 +44,14 @@ def generate(
         tokens: how many are written at most.
         temperature: below 1 for likelier words, above 1 for rarer ones; 0 for always the likeliest.
         top_p: only the likeliest tokens that together have this probability are drawn from.
-        seed: same seed, same text.
+        seed: same seed, same text, on the same device.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
 
     Raises:
         LabelfreeError: numbers out of range.
         Refusal: the run does not predict the next token, or is not of text.
     """
-    tokens = whole("tokens", tokens, 1)
+    where, tokens = runtime.checked_device(accelerator), whole("tokens", tokens, 1)
     if not temperature >= 0 or not 0 < top_p <= 1:
         raise LabelfreeError(
             f"temperature={temperature} and top_p={top_p} do not go together.",
@@ -55,13 +63,14 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     ids = modality.ids_of(prompt)
     most = modality.settings.length - 2  # with the class token, as many as there were before a block's last one
-    for _ in range(tokens):
-        context = [vocabulary.cls, *ids[-most:]]
-        logits = objective.predict_next(Batch(torch.tensor([context]), torch.zeros(1, dtype=torch.int64)))[0, -1]
-        chosen = draw_nucleus(logits.index_fill(0, never, -torch.inf), temperature, top_p, generator)
-        if chosen == vocabulary.sep:
-            break
-        ids.append(chosen)
+    with lent(objective, where):
+        for _ in range(tokens):
+            context = Batch(torch.tensor([[vocabulary.cls, *ids[-most:]]]), torch.zeros(1, dtype=torch.int64))
+            logits = objective.predict_next(context.to(where))[0, -1].cpu()
+            chosen = draw_nucleus(logits.index_fill(0, never, -torch.inf), temperature, top_p, generator)
+            if chosen == vocabulary.sep:
+                break
+            ids.append(chosen)
     return modality.words_of(ids)
 
 
@@ -93,22 +102,33 @@ class Perplexity:
 
 @runtime.plain_torch()
 @torch.no_grad()
-def perplexity(run: Run, source: Any, batch_size: int = 64) -> Perplexity:
-    """Of a source of texts: cut into blocks as in pretraining, of which the model sees nothing before their start."""
-    batch_size = whole("batch_size", batch_size, 1)
+def perplexity(run: Run, source: Any, batch_size: int = 64, accelerator: str = "auto") -> Perplexity:
+    """Of a source of texts: cut into blocks as in pretraining, of which the model sees nothing before their start.
+
+    Args:
+        run: of text or bytes, pretrained with `next`.
+        source: of texts, which the model has not learnt from.
+        batch_size: blocks a forward pass.
+        accelerator: where to compute, as in pretraining: auto, cpu, cuda or mps.
+
+    Raises:
+        LabelfreeError: numbers out of range.
+        Refusal: the run does not predict the next token, or is not of text.
+    """
+    where, batch_size = runtime.checked_device(accelerator), whole("batch_size", batch_size, 1)
     objective, modality = _maker_of_text(run)
     dataset: Any = modality.training_set(modality.open(source), objective.needs)
     ids, length = dataset.ids, dataset.length
     loss = 0.0
-    for first in range(0, len(dataset), batch_size):
-        samples = [
-            s for s in dataset.read(range(first, min(first + batch_size, len(dataset)))) if isinstance(s, Sample)
-        ]
-        view = modality.prepare(modality.collate(samples))
-        losses = modality.token_loss(objective.predict_next(view, last=False)[:, :-1], view.data[:, 1:]).double()
-        if first + batch_size >= len(dataset):  # the last block repeats the end of the one before
-            losses[-1, : len(dataset) * length - len(ids)] = 0
-        loss += float(losses.sum())
+    with lent(objective, where):
+        for first in range(0, len(dataset), batch_size):
+            read = dataset.read(range(first, min(first + batch_size, len(dataset))))
+            samples = [sample for sample in read if isinstance(sample, Sample)]
+            view = modality.prepare(modality.collate(samples).to(where))
+            losses = modality.token_loss(objective.predict_next(view, last=False)[:, :-1], view.data[:, 1:])
+            if first + batch_size >= len(dataset):  # the last block repeats the end of the one before
+                losses[-1, : len(dataset) * length - len(ids)] = 0
+            loss += float(losses.cpu().double().sum())
     count = modality.vocabulary.bytes_of(ids)
     return Perplexity(math.exp(loss / len(ids)), math.exp(loss / count), len(ids), count)
 
