@@ -333,7 +333,9 @@ def peak_memory(on: torch.device) -> int:
 def hardware() -> dict[str, str]:
     """What this was run on, for the record."""
     name = _cpu().get("model name") or platform.processor() or platform.machine()
-    found = {"cpu": f"{name}, {cores()} cores", "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB"}
+    count = cores()
+    cpu = f"{name}, {count} core{'' if count == 1 else 's'}"
+    found = {"cpu": cpu, "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB"}
     if torch.cuda.is_available():
         found["gpu"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     return found

@@ -25,7 +25,7 @@ from labelfree.needs import Need
 from labelfree.run import Run
 from labelfree.tasks.forecast import Forecast, forecast
 from labelfree.tasks.generate import draw_nucleus, generate, perplexity
-from labelfree.training.reconstructions import SHOWN
+from labelfree.training.reconstructions import CONTINUED, SHOWN
 
 QUICK = {"threads": 1, "encoder": "transformer:pico", "precision": "32"}
 SENTENCE = "one two three four five six seven eight nine ten. "
@@ -248,3 +248,14 @@ def test_what_is_given_back_is_shown_for_texts_and_series(counting: Run, tmp_pat
     )
     assert run.report().read_text().count("what was seen") == SHOWN
     assert "given back" not in counting.report().read_text()
+
+
+def test_the_report_shows_how_a_model_of_what_comes_next_goes_on(counting: Run, swinging: Run) -> None:
+    for run in (counting, swinging):
+        assert run.report().read_text().count("<figcaption>as the model goes on</figcaption>") == CONTINUED
+    for row in json.loads((counting.path / "reconstructions.json").read_text())["continued"]:
+        words = row["continued"].removesuffix("</span>").split()  # after a text's "ten." comes the next one's "one"
+        assert row["continued"].startswith(row["beginning"].removesuffix("</span>"))
+        assert words[-1] in SENTENCE
+    row = json.loads((swinging.path / "reconstructions.json").read_text())["continued"][0]
+    assert len(set(row.values())) == 3

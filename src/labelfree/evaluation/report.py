@@ -264,29 +264,38 @@ def _training(run: Run) -> str:
 
 
 def _given_back(run: Run) -> str:
-    """Samples beside what the method made of them, and samples that it made anew."""
+    """Samples beside what the method made of them, samples that it made anew, and how it goes on with beginnings."""
     path = run.path / "reconstructions.json"
     if not path.exists():
         return ""
     found, sections = read_json(path), []
-    titles = {"sample": "the sample", "seen": "what was seen", "given_back": "given back"}
+    if found["samples"]:
+        titles = {"sample": "the sample", "seen": "what was seen", "given_back": "given back"}
+        words = "A few samples of the training data, and what the method makes of them."
+        sections.append(f"<h2>Given back</h2><p>{words}</p>{_side_by_side(found['samples'], titles)}")
+    if found["imagined"]:
+        made = "".join(f'<figure><div class="shown">{html}</div></figure>' for html in found["imagined"])
+        words = "Samples that never were: normally distributed codes, decoded."
+        sections.append(f'<h2>Made anew</h2><p>{words}</p><div class="card made">{made}</div>')
+    if found.get("continued"):
+        titles = {"sample": "the sample", "beginning": "its beginning", "continued": "as the model goes on"}
+        words = "A few samples of the training data, and how the model goes on from their beginnings."
+        sections.append(f"<h2>Continued</h2><p>{words}</p>{_side_by_side(found['continued'], titles)}")
+    return "".join(f"<section>{section}</section>" for section in sections)
+
+
+def _side_by_side(rows: Sequence[Mapping[str, str]], titles: Mapping[str, str]) -> str:
+    """A card a row, with those of its pictures that are there."""
     cards = []
-    for row in found["samples"]:
+    for row in rows:
         figures = [
             f'<figure><div class="shown">{row[key]}</div><figcaption>{words}</figcaption></figure>'
             for key, words in titles.items()
             if row[key]
         ]
         cards.append(f'<div class="card made">{"".join(figures)}</div>')
-    if cards:
-        kind = "given seen" if any(row["seen"] for row in found["samples"]) else "given"
-        words = "A few samples of the training data, and what the method makes of them."
-        sections.append(f"<h2>Given back</h2><p>{words}</p><div class='grid-of {kind}'>{''.join(cards)}</div>")
-    if found["imagined"]:
-        made = "".join(f'<figure><div class="shown">{html}</div></figure>' for html in found["imagined"])
-        words = "Samples that never were: normally distributed codes, decoded."
-        sections.append(f'<h2>Made anew</h2><p>{words}</p><div class="card made">{made}</div>')
-    return "".join(f"<section>{section}</section>" for section in sections)
+    kind = "given seen" if any(all(row[key] for key in titles) for row in rows) else "given"
+    return f"<div class='grid-of {kind}'>{''.join(cards)}</div>"
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -350,6 +350,10 @@ class Modality(ABC):
         """What forecasts begin with: the names of a source's recordings, and the last whole tokens of each."""
         raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
 
+    def beginning(self, sample: Sample) -> Sample:
+        """Some three quarters of a sample, in whole tokens, from which it is `continued` to see how well."""
+        raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
+
     def continued(self, predict_next: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
         """(B, steps, C) values after `ends`, which are equally long: `predict_next` says the next token of a view."""
         raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")

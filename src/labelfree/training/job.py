@@ -26,7 +26,7 @@ from labelfree.modalities.base import Choice, Modality
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective
 from labelfree.training import optim, processes
-from labelfree.training.logs import say
+from labelfree.training.logs import say, volume
 from labelfree.training.loop import Stepper, Training
 from labelfree.training.plan import Plan, resolve_machine
 from labelfree.training.settings import TrainSettings
@@ -112,7 +112,7 @@ def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Pla
         fits = total <= cache.memory_for_cache(accelerator, processes.beside(settings.devices))
         on_device = accelerator and total <= 0.2 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else False
         where = ("device" if on_device else "memory") if fits else "none"
-        reason = f"{total / 1e6:,.1f} MB decoded, {'which fits' if fits else 'too much to hold: streamed'}"
+        reason = f"{volume(total)} decoded, {'which fits' if fits else 'too much to hold: streamed'}"
         choices.append(Choice("cache", where, reason).record())
     window = settings.shuffle_window
     if window == "auto":

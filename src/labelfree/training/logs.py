@@ -41,6 +41,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def volume(size: float) -> str:
+    """Bytes in words: "38 kB", "1,204.5 MB"."""
+    return f"{size / 1e3:,.0f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: "45 s", "3 min 20 s", "2 h 5 min"."""
     seconds = round(seconds)

@@ -485,6 +485,10 @@ class Series(Modality):
             found.append(Sample(np.concatenate([missing, values]), number))
         return [dataset.recording_name(end.index) for end in found], found
 
+    def beginning(self, sample: Sample) -> Sample:
+        tokens = max(1, 3 * len(sample.data) // (4 * self.patch))
+        return Sample(sample.data[: tokens * self.patch], sample.index)
+
     def continued(self, predict_next: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
         batch = self.collate(ends)
         mean, deviation = self._scale(batch.data)
