@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from labelfree.run import Run
 
 
-@runtime.plain_torch()
-@torch.no_grad()
 def generate(
     run: Run,
     prompt: str = "",
@@ -51,6 +50,22 @@ def generate(
         LabelfreeError: numbers out of range.
         Refusal: the run does not predict the next token, or is not of text.
     """
+    _, modality = _maker_of_text(run)
+    return modality.words_of(write_on(run, modality.ids_of(prompt), tokens, temperature, top_p, seed, accelerator))
+
+
+@runtime.plain_torch()
+@torch.no_grad()
+def write_on(
+    run: Run,
+    ids: Sequence[int],
+    tokens: int,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    accelerator: str = "auto",
+) -> list[int]:
+    """`generate` in ids of the vocabulary: those given, and what the model writes after them."""
     where, tokens = runtime.checked_device(accelerator), whole("tokens", tokens, 1)
     if not temperature >= 0 or not 0 < top_p <= 1:
         raise LabelfreeError(
@@ -58,10 +73,9 @@ def generate(
             "temperature is 0 or more, top_p above 0 and at most 1.",
         )
     objective, modality = _maker_of_text(run)
-    vocabulary = modality.vocabulary
+    vocabulary, ids = modality.vocabulary, [*ids]
     never = torch.tensor([i for i in vocabulary.special if i != vocabulary.sep])
     generator = torch.Generator().manual_seed(seed)
-    ids = modality.ids_of(prompt)
     most = modality.settings.length - 2  # with the class token, as many as there were before a block's last one
     with lent(objective, where):
         for _ in range(tokens):
@@ -71,7 +85,7 @@ def generate(
             if chosen == vocabulary.sep:
                 break
             ids.append(chosen)
-    return modality.words_of(ids)
+    return ids
 
 
 def draw_nucleus(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

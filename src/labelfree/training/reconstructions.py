@@ -15,7 +15,7 @@ from labelfree.errors import Refusal
 from labelfree.files import write_json
 from labelfree.needs import Need
 from labelfree.objectives.base import Objective
-from labelfree.tasks.generate import generate
+from labelfree.tasks.generate import write_on
 
 if TYPE_CHECKING:
     from labelfree.run import Run
@@ -92,11 +92,10 @@ def _continued(run: Run, samples: list[Sample]) -> list[dict[str, str]]:
 
 def _written(run: Run, sample: Sample) -> tuple[Sample, Sample, Sample]:
     """A sample of ids as far as it is gone on with, its first half, and what the model writes after that half."""
-    modality: Any = run.modality
     half = max(1, min(TOKENS, len(sample.data) // 4))
-    text = generate(run, modality.words_of(sample.data[:half]), tokens=half, seed=sample.index, accelerator="cpu")
-    ids = np.array(modality.ids_of(text), dtype=sample.data.dtype)
-    return tuple(Sample(part, sample.index) for part in (sample.data[: 2 * half], sample.data[:half], ids))  # type: ignore[return-value]
+    whole, beginning = sample.data[: 2 * half], sample.data[:half]
+    ids = write_on(run, beginning.tolist(), half, seed=sample.index, accelerator="cpu")
+    return tuple(Sample(part, sample.index) for part in (whole, beginning, np.array(ids, whole.dtype)))  # type: ignore[return-value]
 
 
 @torch.no_grad()
