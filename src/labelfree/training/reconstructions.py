@@ -90,19 +90,19 @@ def _continued(run: Run, samples: list[Sample]) -> list[dict[str, str]]:
         return []
 
 
-def _written(run: Run, sample: Sample) -> tuple[Sample, Sample, Sample]:
+def _written(run: Run, sample: Sample) -> list[Sample]:
     """A sample of ids as far as it is gone on with, its first half, and what the model writes after that half."""
     half = max(1, min(TOKENS, len(sample.data) // 4))
     whole, beginning = sample.data[: 2 * half], sample.data[:half]
     ids = write_on(run, beginning.tolist(), half, seed=sample.index, accelerator="cpu")
-    return tuple(Sample(part, sample.index) for part in (whole, beginning, np.array(ids, whole.dtype)))  # type: ignore[return-value]
+    return [Sample(part, sample.index) for part in (whole, beginning, np.array(ids, whole.dtype))]
 
 
 @torch.no_grad()
-def _forecast(run: Run, sample: Sample) -> tuple[Sample, Sample, Sample]:
+def _forecast(run: Run, sample: Sample) -> list[Sample]:
     """A sample of values, its beginning, and this with what is forecast after it."""
     beginning = run.modality.beginning(sample)
     ahead = sample.data[len(beginning.data) :]
     future = run.modality.continued(run.maker().predict_next, [beginning], len(ahead))[0]
     parts = (sample.data, *(np.concatenate([beginning.data, rest]) for rest in (np.full_like(ahead, np.nan), future)))
-    return tuple(Sample(part, sample.index) for part in parts)  # type: ignore[return-value]
+    return [Sample(part, sample.index) for part in parts]
