@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -426,9 +427,9 @@ def test_samples_that_no_budget_looks_at_are_not_embedded(
     monkeypatch.setattr(module, "OTHERS", 10)
     parts = read_parts(run, *data, "label", None, 0)
     budget = LabelBudget.parse("2/class")
-    bench = module.Bench(run, parts, [budget], 3, "auto", 0, FinetuneSettings(), module.Clock(None))
+    bench = module.Bench(run, parts, [budget], 3, "auto", 0, FinetuneSettings(), module.Clock(None), ["linear"])
     assert [len(bench._embed(run.encoder, [number]).train) for number in range(3)] != [len(parts.train)] * 3
-    bench.frozen(["linear"])
+    bench.frozen()
     assert bench.features is not None
     assert 10 <= len(bench.features.train) <= 10 + 3 * 6 < len(parts.train)
     assert len(bench.features.test) == len(parts.test)
@@ -467,9 +468,9 @@ def test_short_of_time_samples_without_a_label_in_use_are_given_up_before_labels
     budget = LabelBudget.parse("2/class")
     need = 2 * (len(parts.test) + 6)  # of the pretrained network and of one that is untrained
 
-    def bench(extra: int) -> module.Bench:
+    def bench(extra: int, protocols: Sequence[str] = module.PROTOCOLS) -> module.Bench:
         clock = module.Clock((need + extra) / 64 / 0.3)
-        return module.Bench(run, parts, [budget], 1, "auto", 0, FinetuneSettings(), clock)
+        return module.Bench(run, parts, [budget], 1, "auto", 0, FinetuneSettings(), clock, protocols)
 
     monkeypatch.setattr(module, "OTHERS", 60)
     assert bench(1000).others == 60
@@ -477,6 +478,7 @@ def test_short_of_time_samples_without_a_label_in_use_are_given_up_before_labels
     assert len(bench(60).train) == len(parts.train)
     assert bench(60).left_out == []
     assert bench(-100).others == 5
+    assert bench(60, ["knn", "linear"]).others == 60  # no fine-tuning waits for its time
 
 
 def test_test_samples_are_given_up_at_random_and_labels_by_class(
@@ -517,7 +519,7 @@ def test_trainings_that_time_cut_short_are_known_to_the_verdict(run: Run, data: 
         for key in (("linear", budget.name, "pretrained"), ("finetune", budget.name, "scratch")):
             bench.guesses[key], bench.validation[key] = np.stack([bench.test.y] * 2), 0.5
     bench.cut["100%"] = 0.6
-    found = [_compare(bench, budget, ("linear", "finetune")) for budget in budgets]
+    found = [_compare(bench, budget) for budget in budgets]
     assert [c.steps for c in found if c is not None] == [1.0, 0.6]
     assert [c.missing for c in found if c is not None] == [("raw",), ("raw",)]
 

@@ -33,8 +33,11 @@ from labelfree.training.logs import counted, duration, say
 if TYPE_CHECKING:
     from labelfree.run import Run
 
-#: What the pretrained encoder is measured beside.
+#: Ways to use an encoder, and what the pretrained one is measured beside.
+PROTOCOLS = ("knn", "linear", "finetune")
 BASELINES = ("scratch", "random", "raw")
+#: Share of a time limit that embedding may take where fine-tuning follows, and where it does not.
+EMBEDDING, EMBEDDING_ALONE = 0.3, 0.6
 #: A time limit lowers the steps of fine-tuning to this share at least; what does not fit even so is left out.
 LEAST_STEPS = 0.5
 #: Training samples without a label in use that are embedded too: for the scale of features, and as neighbours shown.
@@ -113,9 +116,10 @@ class Bench:
         seed: int,
         tuning: FinetuneSettings,
         clock: Clock,
+        protocols: Sequence[str] = PROTOCOLS,
         baselines: Sequence[str] = BASELINES,
     ) -> None:
-        self.run, self.seeds, self.seed = run, seeds, seed
+        self.run, self.seeds, self.seed, self.protocols = run, seeds, seed, protocols
         self.tuning, self.clock = tuning, clock
         self.left_out = list(parts.left_out)
         self.beside = self._beside(baselines)
@@ -169,7 +173,8 @@ class Bench:
         few = self.train.only(np.arange(min(64, len(self.train))))
         self._embed_part(self.run.encoder, few)  # the first time is slower
         _, seconds = self.clock.time(lambda: self._embed_part(self.run.encoder, few))
-        allowed = 0.3 * self.clock.limit * len(few) / max(seconds, 1e-9)
+        room = self.clock.limit * (EMBEDDING if "finetune" in self.protocols else EMBEDDING_ALONE)
+        allowed = room * len(few) / max(seconds, 1e-9)
         fresh = self.seeds if "random" in self.beside else 0
         networks = [range(self.seeds), *([number] for number in range(fresh))]
 
@@ -254,12 +259,12 @@ class Bench:
         whole = len(self.train) == len(self.parts.train)
         return whole and asked > 0 and abs(self.labels(budget.name) - asked) <= 0.2 * asked
 
-    def missing(self, budget: str, protocols: Sequence[str]) -> tuple[str, ...]:
-        """Of the baselines that a person would use, those that `protocols` ask for and that time left out."""
+    def missing(self, budget: str) -> tuple[str, ...]:
+        """Of the baselines that a person would use, those that the protocols ask for and that time left out."""
         asked: dict[str, tuple[str, str]] = {}
-        if "finetune" in protocols and not self.run.encoder.remembers:
+        if "finetune" in self.protocols and not self.run.encoder.remembers:
             asked["scratch"] = ("finetune", "scratch")
-        if "linear" in protocols:
+        if "linear" in self.protocols:
             asked |= {"raw" if way == "linear" else f"raw/{way}": (way, "raw") for way in self.run.modality.classical}
         measured = {(protocol, method) for protocol, name, method in self.guesses if name == budget}
         return tuple(name for name, pair in asked.items() if pair[1] in self.beside and pair not in measured)
@@ -273,8 +278,9 @@ class Bench:
 
     # ---- frozen encoders and raw features
 
-    def frozen(self, protocols: list[str]) -> None:
+    def frozen(self) -> None:
         """Probes of the pretrained encoder, of random ones and of raw features, at every budget."""
+        protocols = [name for name in ("knn", "linear") if name in self.protocols]
         features, seconds = self.clock.time(lambda: self._embed_readable(self.run.encoder))
         self.features, self.embedding_seconds = features, seconds / len(features)
         self._probe("pretrained", lambda _: features, protocols)
@@ -282,7 +288,8 @@ class Bench:
             return
         if "linear" in protocols and "raw" in self.beside:  # first, since raw features say more than a random network
             self._raw()
-        if "random" in self.beside and seconds * self.seeds > self.clock.left / 2:
+        room = self.clock.left / 2 if "finetune" in self.protocols else self.clock.left
+        if "random" in self.beside and seconds * self.seeds > room:
             self.left_out.append("A random frozen encoder: no time to embed with it.")
         elif "random" in self.beside:
             fresh = [self._embed(fresh_encoder(self.run, self.seed + number), [number]) for number in range(self.seeds)]

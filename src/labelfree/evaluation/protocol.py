@@ -14,7 +14,7 @@ import torch
 
 from labelfree import runtime
 from labelfree.errors import LabelfreeError, nearest
-from labelfree.evaluation.bench import BASELINES, Bench, Clock
+from labelfree.evaluation.bench import BASELINES, PROTOCOLS, Bench, Clock
 from labelfree.evaluation.gallery import write_gallery
 from labelfree.evaluation.parts import read_parts
 from labelfree.evaluation.statistics import Resampled
@@ -29,7 +29,6 @@ from labelfree.training.logs import duration, parse_duration, say
 if TYPE_CHECKING:
     from labelfree.run import Run
 
-PROTOCOLS = ("knn", "linear", "finetune")
 #: With fewer labels than this, validation is too coarse to choose between protocols, and the linear probe speaks.
 CHOOSABLE = 100
 #: Share of the time allowed in which copies are looked for in a source that is not in memory.
@@ -181,11 +180,11 @@ def evaluate(
         f"Evaluating '{run.path}' on {len(parts.train):,} training and {len(parts.test):,} test samples "
         f"of {len(parts.classes)} classes of '{label}'"
     )
-    bench = Bench(run, parts, wanted, seeds, metric, seed, tuning, clock, baselines)
-    bench.frozen([p for p in ("knn", "linear") if p in protocols])
+    bench = Bench(run, parts, wanted, seeds, metric, seed, tuning, clock, protocols, baselines)
+    bench.frozen()
     if "finetune" in protocols:
         bench.finetuned()
-    return _save(run, _conclude(bench, label, group, protocols), bench)
+    return _save(run, _conclude(bench, label, group), bench)
 
 
 def _check(protocols: Sequence[str], baselines: Sequence[str], seeds: int, metric: str) -> None:
@@ -201,12 +200,12 @@ def _check(protocols: Sequence[str], baselines: Sequence[str], seeds: int, metri
         raise LabelfreeError("There is nothing to evaluate.", "Ask for a protocol, and for 1 seed or more.")
 
 
-def _conclude(bench: Bench, label: str, group: str | None, protocols: Sequence[str]) -> Evaluation:
+def _conclude(bench: Bench, label: str, group: str | None) -> Evaluation:
     """Results, comparisons, label saving and verdict of what was measured."""
     names = [budget.name for budget in bench.budgets]
     order = sorted(bench.guesses, key=lambda key: (SHOWN.index(key[0]), names.index(key[1])))
     results = [_result(bench, *key) for key in order]
-    comparisons = [c for c in (_compare(bench, budget, protocols) for budget in bench.budgets) if c is not None]
+    comparisons = [c for c in (_compare(bench, budget) for budget in bench.budgets) if c is not None]
     ours = {c.budget: bench.resampled((c.way, c.budget, "pretrained")) for c in comparisons}
     rivals = {"scratch": ["finetune"], "raw": bench.run.modality.classical}
     curves = {method: _curve(bench, method, ways) for method, ways in rivals.items()}
@@ -254,7 +253,7 @@ def _result(bench: Bench, protocol: str, budget: str, method: str) -> Result:
     return Result(protocol, budget, method, *row, bench.validation[key], others)
 
 
-def _compare(bench: Bench, budget: LabelBudget, protocols: Sequence[str]) -> Comparison | None:
+def _compare(bench: Bench, budget: LabelBudget) -> Comparison | None:
     """The pretrained encoder in its best way, by validation, beside the best baseline, by test score."""
     answers = {key: bench.answers(bench.metric, key) for key in bench.guesses if key[1] == budget.name}
     ours = {p: a for (p, _, m), a in answers.items() if m == "pretrained"}
@@ -273,7 +272,7 @@ def _compare(bench: Bench, budget: LabelBudget, protocols: Sequence[str]) -> Com
     found = Comparison(budget.name, labels, way, score, rival[1], rival[0], means[rival], gain)
     return replace(
         found,
-        missing=bench.missing(budget.name, protocols),
+        missing=bench.missing(budget.name),
         alone=all(method == "random" for _, method in others),
         share=bench.is_share(budget),
         seeds=bench.seeds,
