@@ -254,13 +254,13 @@ def measure(options: argparse.Namespace, done: dict[tuple[str, str, int], Any], 
         child.join()
         found = {"error": f"ended with {child.exitcode}"}
     child.join()
-    done[cell] = found
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     seconds = TIMES.get(cell[0], 1) * options.time
     line = {"task": cell[0], "method": cell[1], "seed": cell[2], "time": seconds, "jobs": options.jobs}
+    done[cell] = line | {"commit": commit, "wall": round(time.time() - began)} | found
     with (options.out / "leaderboard.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line | {"commit": commit, "wall": round(time.time() - began)} | found) + "\n")
+        file.write(json.dumps(done[cell]) + "\n")
     print(cell, found, flush=True)
 
 
@@ -279,7 +279,7 @@ def best(done: dict[tuple[str, str, int], Any], task: str, count: int) -> list[s
 
 
 def table(done: dict[tuple[str, str, int], Any]) -> str:
-    """Markdown: for each task the methods from best to worst, with the baselines."""
+    """Markdown: for each task the methods from best to worst, with the baselines; and the time that all took."""
     lines = []
     for task in dict.fromkeys(task for task, _, _ in done):
         columns = ("method", "encoder", "steps", "linear", "k-NN", "untrained, linear", "untrained, k-NN", "raw")
@@ -300,6 +300,8 @@ def table(done: dict[tuple[str, str, int], Any]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         failed = {m: row["error"] for (t, m, _), row in done.items() if t == task and "error" in row}
         lines += ["", *(f"`{method}`: {words}" for method, words in failed.items()), ""]
+    hours = sum(row["wall"] / row["jobs"] for row in done.values()) / 3600
+    lines.append(f"All {len(done)} cells took {hours:.1f} hours.")
     return "\n".join(lines)
 
 
