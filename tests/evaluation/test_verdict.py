@@ -35,7 +35,7 @@ def test_harm_is_called_harm() -> None:
     [
         (0.05, 0.04, "helped"),
         (0.05, 0.06, "not known"),
-        (0.0, 1.0, "not known"),
+        (0.0, 0.9, "not known"),
         (-0.01, 0.015, "did not help"),
         (-0.05, 0.04, "did worse"),
     ],
@@ -51,6 +51,14 @@ def test_what_the_interval_leaves_open_is_not_known(gain: float, half: float, ou
     }
     words = verdict([found], {}, "accuracy")
     assert words.startswith(starts.get(outcome, "Pretraining did not help: with 1% of the labels"))
+
+
+def test_a_test_part_that_gives_no_interval_is_too_little_to_say() -> None:
+    found = replace(compare("10%", 25, 0.948, 0.94), gain=Interval(0.008, -1.0, 1.0))
+    words = verdict([found, replace(found, budget="100%", labels=254)], {}, "accuracy")
+    assert words.startswith("It is not known whether pretraining helped: with 10% and 100% of the labels the test part")
+    assert "100.0" not in words
+    assert words.endswith("(+0.8 points).")
 
 
 def test_one_seed_is_named_in_the_sentence_that_answers() -> None:

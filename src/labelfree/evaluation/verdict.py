@@ -72,6 +72,11 @@ class Comparison:
         return "did not help" if self.gain.high < MARGIN else "not known"
 
     @property
+    def bounded(self) -> bool:
+        """Whether the gain has an interval: the test part may be of one group, which says nothing of others."""
+        return self.gain.low > -1 or self.gain.high < 1
+
+    @property
     def decided(self) -> bool:
         """Whether the numbers tell: to beat an untrained encoder alone proves nothing, not to beat it does."""
         return not (self.alone and self.measured == "helped")
@@ -136,6 +141,8 @@ def _answer(comparisons: Sequence[Comparison], saving: Mapping[str, Any], metric
 
 def _reach_words(comparisons: Sequence[Comparison]) -> str:
     """How far the gains' intervals reach."""
+    if not any(c.bounded for c in comparisons):
+        return "the test part is too little to say"
     reaches = " and ".join(f"from {_points(c.gain.low)} to {_points(c.gain.high)}" for c in comparisons)
     intervals = "interval of its gain reaches" if len(comparisons) == 1 else "intervals of its gain reach"
     return f"the 95% {intervals} {reaches} points"
@@ -160,7 +167,7 @@ def _is_share(c: Comparison) -> bool:
 def _numbers(c: Comparison, metric: str) -> str:
     name = f"{c.budget} of the labels ({c.labels:,})" if _is_share(c) else f"{c.labels:,} labels"
     gain, low, high = map(_points, (c.gain.mean, c.gain.low, c.gain.high))
-    points = f"{gain} points, 95% interval {low} to {high}"
+    points = f"{gain} points" + (f", 95% interval {low} to {high}" if c.bounded else "")
     rival = RIVALS.get(f"{c.baseline}/{c.baseline_way}", RIVALS[c.baseline])
     return (
         f"With {name} it reaches {c.score:.1%} {NAMES[metric]} ({WAYS[c.way]}); {rival} reaches "
