@@ -14,11 +14,13 @@ import torch
 from labelfree import registry
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.draw import Draw
+from labelfree.data.sound import decode
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.audio import Audio, AudioSettings
-from labelfree.modalities.audio.mel import Mel, filters, log_mel, log_mels, mfcc_statistics
+from labelfree.modalities.audio.mel import FLOOR, Mel, filters, log_mel, log_mels, mfcc_statistics
 from labelfree.modalities.audio.sources import Sounds, cut
 from labelfree.modalities.audio.tokens import layers, reach, stride
+from labelfree.modalities.audio.views import add_powers
 from labelfree.modalities.base import Budget
 from labelfree.modalities.image import Image
 from labelfree.needs import Need
@@ -90,6 +92,45 @@ def test_frames_do_not_depend_on_what_is_transformed_together() -> None:
             np.testing.assert_array_equal(frames, log_mels([one], mel)[0])
             batched = log_mel(torch.from_numpy(one)[None], mel)[0]
             np.testing.assert_allclose(frames.astype(np.float32), batched, atol=0.02)
+
+
+@pytest.mark.parametrize("mel", [Mel(16, 1000, 64, 16), Mel(80, 16000, 25, 10), Mel(128, 8000, 8, 10)], ids=str)
+def test_frames_are_those_of_a_slow_definition(mel: Mel) -> None:
+    one = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
+    padded = np.pad(one.astype(float), (max(mel.window - mel.hop, 0) // 2, 2 * mel.window))
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(mel.window) / mel.window)
+    bank = filters(mel.bands, mel.rate, mel.points).numpy().astype(float)
+    expected = np.stack(
+        [
+            np.abs(np.fft.rfft(padded[first : first + mel.window] * window / window.sum(), mel.points)) ** 2 @ bank
+            for first in range(0, len(one), mel.hop)
+        ]
+    )
+    found = log_mel(torch.from_numpy(one)[None], mel)[0].numpy()
+    np.testing.assert_allclose(found, np.log(expected + FLOOR), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(log_mels([one], mel)[0], found, atol=0.02)
+
+
+def test_a_band_between_two_points_of_the_transform_is_silent() -> None:
+    mel = Mel(256, 8000, 8, 10)
+    silent = ~filters(mel.bands, mel.rate, mel.points).any(dim=0).numpy()
+    assert silent.any()
+    frames = log_mel(torch.randn(1, 3000), mel)[0].numpy()
+    np.testing.assert_allclose(frames[:, silent], np.log(FLOOR), rtol=1e-5)
+
+
+def test_powers_are_added_as_they_are_by_definition() -> None:
+    x, other = torch.randn(2, 200) * 20
+    other[:3] = x[:3]
+    torch.testing.assert_close(add_powers(x, other), torch.logaddexp(x, other), rtol=1e-6, atol=1e-6)
+
+
+def test_samples_of_all_sizes_are_read_alike(tmp_path: Path) -> None:
+    exact = np.round(wave(0) * 32767) / 32768
+    for kind in ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+        soundfile.write(tmp_path / f"{kind}.wav", np.stack([exact, exact], axis=1), RATE, subtype=kind)
+        found = decode(tmp_path / f"{kind}.wav", RATE, RATE)
+        np.testing.assert_array_equal(found, exact.astype(np.float32))
 
 
 def test_cepstra_tell_tones_from_noise_and_stay_finite_for_one_frame() -> None:

@@ -138,11 +138,21 @@ def _stretch(item: Any, usual: int, start: float, seconds: float | None) -> tupl
             if start:
                 file.seek(min(round(start * file.samplerate), file.frames))
             count = -1 if seconds is None else round(seconds * file.samplerate)
-            return file.read(count, dtype="float32", always_2d=True), file.samplerate
+            return _samples(file, count), file.samplerate
     wave, rate = _array(item, usual)
     first = round(start * rate)
     stretch = wave[first : None if seconds is None else first + round(seconds * rate)]
     return (_whole_numbers(stretch, wave) if wave.dtype.kind in "ui" else _floats(stretch)), rate
+
+
+def _samples(file: Any, count: int) -> np.ndarray:
+    """(T, C) float32 of the samples that follow, at most `count`; all for -1.
+
+    Those of 16 bits are read as they are and then scaled: the library takes twice as long to make them floats.
+    """
+    if file.subtype == "PCM_16":
+        return file.read(count, dtype="int16", always_2d=True) * np.float32(2.0**-15)
+    return file.read(count, dtype="float32", always_2d=True)
 
 
 def _file(item: bytes | memoryview | Path) -> Any:
