@@ -127,6 +127,39 @@ def test_next_predicts_from_the_past_alone(sources: dict[str, Path]) -> None:
     assert not torch.allclose(a[:, 6:], b[:, 6:])
 
 
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_next_predicts_every_moment_up_to_its_horizon(ahead: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32))
+    training = assemble(tmp_path / "waves.npy", "series", "next", "dilated:tiny", patch=1, ahead=ahead, horizon=5)
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    view = objective.modality.view(batch, draw, "none")
+    tokens = objective.encoder(view).tokens
+    errors = []
+    for number, head in enumerate(objective.heads):
+        away = ahead + number
+        pairs = [(head(tokens[b, t]), view.data[b, t + away]) for b in range(len(tokens)) for t in range(12 - away)]
+        errors.append(torch.stack([(found - true) ** 2 for found, true in pairs]).mean())
+    torch.testing.assert_close(objective(batch, draw).loss, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_moments_beyond_the_end_count_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "waves.npy", np.random.default_rng(0).normal(size=(8, 12)).astype(np.float32))
+    training = assemble(tmp_path / "waves.npy", "series", "next", "dilated:tiny", patch=1, horizon=14)
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    objective(batch, draw).loss.backward()
+    reached = [bool(head[-1].weight.grad.any()) for head in objective.heads]
+    assert reached == [True] * 11 + [False] * 3
+
+
+def test_next_looks_as_far_as_moments_are_alike(sources: dict[str, Path]) -> None:
+    heads = {
+        (encoder, patch): len(assemble(sources["series"], "series", "next", encoder, patch=patch).objective.heads)
+        for encoder, patch in (("dilated", 1), ("transformer:nano", 4), ("transformer:nano", 32))
+    }
+    assert heads == {("dilated", 1): 16, ("transformer:nano", 4): 4, ("transformer:nano", 32): 1}
+    assert len(assemble(sources["text"], "text", "next", "transformer:nano").objective.heads) == 1
+
+
 @pytest.mark.parametrize("method", ["masked", "next"])
 def test_words_are_predicted_from_their_frequencies_at_first(method: str, sources: dict[str, Path]) -> None:
     """The first loss is about the entropy of single words, far below that of a guess among all of them."""

@@ -324,6 +324,11 @@ class Modality(ABC):
         """Tokens in a row that belong to one moment (the squares of a frame): what comes next lies so many on."""
         return 1
 
+    @property
+    def alike(self) -> int:
+        """Moments in a row that are much alike, so that the present one nearly tells those that follow."""
+        return 1
+
     def grid(self, count: int) -> tuple[int, ...]:
         """How `count` tokens lie: (rows, columns) for pictures, (count,) for what has one direction."""
         return (count,)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -22,7 +24,10 @@ class NextSettings(Settings):
     """Settings of next-token prediction."""
 
     ahead: PositiveInt = 1
-    """how many moments (tokens; frames of tubes in video) ahead the predicted token lies"""
+    """how many moments (tokens; frames of tubes in video) ahead the predicted token lies, the first of them"""
+    horizon: PositiveInt | Literal["auto"] = "auto"
+    """how many moments are predicted from each token, from the one `ahead` on; auto: as many as are much alike (some
+    sixteen steps of a series, else one)"""
     views: Literal["light", "none", "contrast"] = "none"
     """strength of the augmentation of the input"""
     head_layers: NonNegativeInt = 0
@@ -32,16 +37,19 @@ class NextSettings(Settings):
 
 
 class Next(Objective):
-    """Autoregressive prediction with a causal encoder: each token's output predicts the token `ahead` moments later.
+    """Autoregressive prediction with a causal encoder: each token's output predicts the token `ahead` moments later,
+    and as far as the `horizon` goes those that follow it, each by a head of its own (Gloeckle et al. 2024, "Better &
+    Faster Large Language Models via Multi-token Prediction", §2).
 
     With ids it is the language model of Radford et al. 2018 (GPT, §3.1, eq. 1), with values the autoregressive
-    predictive coding of Chung et al. 2019 (APC, §2.1).
+    predictive coding of Chung et al. 2019 (APC, §2.1), who look further than one step ahead, since the next one
+    is nearly a copy of the present.
     """
 
     name = "next"
     settings_class = NextSettings
     needs = frozenset({Need.ORDER, Need.TOKENS, Need.CAUSAL, Need.TARGETS})
-    keeps = ("head",)
+    keeps = ("heads",)
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.03}
     recipes = {
         "gpt": Recipe(
@@ -55,7 +63,7 @@ class Next(Objective):
         "motion": Recipe(
             source="Srivastava et al. 2015, Unsupervised Learning of Video Representations using LSTMs: predict the "
             "frames that follow; of these what changes, as in Yang et al. 2022, MotionMAE",
-            settings={"ahead": 1},
+            settings={"ahead": 1, "horizon": 1},
             options={"target": "motion"},
             modalities=("video",),
             encoder="transformer:nano",
@@ -63,7 +71,7 @@ class Next(Objective):
         "apc": Recipe(
             source="Chung et al. 2019, APC, §2.1 and §4.2: frames three steps ahead carry more than the next one; "
             "absolute error. Here three tokens ahead, which of recordings are `patch` frames each",
-            settings={"ahead": 3},
+            settings={"ahead": 3, "horizon": 1},
             options={"target_error": "absolute"},
             modalities=("series", "audio"),
             encoder="transformer:nano",
@@ -72,12 +80,16 @@ class Next(Objective):
 
     def __init__(self, encoder: Encoder, modality: Modality, settings: NextSettings | None = None) -> None:
         super().__init__(encoder, modality, settings)
-        bias, table = modality.target_bias(), encoder.token_table() if self.settings.tied else None
-        self.head = token_head(encoder.dim, self.settings.head_layers, modality.target_dim, table, bias)
+        own, bias = self.settings, modality.target_bias()
+        table = encoder.token_table() if own.tied else None
+        horizon = modality.alike if own.horizon == "auto" else own.horizon
+        self.heads = nn.ModuleList(
+            token_head(encoder.dim, own.head_layers, modality.target_dim, table, bias) for _ in range(horizon)
+        )
 
     @property
     def next_head(self) -> nn.Module | None:
-        return self.head if self.settings.ahead == 1 and not self.settings.tied else None
+        return self.heads[0] if self.settings.ahead == 1 and not self.settings.tied else None
 
     def predict_next(self, view: Batch, last: bool = True) -> Tensor:
         if self.settings.ahead != 1:
@@ -86,15 +98,17 @@ class Next(Objective):
                 "Pretrain with ahead=1.",
             )
         tokens = self.encoder(view).tokens
-        return self.head(tokens[:, -self.modality.moment :] if last else tokens).float()
+        return self.heads[0](tokens[:, -self.modality.moment :] if last else tokens).float()
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
-        view = self.modality.view(batch, draw, self.settings.views)
+        modality = self.modality
+        view = modality.view(batch, draw, self.settings.views)
         features = self.encoder(view)
-        modality, moment = self.modality, self.modality.moment
-        ahead = min(self.settings.ahead, later_moments(features.tokens.shape[1], moment)) * moment
-        target = modality.targets(view)[:, ahead:]
-        counted = valid_tokens(features)[:, ahead:]
-        return Step(
-            token_error(self.head, modality, features.tokens[:, :-ahead], target, counted), features.pooled.detach()
-        )
+        tokens, targets, counted = features.tokens, modality.targets(view), valid_tokens(features)
+        count = tokens.shape[1]
+        nearest, losses = min(self.settings.ahead, later_moments(count, modality.moment)), []
+        for number, head in enumerate(self.heads):  # every one, so that all processes add up as many means
+            k = (nearest + number) * modality.moment
+            there = F.pad(counted[:, k:], (0, min(k, count)))
+            losses.append(token_error(head, modality, tokens, targets.roll(-k, dims=1), there))
+        return Step(torch.stack(losses).mean(), features.pooled.detach())

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Shares of a series that small crops are.
 LOCAL_CROP = (0.2, 0.5)
+#: Steps in a row that are much alike.
+ALIKE = 16
 #: Crops of longer series are no longer than this many steps (Yue et al. 2022 cut training series there).
 LONGEST = 3000
 
@@ -439,6 +441,10 @@ class Series(Modality):
         shape = SIZES[size]
         stem = SeriesStem(self.channels, steps, shape.dim)
         return Trunk(stem, shape.dim, shape.depth, shape.heads, causal=causal, dropout=0.1)
+
+    @property
+    def alike(self) -> int:
+        return max(1, round(min(ALIKE, self._length - self.patch) / self.patch))
 
     def sample_mask(self, batch: Batch, draw: Draw, ratio: float) -> Tensor:
         """Spans of tokens; those without any value are hidden last, and padding never."""
