@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Shares of a series that small crops are.
 LOCAL_CROP = (0.2, 0.5)
-#: Steps in a row that are much alike.
+#: Steps in a row that are much alike: a copy of one nearly tells the others.
 ALIKE = 16
 #: Crops of longer series are no longer than this many steps (Yue et al. 2022 cut training series there).
 LONGEST = 3000
@@ -74,7 +74,7 @@ class SeriesSettings(Settings):
     masking: Share = 0.1
     """views: share of steps that go missing"""
     span: NonNegativeInt = 0
-    """masks: steps that are hidden together; 0 for eight, or a token"""
+    """masks: steps that are hidden together; 0 for sixteen, or a token"""
     target_error: TargetError = "squared"
     """how predicted values are compared: squared or absolute differences"""
 
@@ -450,7 +450,7 @@ class Series(Modality):
         """Spans of tokens; those without any value are hidden last, and padding never."""
         patch = self.patch
         known = ~patches(batch.data, patch).isnan().all(dim=2)
-        span = max(1, round((self.settings.span or 8) / patch))
+        span = max(1, round((self.settings.span or ALIKE) / patch))
         return span_mask(draw, known.shape[1], span, ratio, valid_tokens(batch, patch), last=~known)
 
     def targets(self, batch: Batch) -> Tensor:
