@@ -97,7 +97,7 @@ def test_perplexity_counts_every_token_once(counting: Run) -> None:
             block = [modality.vocabulary.cls, *ids[-length:]]  # type: ignore[attr-defined]
         view = modality.prepare(modality.collate([labelfree.data.batch.Sample(np.array(block[1:], dtype=np.int32), 0)]))
         with torch.no_grad():
-            logits = objective.predict_next(view, last=False)[0, :-1]
+            logits = objective.predict_each(view)[0, :-1]
         new = min(length, len(ids) - start)
         losses += (-logits.log_softmax(dim=1)[range(length), block[1:]])[-new:].tolist()
     assert found.tokens == len(losses) == len(ids)
@@ -122,6 +122,18 @@ def test_series_are_continued_in_their_units(swinging: Run) -> None:
     error = np.abs(found.values - whole[:, 40:47]).mean(axis=(0, 1))
     standing_still = np.abs(whole[:, 39:40] - whole[:, 40:47]).mean(axis=(0, 1))
     assert (error < 0.5 * standing_still).all(), (error, standing_still)
+    longer = swinging.forecast(whole[:, :40], steps=21).values  # more than the model predicts at once
+    np.testing.assert_allclose(longer[:, :7], found.values, rtol=1e-5)
+    assert np.abs(longer - waves(64, 61)[48:, 40:]).mean() < np.abs(whole[:, 39:40] - waves(64, 61)[48:, 40:]).mean()
+
+
+def test_nothing_is_foretold_further_than_samples_are_long(tmp_path: Path) -> None:
+    run = labelfree.pretrain(
+        waves(8, 6), modality="series", method="next", out=tmp_path / "run", steps=2, patch=1, horizon=9, **QUICK
+    )
+    objective, view = run.maker(), run.modality.prepare(run.modality.collate([Sample(waves(1, 5)[0], 0)]))
+    assert objective.predict_next(view).shape == (1, 5, 2)
+    assert run.forecast(waves(8, 6), steps=12).values.shape == (8, 12, 2)
 
 
 def test_a_forecast_is_a_table_with_a_row_a_step(swinging: Run, tmp_path: Path) -> None:
@@ -183,7 +195,7 @@ def test_a_kind_of_data_of_ones_own_can_be_written_and_forecast() -> None:
 
     class Alphabet(nn.Module):
         def predict_next(self, batch: Batch) -> torch.Tensor:
-            return torch.eye(128)[batch.data + 1]
+            return torch.eye(128)[batch.data[:, -1:] + 1]
 
     run: Any = SimpleNamespace(modality=Letters(), maker=Alphabet)
     assert generate(run, "a", tokens=3, temperature=0) == "abcd"

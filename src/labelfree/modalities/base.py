@@ -360,7 +360,7 @@ class Modality(ABC):
         raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
 
     def continued(self, predict_next: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
-        """(B, steps, C) values after `ends`, which are equally long: `predict_next` says the next token of a view."""
+        """(B, steps, C) values after `ends`, which are equally long: `predict_next` says the next tokens of a view."""
         raise Refusal(f"{self.name} data cannot be forecast.", "Series can; texts can be continued: see generate.")
 
     def nothing_seen(self) -> RecentEvents:

@@ -163,10 +163,14 @@ class Objective(nn.Module, ABC):
         """(B, N, target_dim) for new samples of the size of those in `view`. Raises Refusal where it makes none."""
         raise Refusal(f"Method '{self.name}' makes no samples.", "Use vae.")
 
-    def predict_next(self, view: Batch, last: bool = True) -> Tensor:
-        """What comes right after a view: (B, moment, target_dim) for the tokens of the next moment; or, unless `last`,
-        (B, N, target_dim) after each token of it. Raises Refusal where the method does not say.
+    def predict_next(self, view: Batch) -> Tensor:
+        """(B, K, target_dim) for the tokens that follow a view: those of the next moment, and of as many later ones as
+        are predicted at once. Raises Refusal where the method does not say.
         """
+        raise Refusal(f"Method '{self.name}' does not say what comes next.", "Pretrain with --method next.")
+
+    def predict_each(self, view: Batch) -> Tensor:
+        """(B, N, target_dim): what comes next after each token of a view. Raises Refusal as `predict_next` does."""
         raise Refusal(f"Method '{self.name}' does not say what comes next.", "Pretrain with --method next.")
 
     def after_step(self, progress: float) -> None:

@@ -91,14 +91,22 @@ class Next(Objective):
     def next_head(self) -> nn.Module | None:
         return self.heads[0] if self.settings.ahead == 1 and not self.settings.tied else None
 
-    def predict_next(self, view: Batch, last: bool = True) -> Tensor:
+    def predict_next(self, view: Batch) -> Tensor:
+        tokens, moment = self._tokens(view), self.modality.moment
+        heads = self.heads[: tokens.shape[1] // moment]  # in training none saw further on than a sample is long
+        return torch.cat([head(tokens[:, -moment:]) for head in heads], dim=1).float()
+
+    def predict_each(self, view: Batch) -> Tensor:
+        return self.heads[0](self._tokens(view)).float()
+
+    def _tokens(self, view: Batch) -> Tensor:
+        """(B, N, D). Raises Refusal where no head says what comes right after them."""
         if self.settings.ahead != 1:
             raise Refusal(
                 f"This model says what lies {self.settings.ahead} tokens ahead, not what comes next.",
                 "Pretrain with ahead=1.",
             )
-        tokens = self.encoder(view).tokens
-        return self.heads[0](tokens[:, -self.modality.moment :] if last else tokens).float()
+        return self.encoder(view).tokens
 
     def loss(self, batch: Batch, draw: Draw) -> Step:
         modality = self.modality

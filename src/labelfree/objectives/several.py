@@ -117,8 +117,11 @@ class Several(Objective):
     def sample(self, view: Batch, draw: Draw) -> Tensor:
         return self._ask("sample", view, draw)
 
-    def predict_next(self, view: Batch, last: bool = True) -> Tensor:
-        return self._ask("predict_next", view, last)
+    def predict_next(self, view: Batch) -> Tensor:
+        return self._ask("predict_next", view)
+
+    def predict_each(self, view: Batch) -> Tensor:
+        return self._ask("predict_each", view)
 
     def after_step(self, progress: float) -> None:
         for learner in self._learners:

@@ -55,7 +55,8 @@ class Forecast:
 @runtime.plain_torch()
 @torch.no_grad()
 def forecast(run: Run, source: Any, steps: int, batch_size: int = 256, accelerator: str = "auto") -> Forecast:
-    """Continue every recording of `source` token by token, each prediction being taken for true by the next.
+    """Continue every recording of `source` by as much as its model predicts at once, and so on, each prediction being
+    taken for true by the next.
 
     The model sees the end of a recording, as much of it as its training samples were long.
 

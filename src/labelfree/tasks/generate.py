@@ -80,7 +80,7 @@ def write_on(
     with lent(objective, where):
         for _ in range(tokens):
             context = Batch(torch.tensor([[vocabulary.cls, *ids[-most:]]]), torch.zeros(1, dtype=torch.int64))
-            logits = objective.predict_next(context.to(where))[0, -1].cpu()
+            logits = objective.predict_next(context.to(where))[0, 0].cpu()
             chosen = draw_nucleus(logits.index_fill(0, never, -torch.inf), temperature, top_p, generator)
             if chosen == vocabulary.sep:
                 break
@@ -139,7 +139,7 @@ def perplexity(run: Run, source: Any, batch_size: int = 64, accelerator: str = "
             read = dataset.read(range(first, min(first + batch_size, len(dataset))))
             samples = [sample for sample in read if isinstance(sample, Sample)]
             view = modality.prepare(modality.collate(samples).to(where))
-            losses = modality.token_loss(objective.predict_next(view, last=False)[:, :-1], view.data[:, 1:])
+            losses = modality.token_loss(objective.predict_each(view)[:, :-1], view.data[:, 1:])
             if first + batch_size >= len(dataset):  # the last block repeats the end of the one before
                 losses[-1, : len(dataset) * length - len(ids)] = 0
             loss += float(losses.cpu().double().sum())

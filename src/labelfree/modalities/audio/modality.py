@@ -230,9 +230,9 @@ class Audio(Modality):
             raise LabelfreeError("All recordings are the same: there is nothing to learn.", "Give different ones.")
         longest = round(self.training_size * (self.rate if self._waves else 1000 / self.settings.hop))
         self._length = int(np.median([min(len(sample.data), longest) for sample in samples]))
-        frames = np.concatenate(self._frames_of(samples)).astype(np.float64)
-        self._mean = torch.tensor(frames.mean(axis=0), dtype=torch.float32)
-        self._std = torch.tensor(frames.std(axis=0), dtype=torch.float32).clamp_min(0.1)
+        frames = torch.from_numpy(np.concatenate(self._frames_of(samples))).float()
+        self._std, self._mean = torch.std_mean(frames, dim=0, correction=0)
+        self._std.clamp_min_(0.1)
         if self._waves:
             self._level = float(np.sqrt(np.mean([np.square(s.data / TOP).mean() for s in samples])))
 

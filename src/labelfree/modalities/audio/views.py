@@ -74,7 +74,7 @@ def mix_wave(x: Tensor, other: Tensor, draw: Draw, most: float) -> Tensor:
 def noise_mel(x: Tensor, draw: Draw, most: float) -> Tensor:
     """White noise of up to the share `most` of the sample's power; the power of noise is distributed exponentially."""
     level = x.logsumexp(dim=(1, 2)) - math.log(x[0].numel()) + (most * draw.uniform("noise")).clamp_min(1e-12).log()
-    power = -torch.log1p(-draw.uniform("noise power", *x.shape[1:])).clamp_max(-1e-12)
+    power = (1 - draw.uniform("noise power", *x.shape[1:])).log_().neg_().clamp_min_(1e-12)
     return add_powers(x, level[:, None, None] + power.log())
 
 

@@ -500,10 +500,11 @@ class Series(Modality):
         mean, deviation = self._scale(batch.data)
         view = self.prepare(batch).with_(time=None)
         seen = view.data
-        for _ in range(-(-steps // self.patch)):
-            token = predict_next(view.with_(data=seen[:, -batch.data.shape[1] :]))
-            seen = torch.cat([seen, token.view(len(ends), self.patch, self.channels).to(seen.dtype)], dim=1)
-        future = seen[:, batch.data.shape[1] :][:, :steps]
+        known = batch.data.shape[1]
+        while seen.shape[1] < known + steps:
+            tokens = predict_next(view.with_(data=seen[:, -known:]))
+            seen = torch.cat([seen, tokens.reshape(len(ends), -1, self.channels).to(seen.dtype)], dim=1)
+        future = seen[:, known : known + steps]
         return (future * deviation + mean).cpu().numpy()
 
     # ---- for people, and for baselines
