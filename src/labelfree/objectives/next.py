@@ -26,8 +26,7 @@ class NextSettings(Settings):
     ahead: PositiveInt = 1
     """how many moments (tokens; frames of tubes in video) ahead the predicted token lies, the first of them"""
     horizon: PositiveInt | Literal["auto"] = "auto"
-    """how many moments are predicted from each token, from the one `ahead` on; auto: as many as are much alike (some
-    sixteen steps of a series, else one)"""
+    """how many moments are predicted from each token; auto: those much alike (16 steps of a series or so, else one)"""
     views: Literal["light", "none", "contrast"] = "none"
     """strength of the augmentation of the input"""
     head_layers: NonNegativeInt = 0
