@@ -353,3 +353,20 @@ def test_workers_read_for_a_gpu_where_they_can(streamed, monkeypatch):
 def test_a_network_is_tried_where_it_lies() -> None:
     view = Batch(data=torch.zeros(2, 5), index=torch.arange(2))
     assert Custom.wrap(torch.nn.Linear(5, 4, device="meta"), Series(), view).dim == 4
+
+
+def test_a_recipe_says_what_kind_of_data_is_meant_where_that_is_open(pictures, tmp_path):
+    table = tmp_path / "measured.csv"
+    walks = np.random.default_rng(0).normal(size=(200, 3)).cumsum(axis=0)
+    rows = np.column_stack([np.arange(200), walks])
+    np.savetxt(table, rows, delimiter=",", header="time,heat,light,noise", comments="")
+
+    def kind(source, method: str) -> str:
+        asked = {"modality": None, "encoder": "auto", "seed": 0, "seconds": None, "settings": {"threads": 1}}
+        return make_plan(source, method=method, **asked)[0].modality
+
+    assert kind(table, "auto") == "series"
+    assert kind(table, "scarf") == "table"
+    assert kind(table, "masked-series") == "series"
+    with pytest.raises(LabelfreeError, match=r"'scarf' is for table, not for image"):
+        kind(pictures, "scarf")

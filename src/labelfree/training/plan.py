@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,12 @@ class Plan(Settings):
         return cls(cls.settings_class.read(self.modality_settings, cls.name))
 
 
-def recognise(source: Any) -> tuple[str, str]:
+def recognise(source: Any, among: Collection[str] = ()) -> tuple[str, str]:
     """The modality that `source` looks most like, and the words for why.
+
+    Args:
+        source: where the data lies.
+        among: the only ones that are meant, if the source looks like one of them at all.
 
     Raises:
         LabelfreeError: it is not there, is empty, looks like none, or holds files of several kinds.
@@ -107,7 +111,8 @@ def recognise(source: Any) -> tuple[str, str]:
     path = existing(source) if isinstance(source, str | Path) and not is_address(source) else None
     with remembering():
         guesses = {name: cls.guess(source) for name, cls in registry.modalities().items()}
-        name, (sure, words) = max(guesses.items(), key=lambda item: item[1][0])
+        meant = {name: guess for name, guess in guesses.items() if name in among and guess[0] > 0}
+        name, (sure, words) = max((meant or guesses).items(), key=lambda item: item[1][0])
         if path is not None and (name in ("text", "table") or sure <= UNSURE):
             refuse_names(path)
         if sure <= 0:
@@ -193,7 +198,8 @@ def make_plan(
     engine = engine_settings(settings)
     runtime.checked_device(engine.accelerator, engine.devices)
     check_tensorboard(engine.tensorboard)
-    data, choices = _kind_of(source, modality, settings)
+    _, recipe = (None, None) if method == "auto" else registry.method(method)
+    data, choices = _kind_of(source, modality, settings, recipe.modalities if recipe else ())
     kind, dataset = type(data), data.open(source)
     found = dataset.describe()
     offered = {choice.key: choice for choice in data.defaults(found, _budget(engine, seconds, method, settings))}
@@ -243,11 +249,17 @@ def make_plan(
     return plan, data, dataset, found
 
 
-def _kind_of(source: Any, modality: str | None, settings: Mapping[str, Any]) -> tuple[Modality, list[Choice]]:
-    """The modality of a source with the settings of it that are given, and why it is this one, unless it was named."""
+def _kind_of(
+    source: Any, modality: str | None, settings: Mapping[str, Any], among: Collection[str]
+) -> tuple[Modality, list[Choice]]:
+    """The modality of a source with the settings of it that are given, and why it is this one, unless it was named.
+
+    Args:
+        among: what a recipe is for, and so what is meant where it can be.
+    """
     choices = []
     if modality is None or modality == "auto":
-        modality, words = recognise(source)
+        modality, words = recognise(source, among)
         choices.append(Choice("modality", modality, words))
     kind = registry.find("modality", registry.modalities(), modality)
     return kind(kind.settings_class.read(_owned(settings, kind), kind.name)), choices
