@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cells import assemble, graphs, pictures, series, texts
 from processes import together
 from torch import Tensor
@@ -23,7 +25,7 @@ from labelfree.modalities.base import hidden_count
 from labelfree.needs import Need
 from labelfree.objectives import _heads
 from labelfree.objectives._decoder import Decoder
-from labelfree.objectives._heads import token_error
+from labelfree.objectives._heads import token_error, valid_tokens
 from labelfree.objectives.cpc import CPC, Pool
 from labelfree.objectives.link import Link
 from labelfree.objectives.masked import Masked, MaskedSettings
@@ -134,11 +136,12 @@ def test_next_predicts_every_moment_up_to_its_horizon(ahead: int, tmp_path: Path
     objective, (batch, draw) = training.objective.eval(), first_batch(training)
     view = objective.modality.view(batch, draw, "none")
     tokens = objective.encoder(view).tokens
-    errors = []
-    for number, head in enumerate(objective.heads):
-        away = ahead + number
-        pairs = [(head(tokens[b, t]), view.data[b, t + away]) for b in range(len(tokens)) for t in range(12 - away)]
-        errors.append(torch.stack([(found - true) ** 2 for found, true in pairs]).mean())
+    found = objective.head(tokens)
+    errors = [
+        (found[b, t, k] - view.data[b, t + ahead + k, 0]) ** 2
+        for b, t, k in product(range(len(tokens)), range(12), range(5))
+        if t + ahead + k < 12
+    ]
     torch.testing.assert_close(objective(batch, draw).loss, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -147,17 +150,35 @@ def test_moments_beyond_the_end_count_nothing(tmp_path: Path) -> None:
     training = assemble(tmp_path / "waves.npy", "series", "next", "dilated:tiny", patch=1, horizon=14)
     objective, (batch, draw) = training.objective.eval(), first_batch(training)
     objective(batch, draw).loss.backward()
-    reached = [bool(head[-1].weight.grad.any()) for head in objective.heads]
-    assert reached == [True] * 11 + [False] * 3
+    assert objective.head[-1].weight.grad.any(dim=1).tolist() == [True] * 11 + [False] * 3
 
 
 def test_next_looks_as_far_as_moments_are_alike(sources: dict[str, Path]) -> None:
-    heads = {
-        (encoder, patch): len(assemble(sources["series"], "series", "next", encoder, patch=patch).objective.heads)
+    horizons = {
+        (encoder, patch): assemble(sources["series"], "series", "next", encoder, patch=patch).objective.horizon
         for encoder, patch in (("dilated", 1), ("transformer:nano", 4), ("transformer:nano", 32))
     }
-    assert heads == {("dilated", 1): 16, ("transformer:nano", 4): 4, ("transformer:nano", 32): 1}
-    assert len(assemble(sources["text"], "text", "next", "transformer:nano").objective.heads) == 1
+    assert horizons == {("dilated", 1): 16, ("transformer:nano", 4): 4, ("transformer:nano", 32): 1}
+    assert assemble(sources["text"], "text", "next", "transformer:nano").objective.horizon == 1
+
+
+def test_several_words_may_be_predicted_at_once_but_not_with_the_vectors_that_read_them(
+    sources: dict[str, Path],
+) -> None:
+    training = assemble(sources["text"], "text", "next", "transformer:nano", horizon=3)
+    objective, (batch, draw) = training.objective.eval(), first_batch(training)
+    view = objective.modality.view(batch, draw, "none")
+    logits, count = objective.head(objective.encoder(view).tokens).float().unflatten(2, (3, -1)), view.data.shape[1]
+    real = valid_tokens(objective.encoder(view))
+    errors = [
+        F.cross_entropy(logits[:, : count - k, k - 1].flatten(0, 1), view.data[:, k:].flatten(), reduction="none")[
+            real[:, k:].flatten()
+        ]
+        for k in (1, 2, 3)
+    ]
+    torch.testing.assert_close(objective(batch, draw).loss, torch.cat(errors).mean(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(Refusal, match="predict one token each"):
+        assemble(sources["text"], "text", "next", "transformer:nano", horizon=3, tied=True)
 
 
 @pytest.mark.parametrize("method", ["masked", "next"])

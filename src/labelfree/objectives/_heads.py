@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -68,9 +69,11 @@ def later_moments(tokens: int, moment: int) -> int:
     return tokens // moment - 1
 
 
-def token_error(head: nn.Module, modality: Modality, tokens: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Mean of the modality's loss of what `head` predicts from tokens (B, N, D), over the `counted` (B, N) ones of the
-    global batch: this process's part.
+def token_error(
+    head: Callable[[Tensor], Tensor], modality: Modality, tokens: Tensor, target: Tensor, counted: Tensor
+) -> Tensor:
+    """Mean of the modality's loss of what `head` predicts from tokens (B, N, D), over the `counted` (B, M) ones of its
+    predictions (B, M, target_dim) in the global batch: this process's part.
 
     A whole vocabulary for every token of a batch would fill the memory. Where a linear layer gives the logits of ids,
     loss and gradient are made in one sweep; other large predictions are made for some samples at a time, and made again
@@ -84,7 +87,7 @@ def token_error(head: nn.Module, modality: Modality, tokens: Tensor, target: Ten
     def part(tokens: Tensor, target: Tensor) -> Tensor:
         return modality.token_loss(head(tokens).float(), target)
 
-    rows = max(1, MOST // (tokens.shape[1] * modality.target_dim))
+    rows = max(1, MOST // (target.shape[1] * modality.target_dim))
     if rows >= len(tokens):
         return weighted_mean(part(tokens, target), counted)
     pieces = zip(tokens.split(rows), target.split(rows), strict=True)

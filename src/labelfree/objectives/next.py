@@ -37,8 +37,8 @@ class NextSettings(Settings):
 
 class Next(Objective):
     """Autoregressive prediction with a causal encoder: each token's output predicts the token `ahead` moments later,
-    and as far as the `horizon` goes those that follow it, each by a head of its own (Gloeckle et al. 2024, "Better &
-    Faster Large Language Models via Multi-token Prediction", §2).
+    and as far as the `horizon` goes those that follow it, each by a linear map of its own (Gloeckle et al. 2024,
+    "Better & Faster Large Language Models via Multi-token Prediction", §2).
 
     With ids it is the language model of Radford et al. 2018 (GPT, §3.1, eq. 1), with values the autoregressive
     predictive coding of Chung et al. 2019 (APC, §2.1), who look further than one step ahead, since the next one
@@ -48,7 +48,7 @@ class Next(Objective):
     name = "next"
     settings_class = NextSettings
     needs = frozenset({Need.ORDER, Need.TOKENS, Need.CAUSAL, Need.TARGETS})
-    keeps = ("heads",)
+    keeps = ("head",)
     defaults = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "beta2": 0.95, "warmup": 0.03}
     recipes = {
         "gpt": Recipe(
@@ -81,25 +81,28 @@ class Next(Objective):
         super().__init__(encoder, modality, settings)
         own, bias = self.settings, modality.target_bias()
         table = encoder.token_table() if own.tied else None
-        horizon = modality.alike if own.horizon == "auto" else own.horizon
-        self.heads = nn.ModuleList(
-            token_head(encoder.dim, own.head_layers, modality.target_dim, table, bias) for _ in range(horizon)
-        )
+        self.horizon = modality.alike if own.horizon == "auto" else own.horizon
+        if table is not None and self.horizon > 1:
+            raise Refusal("The vectors that read tokens predict one token each.", "Set horizon=1 or tied=false.")
+        bias = None if bias is None else bias.repeat(self.horizon)
+        self.head = token_head(encoder.dim, own.head_layers, self.horizon * modality.target_dim, table, bias)
 
     @property
     def next_head(self) -> nn.Module | None:
-        return self.heads[0] if self.settings.ahead == 1 and not self.settings.tied else None
+        own = self.settings
+        return self.head if own.ahead == self.horizon == 1 and not own.tied else None
 
     def predict_next(self, view: Batch) -> Tensor:
         tokens, moment = self._tokens(view), self.modality.moment
-        heads = self.heads[: tokens.shape[1] // moment]  # in training none saw further on than a sample is long
-        return torch.cat([head(tokens[:, -moment:]) for head in heads], dim=1).float()
+        known = min(self.horizon, tokens.shape[1] // moment)  # in training none saw further than a sample is long
+        found = self._apart(self.head(tokens[:, -moment:]))[:, :, :known]
+        return found.transpose(1, 2).flatten(1, 2).float()
 
     def predict_each(self, view: Batch) -> Tensor:
-        return self.heads[0](self._tokens(view)).float()
+        return self._apart(self.head(self._tokens(view)))[:, :, 0].float()
 
     def _tokens(self, view: Batch) -> Tensor:
-        """(B, N, D). Raises Refusal where no head says what comes right after them."""
+        """(B, N, D). Raises Refusal where the head does not say what comes right after them."""
         if self.settings.ahead != 1:
             raise Refusal(
                 f"This model says what lies {self.settings.ahead} tokens ahead, not what comes next.",
@@ -107,15 +110,19 @@ class Next(Objective):
             )
         return self.encoder(view).tokens
 
+    def _apart(self, found: Tensor) -> Tensor:
+        """(B, N, horizon · target_dim) → (B, N, horizon, target_dim)"""
+        return found.unflatten(2, (self.horizon, -1))
+
     def loss(self, batch: Batch, draw: Draw) -> Step:
         modality = self.modality
         view = modality.view(batch, draw, self.settings.views)
         features = self.encoder(view)
         tokens, targets, counted = features.tokens, modality.targets(view), valid_tokens(features)
         count = tokens.shape[1]
-        nearest, losses = min(self.settings.ahead, later_moments(count, modality.moment)), []
-        for number, head in enumerate(self.heads):  # every one, so that all processes add up as many means
-            k = (nearest + number) * modality.moment
-            there = F.pad(counted[:, k:], (0, min(k, count)))
-            losses.append(token_error(head, modality, tokens, targets.roll(-k, dims=1), there))
-        return Step(torch.stack(losses).mean(), features.pooled.detach())
+        nearest = min(self.settings.ahead, later_moments(count, modality.moment))
+        away = [k * modality.moment for k in range(nearest, nearest + self.horizon)]
+        targets = torch.stack([targets.roll(-k, dims=1) for k in away], dim=2).flatten(1, 2)
+        there = torch.stack([F.pad(counted[:, k:], (0, min(k, count))) for k in away], dim=2).flatten(1, 2)
+        head = self.head if self.horizon == 1 else lambda x: self._apart(self.head(x)).flatten(1, 2)
+        return Step(token_error(head, modality, tokens, targets, there), features.pooled.detach())
