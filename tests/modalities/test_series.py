@@ -205,6 +205,24 @@ def test_masks_of_full_samples_are_of_equal_count_and_come_in_spans() -> None:
     assert edges < 20  # single steps hidden at random would have 64
 
 
+def test_spans_of_short_series_are_no_longer_than_what_is_hidden() -> None:
+    modality, dataset = fitted(np.random.default_rng(0).normal(size=(16, 24)), patch=1)
+    batch = batch_of(modality, dataset, list(range(16)))
+    mask = modality.sample_mask(modality.prepare(batch), draw_of(batch), 0.4)
+    assert (mask.sum(dim=1) == 10).all()
+    assert int((mask[:, 1:] != mask[:, :-1]).sum(dim=1).max()) <= 4  # one block and a part of another
+
+
+def test_forecasts_begin_where_the_whole_horizon_was_seen_in_training() -> None:
+    for length, patch, tokens in ((48, 1, 32), (20, 1, 10), (48, 4, 8), (96, 32, 2)):
+        modality, dataset = fitted(np.random.default_rng(0).normal(size=(4, length)), patch=patch)
+        (end, *_), sample = modality.ends(dataset)[1], dataset.read([0])[0]
+        assert len(end.data) == tokens * patch
+        np.testing.assert_array_equal(end.data, sample.data[-tokens * patch :])
+        assert len(modality.beginning(sample).data) <= tokens * patch
+        assert tokens + min(modality.alike, tokens) <= length // patch
+
+
 def test_missing_values_cost_nothing_and_targets_are_the_view() -> None:
     modality, dataset = fitted(uneven(), patch=4)
     view = modality.prepare(batch_of(modality, dataset, [0, 2]))

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -370,3 +371,8 @@ def test_a_recipe_says_what_kind_of_data_is_meant_where_that_is_open(pictures, t
     assert kind(table, "masked-series") == "series"
     with pytest.raises(LabelfreeError, match=r"'scarf' is for table, not for image"):
         kind(pictures, "scarf")
+    photo = tmp_path / "photos" / "a.png"  # any file is bytes, too
+    photo.parent.mkdir()
+    PIL.Image.new("RGB", (8, 8)).save(photo)
+    with pytest.raises(LabelfreeError, match=r"'data2vec-text' is for text, bytes, not for image"):
+        kind(photo.parent, "data2vec-text")

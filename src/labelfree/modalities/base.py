@@ -430,7 +430,8 @@ def token_mask(scores: Tensor, ratio: float, valid: Tensor | None = None) -> Ten
 def span_mask(
     draw: Draw, count: int, span: int, ratio: float, valid: Tensor | None = None, last: Tensor | None = None
 ) -> Tensor:
-    """(B, N) bool: about the share `ratio` of each sample's tokens, in spans of `span` that begin anywhere.
+    """(B, N) bool: about the share `ratio` of each sample's tokens, in spans of `span` that begin anywhere, one of them
+    shorter where fewer are left to hide.
 
     Args:
         valid: (B, N) bool, false where a token is padding, which is never hidden; None where all are valid.
@@ -438,7 +439,7 @@ def span_mask(
     """
     place = torch.arange(count, device=draw.key.device)
     block = (place + draw.integers("shift", span)[:, None]) // span
-    score = draw.uniform("blocks", count // span + 2).gather(1, block) + 1e-4 * draw.uniform("tokens", count)
+    score = draw.uniform("blocks", count // span + 2).gather(1, block) + 1e-4 * place / count
     if last is not None:
         score = score + 2.0 * last
     return token_mask(score, ratio, valid)

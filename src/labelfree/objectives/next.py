@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -24,9 +24,9 @@ class NextSettings(Settings):
     """Settings of next-token prediction."""
 
     ahead: PositiveInt = 1
-    """how many moments (tokens; frames of tubes in video) ahead the predicted token lies, the first of them"""
+    """how many moments (tokens; frames of tubes in video) ahead the first predicted one lies"""
     horizon: PositiveInt | Literal["auto"] = "auto"
-    """how many moments are predicted from each token; auto: those much alike (16 steps of a series or so, else one)"""
+    """how many moments, from `ahead` on, each token predicts; auto: up to sixteen steps of a series, else one"""
     views: Literal["light", "none", "contrast"] = "none"
     """strength of the augmentation of the input"""
     head_layers: NonNegativeInt = 0
@@ -99,7 +99,9 @@ class Next(Objective):
         return found.transpose(1, 2).flatten(1, 2).float()
 
     def predict_each(self, view: Batch) -> Tensor:
-        return self._apart(self.head(self._tokens(view)))[:, :, 0].float()
+        last: Any = self.head[-1]
+        width = self.modality.target_dim
+        return F.linear(self.head[:-1](self._tokens(view)), last.weight[:width], last.bias[:width]).float()
 
     def _tokens(self, view: Batch) -> Tensor:
         """(B, N, D). Raises Refusal where the head does not say what comes right after them."""
@@ -119,10 +121,11 @@ class Next(Objective):
         view = modality.view(batch, draw, self.settings.views)
         features = self.encoder(view)
         tokens, targets, counted = features.tokens, modality.targets(view), valid_tokens(features)
-        count = tokens.shape[1]
-        nearest = min(self.settings.ahead, later_moments(count, modality.moment))
-        away = [k * modality.moment for k in range(nearest, nearest + self.horizon)]
-        targets = torch.stack([targets.roll(-k, dims=1) for k in away], dim=2).flatten(1, 2)
-        there = torch.stack([F.pad(counted[:, k:], (0, min(k, count))) for k in away], dim=2).flatten(1, 2)
+        count, moment = tokens.shape[1], modality.moment
+        nearest = min(self.settings.ahead, later_moments(count, moment))
+        away = moment * torch.arange(nearest, nearest + self.horizon, device=tokens.device)
+        places = (torch.arange(count, device=tokens.device)[:, None] + away).flatten()
+        there = counted[:, places % count] & (places < count)
         head = self.head if self.horizon == 1 else lambda x: self._apart(self.head(x)).flatten(1, 2)
-        return Step(token_error(head, modality, tokens, targets, there), features.pooled.detach())
+        loss = token_error(head, modality, tokens, targets[:, places % count], there)
+        return Step(loss, features.pooled.detach())

@@ -40,6 +40,8 @@ from labelfree.training.settings import TrainSettings
 DEFAULT_LIMIT = "10m"
 #: Share of a folder's samples that are of another kind, beyond which the kind must be named.
 MIXED = 0.2
+#: A guess no surer than this is for want of a better one: any file is bytes, and any words are texts.
+UNLIKELY = 0.1
 #: A guess no surer than this says only that a table has numbers or words, beside which it may name its samples.
 UNSURE = 0.3
 
@@ -103,7 +105,7 @@ def recognise(source: Any, among: Collection[str] = ()) -> tuple[str, str]:
 
     Args:
         source: where the data lies.
-        among: the only ones that are meant, if the source looks like one of them at all.
+        among: the only ones that are meant, if the source may well be one of them.
 
     Raises:
         LabelfreeError: it is not there, is empty, looks like none, or holds files of several kinds.
@@ -111,7 +113,7 @@ def recognise(source: Any, among: Collection[str] = ()) -> tuple[str, str]:
     path = existing(source) if isinstance(source, str | Path) and not is_address(source) else None
     with remembering():
         guesses = {name: cls.guess(source) for name, cls in registry.modalities().items()}
-        meant = {name: guess for name, guess in guesses.items() if name in among and guess[0] > 0}
+        meant = {name: guess for name, guess in guesses.items() if name in among and guess[0] > UNLIKELY}
         name, (sure, words) = max((meant or guesses).items(), key=lambda item: item[1][0])
         if path is not None and (name in ("text", "table") or sure <= UNSURE):
             refuse_names(path)

@@ -22,7 +22,7 @@ from labelfree.data.recordings import FILES, Recordings, majority, read_recordin
 from labelfree.data.sources import ARRAYS, TABLES, frame, load_arrays, read_head, share_of
 from labelfree.errors import LabelfreeError
 from labelfree.losses.masked import TargetError, value_error
-from labelfree.modalities.base import Budget, Choice, Modality, Shared, Transformation, span_mask
+from labelfree.modalities.base import Budget, Choice, Modality, Shared, Transformation, hidden_count, span_mask
 from labelfree.modalities.series import views as augment
 from labelfree.modalities.series.features import ChannelStatistics, raw_features, resampled, sparkline
 from labelfree.modalities.series.tokens import SeriesStem, patches, valid_tokens
@@ -450,7 +450,8 @@ class Series(Modality):
         """Spans of tokens; those without any value are hidden last, and padding never."""
         patch = self.patch
         known = ~patches(batch.data, patch).isnan().all(dim=2)
-        span = max(1, round((self.settings.span or ALIKE) / patch))
+        span = max(1, round(self.settings.span / patch)) if self.settings.span else self.alike
+        span = min(span, hidden_count(known.shape[1], ratio))
         return span_mask(draw, known.shape[1], span, ratio, valid_tokens(batch, patch), last=~known)
 
     def targets(self, batch: Batch) -> Tensor:
@@ -480,10 +481,10 @@ class Series(Modality):
     # ---- what comes next
 
     def ends(self, dataset: Dataset) -> tuple[list[str], list[Sample]]:
-        """As many tokens as there are in training before a sample's last one."""
+        """As many tokens as there are in training before the last ones that were predicted at once."""
         assert isinstance(dataset, SeriesDataset)
         patch, found = self.patch, []
-        most = max(1, self._length // patch - 1) * patch
+        most = self._context() * patch
         for number, (start, stop) in enumerate(dataset.source.spans.tolist()):
             count = max(patch, min(most, (stop - start) // patch * patch))
             values = dataset.source.values[max(start, stop - count) : stop]
@@ -491,8 +492,13 @@ class Series(Modality):
             found.append(Sample(np.concatenate([missing, values]), number))
         return [dataset.recording_name(end.index) for end in found], found
 
+    def _context(self) -> int:
+        """Tokens of a training sample before those that a whole horizon lay ahead of."""
+        count = self._length // self.patch
+        return max(1, count - min(self.alike, count // 2))
+
     def beginning(self, sample: Sample) -> Sample:
-        tokens = max(1, 3 * len(sample.data) // (4 * self.patch))
+        tokens = max(1, min(self._context(), 3 * len(sample.data) // (4 * self.patch)))
         return Sample(sample.data[: tokens * self.patch], sample.index)
 
     def continued(self, predict_next: Callable[[Batch], Tensor], ends: Sequence[Sample], steps: int) -> np.ndarray:
