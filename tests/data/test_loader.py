@@ -126,6 +126,11 @@ def test_what_is_not_in_memory_is_read_by_threads_ahead_and_comes_in_order(monke
     for found in (batches(Shared(128), Plain(), 64), [Cached(Shared(512), Plain()).whole]):
         index = torch.cat([batch.index for batch in found])
         assert index.tolist() == list(range(len(index)))
+    alone, together = (
+        [batch.index.tolist() for batch in loader(kind(64, shards=(0, 10, 30))).steps(0, 16)]
+        for kind in (Numbers, Shared)
+    )
+    assert alone == together
 
 
 def test_nothing_readable_is_an_error_that_says_why():

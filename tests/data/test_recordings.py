@@ -201,6 +201,16 @@ def test_a_folder_lists_files_that_cannot_be_read_and_reads_the_rest(tmp_path: P
     assert [item.name for item in found.unreadable] == ["c.npy"]
 
 
+def test_a_folder_of_the_parts_of_a_data_set_is_no_two_recordings(tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("test", 9)):
+        np.savez(
+            tmp_path / f"{part}.npz", X=wave(count * 20).reshape(count, 20), y=np.array(["a", "b", "c"] * (count // 3))
+        )
+    with pytest.raises(LabelfreeError, match=r"test\.npz and train\.npz: parts of a data set.*the one to learn from"):
+        read(tmp_path)
+    assert len(read(tmp_path / "train.npz").spans) == 6
+
+
 def test_a_folder_of_files_with_other_channels_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "a.csv", time=np.arange(20), x=wave(20))
     save(tmp_path, "b.csv", time=np.arange(20), z=wave(20))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from labelfree import runtime
 from labelfree.data.ahead import AHEAD, PIECE, read_ahead
 from labelfree.data.batch import Batch, Sample, Unreadable
 from labelfree.data.cache import Cached
@@ -29,6 +30,9 @@ from labelfree.errors import GUARD, LabelfreeError, death, reason_of
 
 if TYPE_CHECKING:
     from labelfree.modalities.base import Modality
+
+#: Threads at most that read the steps of a training ahead, where no processes do.
+READERS = 4
 
 
 def batches(
@@ -85,7 +89,14 @@ class _Stream(torch.utils.data.Dataset):
             return error
 
     def read(self, step: int) -> tuple[Batch, list[Unreadable]]:
-        places, epoch = self.order.batch(step, self.part, self.parts), self.order.epoch(step)
+        return self.load(*self.places(step))
+
+    def places(self, step: int) -> tuple[np.ndarray, int]:
+        """Which samples a step sees, and its epoch. For one thread at a time: the order is remembered."""
+        return self.order.batch(step, self.part, self.parts), self.order.epoch(step)
+
+    def load(self, places: np.ndarray, epoch: int) -> tuple[Batch, list[Unreadable]]:
+        """The raw batch of samples, and what could not be read."""
         if isinstance(self.dataset, Cached):
             if self.partners is None:
                 return self.dataset.batch(places), []
@@ -157,7 +168,8 @@ class Loader:
 
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
         if self.workers == 0:
-            yield from read_ahead(self._stream.read, range(start, stop), threads=1)
+            wanted = (self._stream.places(step) for step in range(start, stop))
+            yield from read_ahead(lambda some: self._stream.load(*some), wanted, min(READERS, runtime.cores()))
             return
         with warnings.catch_warnings():
             # more workers than cores are what the user asked for

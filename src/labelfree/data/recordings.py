@@ -31,6 +31,8 @@ from labelfree.errors import LabelfreeError
 from labelfree.files import existing
 
 FILES = (*ARRAYS, *TABLES)
+#: What arrays are called that hold many series each, some to learn from and others to judge by.
+PARTS = ("train", "test", "val", "valid", "validation", "dev")
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,9 @@ def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
         raise LabelfreeError(f"'{folder}' holds no series.", f"Expected files that end in {', '.join(FILES)}.")
     if len(paths) == 1:
         return _from_file(paths[0], options)
+    if arrays and all(path.stem.lower() in PARTS for path in paths):
+        held = " and ".join(path.name for path in paths)
+        raise LabelfreeError(f"'{folder}' holds {held}: parts of a data set.", "Name the one to learn from.")
     parts, names, unreadable = [], [], []
     for number, path in enumerate(paths):
         name = name_below(folder, path)

@@ -45,7 +45,7 @@ class TrainSettings(OptimSettings):
     precision: Literal["auto", "bf16", "32"] = "auto"
     """bf16 (mixed) where the hardware is faster with it, else 32"""
     workers: NonNegativeInt | Auto = "auto"
-    """processes that read a streamed source; 0 reads ahead in a thread"""
+    """processes that read a streamed source; 0 reads ahead in threads"""
     threads: PositiveInt | Auto = "auto"
     """processor threads for tensor operations of each process"""
     devices: PositiveInt = 1
