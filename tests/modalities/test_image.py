@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,7 +27,7 @@ from labelfree.data import encoded
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.draw import Draw
 from labelfree.data.pictures import Form, decode, header, keep
-from labelfree.data.sources import frame
+from labelfree.data.sources import frame, read_table
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget
 from labelfree.modalities.image import Image, ImageSettings
@@ -34,6 +35,7 @@ from labelfree.modalities.image import modality as modality_file
 from labelfree.modalities.image.modality import find_form, jigsaw_orders, look_through
 from labelfree.modalities.image.sources import Arrays
 from labelfree.modalities.image.views import Policy, blurring, central_boxes, crop, random_boxes, recolour
+from labelfree.training.plan import recognise
 
 RANDOM = np.random.default_rng(0)
 
@@ -213,6 +215,12 @@ def test_arrow_streams_and_folders_of_tables_are_read(tmp_path: Path) -> None:
             writer.write_table(table.slice(3 * number, 3), max_chunksize=2)
     found = read_all(tmp_path)
     np.testing.assert_array_equal(np.stack(found), np.stack(pictures).transpose(0, 3, 1, 2))
+    feather.write_feather(table, str(tmp_path / "whole.feather"))
+    for source in (tmp_path, tmp_path / "data-0.arrow", tmp_path / "whole.feather"):
+        assert recognise(source) == ("image", "pictures in column 'img'")
+    with pa.ipc.new_stream(str(tmp_path / "rows.arrow"), pa.schema([("a", pa.int64())])) as writer:
+        writer.write_table(pa.table({"a": [1, 2]}))
+    assert read_table(tmp_path / "rows.arrow").column("a").to_pylist() == [1, 2]
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 8), (5, 9, 8, 3), (5, 3, 9, 8), (5, 9, 8, 6)])

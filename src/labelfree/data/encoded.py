@@ -34,7 +34,7 @@ LARGEST_GROUP = 64 << 20
 REACH = 128 << 20
 #: Why an item that is not there cannot be read.
 MISSING = "is missing"
-TABLES = ((".parquet",), (".arrow", ".feather"))
+TABLES = ((".parquet",), sources.ARROW)
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class _TableFile:
                 self.groups = self._metadata.num_row_groups
                 self.group_rows = [self._metadata.row_group(g).num_rows for g in range(self.groups)]
             else:
-                self._arrow = _map_arrow(path)
+                self._arrow = sources.map_arrow(path)
                 self.schema = self._arrow.schema
                 batches = self._arrow.to_batches()
                 self.groups, self.group_rows = len(batches), [len(batch) for batch in batches]
@@ -326,16 +326,6 @@ class _TableFile:
                 return file.read(columns=names)
         assert self._arrow is not None
         return self._arrow.select(names)
-
-
-def _map_arrow(path: Path) -> pa.Table:
-    """An Arrow file, or an Arrow stream (as Hugging Face writes), mapped into memory."""
-    with pa.memory_map(str(path)) as mapped:  # the mapping outlives the open file
-        try:
-            return sources.plain(pa.ipc.open_file(mapped).read_all())
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            return sources.plain(pa.ipc.open_stream(mapped).read_all())
 
 
 class _Spool:

@@ -65,7 +65,7 @@ def _head_of(path: Path) -> pa.Table | None:
     """The first rows of a table; None for another file, or where the items lie in the table itself."""
     if not path.is_file() or path.suffix.lower() not in sources.TABLES:
         return None
-    if path.suffix.lower() == ".parquet" and encoded_columns(sources.schema_of(path)):
+    if path.suffix.lower() in sources.BINARY and encoded_columns(sources.schema_of(path)):
         return None
     head = sources.read_head(path)
     return None if encoded_columns(head.schema) else head

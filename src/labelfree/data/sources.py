@@ -7,7 +7,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from labelfree.data.once import once
 from labelfree.data.records import array_of
 from labelfree.errors import LabelfreeError, reason_of
 
-TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".jsonl", ".json")
+ARROW = (".arrow", ".feather")
+#: Tables that may hold pictures, recordings and films as they are encoded.
+BINARY = (".parquet", *ARROW)
+TABLES = (".csv", ".tsv", *BINARY, ".jsonl", ".json")
 ARRAYS = (".npy", ".npz")
 #: Endings of spreadsheets; of files that hold other files, or one, in fewer bytes.
 SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -91,11 +94,11 @@ def what_is_in(folder: Path) -> str:
 def recognise_folder(
     folder: Path, suffixes: Collection[str], what: str, look: Callable[[Path], tuple[float, str]]
 ) -> tuple[float, str]:
-    """How sure that a folder holds files of one kind: by their share, or else a `look` at its first Parquet."""
+    """How sure that a folder holds files of one kind: by their share, or else a `look` at its first table of such."""
     found, share = share_of(folder, suffixes)
     if found:
         return 0.95 * share, f"{len(found):,} {what} files"
-    tables = list_files(folder, (".parquet",))
+    tables = list_files(folder, BINARY)
     return look(tables[0]) if tables else (0.0, "")
 
 
@@ -135,7 +138,7 @@ def read_table(path: Path, names: Sequence[str] | None = None, ragged: dict[int,
     Raises:
         LabelfreeError: it cannot be read as what its name says, or has two columns of one name.
     """
-    from pyarrow import feather, parquet
+    from pyarrow import parquet
 
     suffix = path.suffix.lower()
     if suffix not in TABLES:
@@ -145,12 +148,26 @@ def read_table(path: Path, names: Sequence[str] | None = None, ragged: dict[int,
             table = delimited.read_whole(path, _start_of(path), ragged)
         elif suffix == ".parquet":
             table = plain(parquet.read_table(path, columns=names))
-        elif suffix in (".arrow", ".feather"):
-            table = plain(feather.read_table(path))
+        elif suffix in ARROW:
+            table = map_arrow(path)
         else:
             table = records.read_records(path)
     check_names(table.column_names, f"'{path}'")
     return table if names is None else table.select(names)
+
+
+def map_arrow(path: Path) -> pa.Table:
+    """An Arrow file, or an Arrow stream (as Hugging Face writes), mapped into memory; or a file of Feather's first
+    version.
+    """
+    from pyarrow import feather
+
+    with pa.memory_map(str(path)) as mapped:  # the mapping outlives the open file
+        for opened in (pa.ipc.open_file, pa.ipc.open_stream):
+            with suppress(pa.ArrowInvalid):
+                mapped.seek(0)
+                return plain(opened(mapped).read_all())
+    return plain(feather.read_table(path))
 
 
 def check_names(names: Sequence[str], what: str) -> None:
@@ -193,11 +210,11 @@ def _start_of(path: Path) -> bytes:
 
 
 def schema_of(path: Path) -> pa.Schema:
-    """The columns of a Parquet file. Raises LabelfreeError as `read_head` does."""
+    """The columns of a Parquet or Arrow file. Raises LabelfreeError as `read_head` does."""
     from pyarrow import parquet
 
     with readable(path):
-        schema = parquet.read_schema(path)
+        schema = map_arrow(path).schema if path.suffix.lower() in ARROW else parquet.read_schema(path)
     check_names(schema.names, f"'{path}'")
     return schema
 

@@ -220,6 +220,7 @@ def make_plan(
     if encoder != "auto":
         offered = {key: choice for key, choice in offered.items() if not choice.of_encoder}
     owners = objective.owners()
+    _check_kind(settings, {"training": TrainSettings, **owners}, kind)
     shares = share_out(settings, {"training": TrainSettings, **owners, kind.name: kind.settings_class})
     layers = _layers(objective, recipe, kind)
     given = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
@@ -265,6 +266,18 @@ def _kind_of(
         choices.append(Choice("modality", modality, words))
     kind = registry.find("modality", registry.modalities(), modality)
     return kind(kind.settings_class.read(_owned(settings, kind), kind.name)), choices
+
+
+def _check_kind(settings: Mapping[str, Any], owners: Mapping[str, type[Settings]], kind: type[Modality]) -> None:
+    """Raises LabelfreeError where a setting is of another kind of data than a source was taken for."""
+    known = {key for cls in (*owners.values(), kind.settings_class) for key in cls.model_fields}
+    for key in settings.keys() - known:
+        others = [name for name, cls in registry.modalities().items() if key in cls.settings_class.model_fields]
+        if others:
+            raise LabelfreeError(
+                f"'{key}' is a setting of {' and '.join(others)} data, and this source was taken for {kind.name}.",
+                f"Say which it is: --modality {others[0]}." if len(others) == 1 else "Say which it is with --modality.",
+            )
 
 
 def _check_recipe(name: str, objective: type[Objective], recipe: Recipe | None, kind: type[Modality]) -> None:

@@ -384,7 +384,7 @@ def _recognise_path(path: Path) -> tuple[float, str]:
         return 0.95, "a sound file"
     if suffix == ".npz":
         return _guarded(lambda: _recognise_arrays(sources.load_arrays(path)))
-    if suffix in (".parquet", ".arrow", ".feather"):
+    if suffix in sources.BINARY:
         return max(_guarded(lambda: _recognise_table(path)), _guarded(lambda: recognise_listed(path, RECORDINGS)))
     return _guarded(lambda: recognise_listed(path, RECORDINGS))
 

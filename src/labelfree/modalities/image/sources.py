@@ -158,7 +158,7 @@ def recognise_path(path: Path) -> tuple[float, str]:
     if suffix in sources.ARRAYS:
         found = [recognise_array(a.shape, str(a.dtype)) for a in sources.load_arrays(path).values()]
         return max(found, default=(0.0, ""))
-    if suffix == ".parquet":
+    if suffix in sources.BINARY:
         names = encoded_columns(sources.schema_of(path))
         return (0.9, f"pictures in column '{names[0]}'") if names else recognise_listed(path, PICTURES)
     return recognise_listed(path, PICTURES)

@@ -19,6 +19,7 @@ from labelfree.data.named import naming_columns, none_there
 from labelfree.data.pictures import looks_like_picture
 from labelfree.data.sound import looks_like_recording
 from labelfree.data.sources import (
+    BINARY,
     HEAD_ROWS,
     TABLES,
     concatenate,
@@ -265,7 +266,7 @@ def _from_tables(path: Path, wanted: Mapping[str, str], glance: bool) -> Found:
         raise LabelfreeError(f"'{path}' holds no files that could be sides.", "Name a folder or a table with some.")
     light = [_light(one, glance) for one in (paths[:1] if glance else paths)]
     binary = []
-    if paths[0].suffix.lower() in (".parquet", ".arrow", ".feather"):
+    if paths[0].suffix.lower() in BINARY:
         for name, start in _starts(paths[0]).items():
             if kind := sniff(start):
                 binary.append(Side(kind, path, None, name))

@@ -442,7 +442,7 @@ def _recognise_path(path: Path) -> tuple[float, str]:
     if suffix in sources.ARRAYS and path.is_file():
         found_arrays = [_recognise_shape(a.shape, f"an array {a.shape}") for a in sources.load_arrays(path).values()]
         return max(found_arrays, default=(0.0, ""))
-    if suffix == ".parquet" and path.is_file():
+    if suffix in sources.BINARY and path.is_file():
         names = [name for name in encoded_columns(sources.schema_of(path)) if name.lower() in FILMS.columns[:4]]
         return (0.95, f"films in column '{names[0]}'") if names else recognise_listed(path, FILMS)
     return recognise_listed(path, FILMS)
