@@ -18,6 +18,7 @@ from pyarrow import feather, parquet
 from labelfree.data import encoded, sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.encoded import Files, Kind, Table
+from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
 
@@ -50,6 +51,34 @@ def test_shards_are_open_only_while_they_are_read(tmp_path: Path, suffix: str) -
     assert [bytes(item) for item in table.fetch([8, 0, 5])] == [b"4", b"0", b"x"]
     assert table.column("mark").tolist() == [0, 0, 1, -1, 2, -2, 3, -3, 4, -4]
     assert open_files(paths) == 0
+
+
+def test_a_damaged_page_and_a_shard_that_is_gone_cost_their_own_items(tmp_path: Path) -> None:
+    paths = [shard(tmp_path / f"{n}.parquet", thing=[b"%d" % n * 4000, b"x" * 4000]) for n in range(3)]
+    table = Table(paths, THINGS)
+    damaged = bytearray(paths[0].read_bytes())
+    damaged[4:400] = bytes(396)
+    paths[0].write_bytes(damaged)
+    paths[1].unlink()
+    found = table.fetch([0, 1, 2, 3, 4, 5])
+    assert all(isinstance(item, Exception) for item in found[:4])
+    assert [bytes(item)[:1] for item in found[4:]] == [b"2", b"x"]
+
+
+def test_a_table_says_how_many_items_stay_in_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "things.parquet"
+    parquet.write_table(pa.table({"thing": [os.urandom(1000) for _ in range(400)]}), path, row_group_size=20)
+    monkeypatch.setattr(encoded, "REACH", 100_000)
+    table = Table([path], THINGS)
+    assert 40 <= table.reach <= 50
+    assert Table([shard(tmp_path / "mapped.arrow", thing=[b"a"] * 9)], THINGS).reach == 0
+    reads = []
+    read = table._files[0].read
+    table._files[0].read = lambda group, column: reads.append(group) or read(group, column)  # type: ignore[method-assign]
+    order = Order(400, 8, seed=0, shards=table.shards, window=table.reach)
+    for step in range(50):
+        table.fetch(order.batch(step))
+    assert len(reads) <= 25, "row groups are read about once an epoch"
 
 
 def test_labels_of_several_types_in_shards_fit_together(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pyarrow import csv, parquet
 
 from labelfree import registry
 from labelfree.data import sources
-from labelfree.data.sources import list_files, read_head, read_table, sidecar
+from labelfree.data.sources import hash_files, list_files, read_head, read_table, sidecar
 from labelfree.data.tables import open_rows
 from labelfree.errors import LabelfreeError
 from labelfree.training.plan import recognise
@@ -277,3 +277,24 @@ def test_folders_that_labelfree_wrote_are_no_data(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     assert [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)] == sorted(theirs)
     assert len(list_files(tmp_path / "runs" / "b")) == 2, "one that is named is looked into"
+
+
+def test_few_files_may_have_a_row_in_the_table_beside_them(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(10)]
+    table = sidecar(beside(tmp_path, "3.png,u", "7.png,v"), names)
+    assert table is not None
+    assert [value for value in table.column(1).to_pylist() if value is not None] == ["u", "v"]
+    assert sidecar(beside(tmp_path, "x.png,u", "y.png,v", "3.png,w"), names) is None
+
+
+def test_files_of_equal_names_and_sizes_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
+    def prints(folder: str, fill: bytes) -> str:
+        paths = [tmp_path / folder / f"{number}.bmp" for number in range(40)]
+        paths[0].parent.mkdir(exist_ok=True)
+        for path in paths:
+            path.write_bytes(b"same beginning" * 300 + fill * 4000)
+        return hash_files(paths, tmp_path / folder)
+
+    assert prints("monday", b"a") != prints("tuesday", b"b")
+    assert prints("monday", b"a") == prints("copy", b"a")
+    assert hash_files([tmp_path / "gone.bmp"], tmp_path) == hash_files([tmp_path / "gone.bmp"], tmp_path)

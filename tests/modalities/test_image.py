@@ -7,6 +7,8 @@ import io
 import json
 import math
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,30 @@ class _Tuples(torch.utils.data.Dataset):
         return Pillow.fromarray(self.pictures[index]), index * 10
 
 
+class _Busy(_Tuples):
+    """Refuses to be asked while it is at work."""
+
+    busy = False
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.busy:
+            raise RuntimeError("asked by two threads")
+        self.busy = True
+        time.sleep(0.001)
+        self.busy = False
+        return super().__getitem__(index % 5)
+
+
+class _Broken(_Tuples):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index in (0, 3):
+            raise OSError("truncated")
+        return super().__getitem__(index)
+
+
 def test_torch_datasets_and_lists_are_read() -> None:
     dataset = _Tuples()
     expected = np.stack(dataset.pictures).transpose(0, 3, 1, 2)
@@ -265,6 +291,19 @@ def test_torch_datasets_and_lists_are_read() -> None:
     np.testing.assert_array_equal(np.stack(read_all(tensors)), expected)
     assert Image.recognise(dataset)[0] > 0.5
     assert Image.recognise(["a text", "another"])[0] == 0
+
+
+def test_a_dataset_is_asked_for_one_item_at_a_time_also_by_threads_and_in_copies() -> None:
+    opened = pickle.loads(pickle.dumps(Image().open(_Busy())))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda index: opened.read([index])[0], range(40)))
+    assert all(isinstance(item, Sample) for item in found)
+
+
+def test_labels_of_a_dataset_are_read_past_its_broken_items() -> None:
+    opened = Image().open(_Broken())
+    assert opened.columns() == ["label"]
+    assert opened.column("label").tolist() == [None, 10, 20, None, 40]
 
 
 def test_hugging_face_datasets_are_read() -> None:

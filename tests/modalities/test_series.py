@@ -17,7 +17,7 @@ from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.base import Budget
 from labelfree.modalities.series import Series, SeriesDataset, SeriesSettings
-from labelfree.modalities.series.modality import cut_windows
+from labelfree.modalities.series.dataset import cut_windows
 
 LENGTHS = (40, 25, 40, 9, 31, 40)
 
@@ -203,6 +203,21 @@ def test_masks_of_full_samples_are_of_equal_count_and_come_in_spans() -> None:
     assert (mask.sum(dim=1) == 64).all()
     edges = (mask[:, 1:] != mask[:, :-1]).sum(dim=1).float().mean()
     assert edges < 20  # single steps hidden at random would have 64
+
+
+def test_pauses_cut_a_file_into_pieces_that_stay_together(tmp_path: Path) -> None:
+    times = np.concatenate([np.arange(40), np.arange(1000, 1060)])
+    for name in ("ann", "bob"):
+        csv.write_csv(
+            pa.table({"time": times, "x": np.random.default_rng(0).normal(size=100)}), tmp_path / f"{name}.csv"
+        )
+    for window, owners in ((0, [0, 0, 1, 1]), (20, [0] * 5 + [1] * 5)):
+        dataset = Series(SeriesSettings(window=window)).open(tmp_path)
+        assert dataset.cut_from is not None
+        assert dataset.cut_from.tolist() == owners
+    assert dataset.name(2) == "ann.csv, steps 40–59"
+    assert dataset.name(9) == "bob.csv, steps 80–99"
+    assert [dataset.recording_name(number) for number in (0, 1)] == ["ann.csv, steps 0–39", "ann.csv, steps 40–99"]
 
 
 def test_spans_of_short_series_are_no_longer_than_what_is_hidden() -> None:

@@ -34,6 +34,8 @@ class Dataset(ABC):
 
     #: Starts of the stretches that are cheap to read together (row groups, files); (0,) where any order is cheap.
     shards: Sequence[int] = (0,)
+    #: About how many samples of neighbouring shards stay in reach, once read; 0 where any number does.
+    reach: int = 0
     #: What was left out because it could not be read (documents that packing had to skip); not counted in `len`, but in
     #: `source_count`.
     unreadable: Sequence[Unreadable] = ()

@@ -54,12 +54,32 @@ class Kind:
     feature: str
 
 
+class Turn:
+    """A lock, which a copy in another process has anew: a user's dataset is asked for one item at a time, since few are
+    made for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+
 class Source(Shared, ABC):
     """Encoded items by index."""
 
     #: What a person calls the source ("1,203 JPG files").
     words: str
     shards: Sequence[int] = (0,)
+    #: About how many items of neighbouring shards stay in reach, once read; 0 where any number does.
+    reach: int = 0
     #: Folders that cannot be looked into.
     closed: Sequence[Unreadable] = ()
 
@@ -209,8 +229,12 @@ class Table(Source):
         self._lock = threading.Lock()
         self._groups: OrderedDict[int, pa.Array] = OrderedDict()
         self._spool: _Spool | None = None
-        self._large = any(size > LARGEST_GROUP for f in self._files for size in f.group_bytes(self._column))
+        sizes = [size for file in self._files for size in file.group_bytes(self._column)]
+        self._large = max(sizes, default=0) > LARGEST_GROUP
         self.shards = (0,) if self._large else self._starts[:-1].tolist() or (0,)
+        total = sum(sizes)
+        if total and not self._large:  # half of what is kept, for the groups in which a window begins and ends
+            self.reach = max(1, REACH // 2 * len(self) // total)
         self.words = f"column '{self._column}' of {len(paths)} {paths[0].suffix[1:]} file{'s' * (len(paths) > 1)}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -229,9 +253,15 @@ class Table(Source):
         groups = np.searchsorted(self._starts, indices, side="right") - 1
         found: list[Any] = [None] * len(indices)
         for group in np.unique(groups):
-            values, folder = self._group(int(group)), self.paths[self._where[group][0]].parent
-            for place in np.flatnonzero(groups == group).tolist():
-                found[place] = _encoded(values, int(indices[place] - self._starts[group]), folder)
+            path, places = self.paths[self._where[group][0]], np.flatnonzero(groups == group).tolist()
+            try:
+                values = self._group(int(group))
+            except (pa.ArrowException, OSError) as error:  # a page is damaged, or the file is gone
+                for place in places:
+                    found[place] = error
+                continue
+            for place in places:
+                found[place] = _encoded(values, int(indices[place] - self._starts[group]), path.parent)
         return found
 
     def _group(self, group: int) -> pa.Array:
@@ -417,7 +447,9 @@ class HuggingFace(Source):
 def _of_row(row: dict[str, Any] | None) -> Any:
     if row is None:
         return ValueError(MISSING)
-    return row["bytes"] if row.get("bytes") else Path(row["path"])
+    if row.get("bytes"):
+        return row["bytes"]
+    return Path(row["path"]) if row.get("path") else ValueError(MISSING)
 
 
 def has_feature(source: Any, kind: Kind) -> bool:

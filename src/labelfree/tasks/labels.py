@@ -20,7 +20,7 @@ MOST_NUMBERS = 50
 #: What numpy writes for values that are missing, where it makes text of a column.
 GONE = ("nan", "<NA>")
 #: Names of classes that may stand for no label: -1 is scikit-learn's.
-DOUBTFUL = ("-1", "none", "null", "nan")
+DOUBTFUL = ("-1", "none", "null", "nan", "na", "n/a", "#n/a", "missing")
 #: Classes are uneven where the largest has more than so many times the samples of the smallest.
 UNEVEN = 3.0
 

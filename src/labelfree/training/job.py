@@ -116,7 +116,8 @@ def near(dataset: Dataset, modality: Modality, plan: Plan) -> tuple[Dataset, Pla
         choices.append(Choice("cache", where, reason).record())
     window = settings.shuffle_window
     if window == "auto":
-        window = max(4 * settings.batch_size, int(cache.WINDOW_BYTES / size)) if where == "none" else 0
+        window = int(cache.WINDOW_BYTES / size)
+        window = max(4 * settings.batch_size, min(window, dataset.reach or window)) if where == "none" else 0
     if where != "none" and not isinstance(dataset, Cached):
         dataset = Cached(dataset, modality)
     changed = settings.model_copy(update={"cache": where, "shuffle_window": window})

@@ -84,7 +84,7 @@ class Pictures(Dataset):
 
     def __init__(self, source: Source, form: Form, found: Description) -> None:
         self.source, self.form, self._found = source, form, found
-        self.shards, self.unreadable = source.shards, source.closed
+        self.shards, self.reach, self.unreadable = source.shards, source.reach, source.closed
 
     def __len__(self) -> int:
         return len(self.source)

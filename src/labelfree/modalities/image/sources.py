@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from labelfree.data import sources
-from labelfree.data.encoded import Kind, Source, choose_column, encoded_columns
+from labelfree.data.encoded import Kind, Source, Turn, choose_column, encoded_columns
 from labelfree.data.named import recognise_listed
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
@@ -83,7 +83,7 @@ class Items(Source):
     """A map-style torch dataset or a list: items are pictures, or tuples that begin with one."""
 
     def __init__(self, items: Any) -> None:
-        self._items = items
+        self._items, self._turn = items, Turn()
         self.words = f"items of a {type(items).__name__}"
 
     def __len__(self) -> int:
@@ -93,8 +93,12 @@ class Items(Source):
         return [self._picture(index) for index in indices]
 
     def _picture(self, index: int) -> Any:
+        return first_of(self._item(index))
+
+    def _item(self, index: int) -> Any:
         try:
-            return first_of(self._items[index])
+            with self._turn:
+                return self._items[index]
         except Exception as error:  # a user's dataset may raise anything
             return error
 
@@ -114,12 +118,17 @@ class Items(Source):
     def columns(self) -> list[str]:
         if self._labels() is not None:
             return ["label"]
-        first = self._items[0]
+        items = map(self._item, range(len(self)))
+        first = next((item for item in items if not isinstance(item, Exception)), None)
         return ["label"] if isinstance(first, tuple | list) and len(first) > 1 and np.ndim(first[1]) == 0 else []
 
     def column(self, name: str) -> np.ndarray:
         labels = self._labels()
-        return labels if labels is not None else np.array([self._items[index][1] for index in range(len(self))])
+        if labels is not None:
+            return labels
+        items = map(self._item, range(len(self)))
+        found = [None if isinstance(item, Exception) else item[1] for item in items]  # without a label
+        return np.array(found, dtype=object) if None in found else np.array(found)
 
 
 def first_of(item: Any) -> Any:

@@ -23,7 +23,7 @@ from labelfree.data.opening import Opener
 from labelfree.data.pictures import Form, common_shape, some_values, value_range
 from labelfree.errors import LabelfreeError, reason_of
 from labelfree.modalities.image.sources import Items
-from labelfree.modalities.series.modality import cut_windows
+from labelfree.modalities.series.dataset import cut_windows
 
 FILMS = Kind("films", films.SUFFIXES, ("video", "videos", "film", "clip", "mp4", "x", "data"), "Video")
 #: Clips that there ought to be, so that they are cut to overlap where there would be fewer.
