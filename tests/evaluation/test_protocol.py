@@ -201,10 +201,10 @@ def test_of_events_the_last_fifth_is_held_out(tmp_path: Path, log: dict[str, np.
     assert "the last fifth of the training source was held out" in parts.warnings[0]
 
 
-def of_windows(tmp_path: Path, y: np.ndarray) -> tuple[Run, dict[str, np.ndarray]]:
+def of_windows(tmp_path: Path, y: np.ndarray, stride: int = 4) -> tuple[Run, dict[str, np.ndarray]]:
     """Recordings, one a label, each cut into ten windows."""
     source = {"x": np.random.default_rng(0).normal(size=(len(y), 40, 1)).astype(np.float32), "y": y}
-    modality = Series(SeriesSettings(window=4, stride=4))
+    modality = Series(SeriesSettings(window=4, stride=stride))
     modality.fit(modality.open(source))
     save_encoder(tmp_path / "w" / "encoder", modality.transformer("pico", False), modality, "transformer:pico", False)
     write_json(tmp_path / "w" / "run.json", {})
@@ -258,6 +258,16 @@ def test_pieces_of_one_recording_a_class_are_split_by_time(tmp_path: Path) -> No
     assert parts.train.chronological
     assert any("all of some class are of one" in words for words in parts.warnings)
     assert any("the last fifth of each class" in words for words in parts.warnings)
+
+
+def test_pieces_that_overlap_with_what_is_held_out_are_left_out_of_training(tmp_path: Path) -> None:
+    run, source = of_windows(tmp_path, np.arange(3), stride=2)
+    parts = read_parts(run, source, None, "y", None, 0)
+    spans = run.open(source).spans
+    train, test = ({step for row in part.rows for step in range(*spans[row])} for part in (parts.train, parts.test))
+    assert not train & test
+    assert len(parts.train) + len(parts.test) == len(spans) - 3, "one of each recording"
+    assert any(words.startswith("3 training samples left out, which overlap") for words in parts.warnings)
 
 
 def test_events_of_a_class_that_comes_late_are_refused(tmp_path: Path, log: dict[str, np.ndarray]) -> None:

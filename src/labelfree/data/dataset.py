@@ -45,6 +45,8 @@ class Dataset(ABC):
     connected: bool = False
     #: (N,) number of the recording that each sample was cut from, where samples are pieces of recordings.
     cut_from: np.ndarray | None = None
+    #: (N, 2) steps of that recording at which each of these begins and ends; pieces may overlap.
+    stretches: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -80,7 +80,10 @@ def read_parts(
     if test is None:
         strict = not run.modality.shuffled and whole.groups is None
         late = _last(whole) if strict else _fifth(whole, marks, seed)
-        part, held, marks, other = whole.only(~late), whole.only(late), marks[~late], marks[late]
+        early = ~late & ~_overlapping(whole, late)
+        if lost := int((~late & ~early).sum()):
+            warnings.append(f"{counted(lost, 'training sample')} left out, which overlap with what was held out.")
+        part, held, marks, other = whole.only(early), whole.only(late), marks[early], marks[late]
         if strict:
             _check_early(part, labels.classes, label)
         warnings += [_held_words(whole, held, strict, labels.pieces), *_seen(run, train, dataset)]
@@ -110,6 +113,25 @@ def _fifth(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
         return folds(whole.y, 5, rng, whole.groups, whole.chronological) == 0
     _, first, place = np.unique(marks, return_index=True, return_inverse=True)
     return (folds(whole.y[first], 5, rng) == 0)[place]
+
+
+def _overlapping(whole: Part, late: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a piece shares steps of its recording with one that is held out."""
+    source, places = whole.dataset.origin()
+    found = np.zeros(len(whole), dtype=bool)
+    if source.cut_from is None or source.stretches is None:
+        return found
+    places = places[whole.rows]
+    owner, (begin, end) = source.cut_from[places], source.stretches[places].T
+    for recording in np.unique(owner[late]):
+        own = np.flatnonzero(owner == recording)
+        held = own[late[own]]
+        held = held[np.argsort(begin[held], kind="stable")]
+        # of the held-out pieces that begin before a piece ends, does the one that ends last end after it begins?
+        latest = np.maximum.accumulate(end[held])
+        before = np.searchsorted(begin[held], end[own])
+        found[own] = (before > 0) & (latest[before - 1] > begin[own])
+    return found
 
 
 def _held_words(whole: Part, held: Part, strict: bool, pieces: bool) -> str:

@@ -23,6 +23,7 @@ class SeriesDataset(Dataset):
         self.spans, self.recording = cut_windows(source.spans, window, stride)
         self._file, self._pieces, self._begin = _files(source)
         self.cut_from = self._file[self.recording] if window or self._pieces.max(initial=1) > 1 else None
+        self.stretches = self.spans
         self._groups = _group_numbers(source, self.spans, self.recording)
 
     def __len__(self) -> int:

@@ -198,7 +198,7 @@ class Clips(Dataset):
         spans = np.stack([np.zeros_like(counts), counts], axis=1)
         self._spans, owners = cut_windows(spans, cut.span, cut.stride)
         self._film = numbers[owners] if len(owners) else owners
-        self.cut_from = self._film
+        self.cut_from, self.stretches = self._film, self._spans
         self.left_out = len(numbers) - len(np.unique(owners))
         self.shards = np.flatnonzero(np.diff(self._film, prepend=-1)).tolist() or (0,)
 
