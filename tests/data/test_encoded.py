@@ -15,12 +15,33 @@ import pytest
 from PIL import Image
 from pyarrow import feather, parquet
 
-from labelfree.data import encoded, sources
+from labelfree.data import encoded, loader, sources
 from labelfree.data.batch import Sample, Unreadable
+from labelfree.data.dataset import Dataset
 from labelfree.data.encoded import Files, Kind, Table
 from labelfree.data.sampler import Order
 from labelfree.errors import LabelfreeError
 from labelfree.modalities.image import Image as Pictures
+
+
+class Things(Dataset):
+    """The items of a table as samples."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.shards = table, table.shards
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, indices: Any) -> list[Any]:
+        found = zip(indices, self.table.fetch(list(indices)), strict=True)
+        return [Unreadable(i, "", "") if isinstance(item, Exception) else Sample(np.zeros(1), i) for i, item in found]
+
+    def describe(self) -> Any: ...
+
+    def fingerprint(self) -> str:
+        return ""
+
 
 PATHS = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 THINGS = Kind("things", (".thing",), ("thing",), "Thing")
@@ -63,6 +84,24 @@ def test_a_damaged_page_and_a_shard_that_is_gone_cost_their_own_items(tmp_path: 
     found = table.fetch([0, 1, 2, 3, 4, 5])
     assert all(isinstance(item, Exception) for item in found[:4])
     assert [bytes(item)[:1] for item in found[4:]] == [b"2", b"x"]
+    stream = loader._Stream(Things(table), Any, Order(6, 2, 0), 0, 1, None)
+    assert stream._stand_in(0)[0] == 4
+
+
+def test_a_damaged_page_of_large_row_groups_costs_its_own_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoded, "LARGEST_GROUP", 1000)
+    path = tmp_path / "things.parquet"
+    things = pa.table({"thing": [b"%d" % number * 4000 for number in range(6)]})
+    parquet.write_table(things, path, row_group_size=2, use_dictionary=False, compression="none")
+    table = Table([path], THINGS)
+    damaged = bytearray(path.read_bytes())
+    damaged[4:40] = bytes(36)
+    path.write_bytes(damaged)
+    found = table.fetch(range(6))
+    assert [isinstance(item, Exception) for item in found] == [True, True, False, False, False, False]
+    assert [bytes(item)[:1] for item in found[2:]] == [b"2", b"3", b"4", b"5"]
 
 
 def test_a_table_says_how_many_items_stay_in_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,10 @@ def test_few_files_may_have_a_row_in_the_table_beside_them(tmp_path: Path) -> No
     table = sidecar(beside(tmp_path, "3.png,u", "7.png,v"), names)
     assert table is not None
     assert [value for value in table.column(1).to_pylist() if value is not None] == ["u", "v"]
+    assert sidecar(beside(tmp_path, "3.png,u", "7.png,v"), names, most=True) is None
     assert sidecar(beside(tmp_path, "x.png,u", "y.png,v", "3.png,w"), names) is None
+    assert sidecar(beside(tmp_path, "3.png,u", "3.png,v"), names) is None, "several rows a file are events of it"
+    assert sidecar(beside(tmp_path, "3.png,u"), [f"train/{name}" for name in names]) is None
 
 
 def test_files_of_equal_names_and_sizes_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_pauses_cut_a_file_into_pieces_that_stay_together(tmp_path: Path) -> Non
         dataset = Series(SeriesSettings(window=window)).open(tmp_path)
         assert dataset.cut_from is not None
         assert dataset.cut_from.tolist() == owners
+    assert dataset.column("recording").tolist() == owners
     assert dataset.name(2) == "ann.csv, steps 40–59"
     assert dataset.name(9) == "bob.csv, steps 80–99"
     assert [dataset.recording_name(number) for number in (0, 1)] == ["ann.csv, steps 0–39", "ann.csv, steps 40–99"]

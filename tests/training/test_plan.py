@@ -382,7 +382,7 @@ def test_a_setting_of_another_kind_of_data_names_that_kind(tmp_path):
     table = tmp_path / "payments.csv"
     rows = "".join(f"{n % 7},{n % 5},{n}.5,x{n % 3}\n" for n in range(40))
     table.write_text("debtor,creditor,amount,type\n" + rows)
-    with pytest.raises(LabelfreeError, match=r"'ends' is a setting of graph data.*taken for table.*--modality graph"):
+    with pytest.raises(LabelfreeError, match=r"'ends' is a setting of graph data.*as table data.*--modality graph"):
         labelfree.pretrain(table, out=tmp_path / "run", steps=1, threads=1, ends="debtor,creditor")
     with pytest.raises(LabelfreeError, match=r"There is no setting 'endz'"):
         labelfree.pretrain(table, out=tmp_path / "run", steps=1, threads=1, endz="debtor,creditor")

@@ -12,7 +12,8 @@ import weakref
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 LARGEST_GROUP = 64 << 20
 #: Bytes of row groups that are kept in reach.
 REACH = 128 << 20
+#: Packages and modules whose datasets several threads may ask.
+SAFE = frozenset({"builtins", "numpy", "torch", "torchvision"})
 #: Why an item that is not there cannot be read.
 MISSING = "is missing"
 TABLES = ((".parquet",), sources.ARROW)
@@ -54,10 +57,15 @@ class Kind:
     feature: str
 
 
-class Turn:
-    """A lock, which a copy in another process has anew: a user's dataset is asked for one item at a time, since few are
-    made for several threads.
+def turn_of(items: Any) -> AbstractContextManager[None]:
+    """What to hold while a user's dataset is asked for an item: few are made for several threads, so that a lock lets
+    one in at a time. Those of libraries that open each item by itself, such as torchvision's, need none.
     """
+    return nullcontext() if type(items).__module__.partition(".")[0] in SAFE else Turn()
+
+
+class Turn(AbstractContextManager[None]):
+    """A lock, which a copy in another process has anew."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -228,6 +236,7 @@ class Table(Source):
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self._lock = threading.Lock()
         self._groups: OrderedDict[int, pa.Array] = OrderedDict()
+        self._failed: dict[int, Exception] = {}
         self._spool: _Spool | None = None
         sizes = [size for file in self._files for size in file.group_bytes(self._column)]
         self._large = max(sizes, default=0) > LARGEST_GROUP
@@ -254,23 +263,26 @@ class Table(Source):
         found: list[Any] = [None] * len(indices)
         for group in np.unique(groups):
             path, places = self.paths[self._where[group][0]], np.flatnonzero(groups == group).tolist()
-            try:
-                values = self._group(int(group))
-            except (pa.ArrowException, OSError) as error:  # a page is damaged, or the file is gone
-                for place in places:
-                    found[place] = error
-                continue
-            for place in places:
+            values = self._group(int(group))
+            for place in places if isinstance(values, Exception) else ():
+                found[place] = values
+            for place in () if isinstance(values, Exception) else places:
                 found[place] = _encoded(values, int(indices[place] - self._starts[group]), path.parent)
         return found
 
-    def _group(self, group: int) -> pa.Array:
+    def _group(self, group: int) -> pa.Array | Exception:
+        """The items of a row group, or why it cannot be read: a page is damaged, or the file is gone."""
         with self._lock:
+            if group in self._failed:
+                return self._failed[group]
             if group in self._groups:
                 self._groups.move_to_end(group)
                 return self._groups[group]
             number, inside = self._where[group]
-            values = self._files[number].read(inside, self._column)
+            try:
+                values = self._files[number].read(inside, self._column)
+            except (pa.ArrowException, OSError) as error:
+                return self._failed.setdefault(group, error.with_traceback(None))
             self._groups[group] = values
             while len(self._groups) > 1 and sum(v.nbytes for v in self._groups.values()) > REACH:
                 self._groups.popitem(last=False)
@@ -280,15 +292,19 @@ class Table(Source):
         with self._lock:
             if self._spool is None:
                 spool = _Spool()
-                for file in self._files:
-                    for values in file.stream(self._column):
-                        spool.add([_encoded(values, row, file.path.parent) for row in range(len(values))])
+                for number, group in self._where:
+                    file, size = self._files[number], len(spool) + self._files[number].group_rows[group]
+                    try:
+                        for values in file.stream(group, self._column):
+                            spool.add([_encoded(values, row, file.path.parent) for row in range(len(values))])
+                    except (pa.ArrowException, OSError) as error:  # a page is damaged, or the file is gone
+                        spool.add([error] * (size - len(spool)))
                 self._spool = spool
             return self._spool
 
     @kept
     def fingerprint(self) -> str:
-        return sources.hash_of(sources.hash_files(self.paths, self.paths[0].parent), self._column)
+        return sources.hash_of(sources.hash_files(self.paths, sources.common_folder(self.paths)), self._column)
 
     def columns(self) -> list[str]:
         return list(self._names)
@@ -341,14 +357,14 @@ class _TableFile:
         assert self._arrow is not None
         return self._arrow.column(column).chunk(group)
 
-    def stream(self, column: str) -> Any:
+    def stream(self, group: int, column: str) -> Iterator[pa.Array]:
+        """The values of a row group, some at a time."""
         if self._metadata is not None:
             with self._open() as file:
-                for batch in file.iter_batches(256, columns=[column], use_threads=False):
+                for batch in file.iter_batches(256, [group], [column], use_threads=False):
                     yield batch.column(0)
         else:
-            assert self._arrow is not None
-            yield from self._arrow.column(column).chunks
+            yield self.read(group, column)
 
     def columns(self, names: list[str]) -> pa.Table:
         if self._metadata is not None:
@@ -369,7 +385,7 @@ class _Spool:
         self._file, name = tempfile.mkstemp(prefix="labelfree-")
         os.unlink(name)
         self._ends = array("q", [0])
-        self._faults: dict[int, OSError] = {}
+        self._faults: dict[int, Exception] = {}
         weakref.finalize(self, os.close, self._file)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -399,8 +415,10 @@ class _Spool:
 
     def _content(self, number: int, item: Any) -> bytes | memoryview:
         try:
-            return item.read_bytes() if isinstance(item, Path) else b"" if isinstance(item, Exception) else item
-        except OSError as error:
+            if isinstance(item, Exception):
+                raise item
+            return item.read_bytes() if isinstance(item, Path) else item
+        except Exception as error:
             self._faults[number] = error.with_traceback(None)
             return b""
 

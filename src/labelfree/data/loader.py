@@ -123,9 +123,13 @@ class _Stream(torch.utils.data.Dataset):
         return samples, places, bad
 
     def _stand_in(self, index: int) -> tuple[int, Sample]:
-        """The next readable sample after an unreadable one: a function of the source, whoever reads it."""
-        count = len(self.dataset)
-        for place in ((index + offset) % count for offset in range(1, min(count, 1000))):
+        """The next readable sample after an unreadable one, or where many are not the first of a shard that follows: a
+        function of the source, whoever reads it.
+        """
+        count, shards = len(self.dataset), np.asarray(self.dataset.shards)
+        following = np.roll(shards, -np.searchsorted(shards, index, side="right"))[:1000].tolist()
+        near = ((index + offset) % count for offset in range(1, min(count, 1000)))
+        for place in chain(islice(near, 15), following, near):
             item = self.dataset.read([place])[0]
             if isinstance(item, Sample):
                 return place, item
@@ -137,6 +141,7 @@ class Loader:
 
     Arguments:
         on_read: told of each streamed batch what could not be read, and how many samples it has.
+        beside: processes that share the cores of this machine.
     """
 
     def __init__(
@@ -150,8 +155,10 @@ class Loader:
         parts: int = 1,
         on_read: Callable[[list[Unreadable], int], None] | None = None,
         partners: Partners | None = None,
+        beside: int = 1,
     ) -> None:
         self.dataset, self.order, self.device = dataset, order, device
+        self._readers = max(1, min(READERS, runtime.cores() // beside))
         self.part, self.parts, self.workers = part, parts, workers
         self._stream = _Stream(dataset, modality, order, part, parts, partners)
         self._on_read = on_read
@@ -169,7 +176,7 @@ class Loader:
     def _ahead(self, start: int, stop: int) -> Iterator[tuple[Batch, list[Unreadable]]]:
         if self.workers == 0:
             wanted = (self._stream.places(step) for step in range(start, stop))
-            yield from read_ahead(lambda some: self._stream.load(*some), wanted, min(READERS, runtime.cores()))
+            yield from read_ahead(lambda some: self._stream.load(*some), wanted, self._readers)
             return
         with warnings.catch_warnings():
             # more workers than cores are what the user asked for

@@ -89,7 +89,8 @@ class Listed(Files):
 
     def fingerprint(self) -> str:
         sizes = map(sources.size_of, self.paths)
-        return sources.hash_of(*(f"{value} {size}" for value, size in zip(self._values, sizes, strict=True)))
+        named = (f"{value} {size}" for value, size in zip(self._values, sizes, strict=True))
+        return sources.hash_of(*named, *sources.glimpses(self.paths))
 
     def name(self, index: int) -> str:
         return self._values[index] or f"row {index}"

@@ -360,7 +360,7 @@ def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
         raise LabelfreeError(f"'{folder}' holds no series.", f"Expected files that end in {', '.join(FILES)}.")
     if len(paths) == 1:
         return _from_file(paths[0], options)
-    if arrays and all(path.stem.lower() in PARTS for path in paths):
+    if arrays and len({path.parent for path in paths}) == 1 and all(path.stem.lower() in PARTS for path in paths):
         held = " and ".join(path.name for path in paths)
         raise LabelfreeError(f"'{folder}' holds {held}: parts of a data set.", "Name the one to learn from.")
     parts, names, unreadable = [], [], []

@@ -159,9 +159,9 @@ def read_table(path: Path, names: Sequence[str] | None = None, ragged: dict[int,
     return table if names is None else table.select(names)
 
 
-def map_arrow(path: Path) -> pa.Table:
+def map_arrow(path: Path, rows: bool = True) -> pa.Table:
     """An Arrow file, or an Arrow stream (as Hugging Face writes), mapped into memory; or a file of Feather's first
-    version.
+    version. Without its `rows` nothing is unpacked.
     """
     from pyarrow import feather
 
@@ -169,7 +169,8 @@ def map_arrow(path: Path) -> pa.Table:
         for opened in (pa.ipc.open_file, pa.ipc.open_stream):
             with suppress(pa.ArrowInvalid):
                 mapped.seek(0)
-                return plain(opened(mapped).read_all())
+                found = opened(mapped)
+                return plain(found.read_all() if rows else found.schema.empty_table())
     return plain(feather.read_table(path))
 
 
@@ -212,12 +213,13 @@ def _start_of(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
+@once
 def schema_of(path: Path) -> pa.Schema:
     """The columns of a Parquet or Arrow file. Raises LabelfreeError as `read_head` does."""
     from pyarrow import parquet
 
     with readable(path):
-        schema = map_arrow(path).schema if path.suffix.lower() in ARROW else parquet.read_schema(path)
+        schema = map_arrow(path, rows=False).schema if path.suffix.lower() in ARROW else parquet.read_schema(path)
     check_names(schema.names, f"'{path}'")
     return schema
 
@@ -367,11 +369,17 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def sidecar(folder: Path, names: Sequence[str]) -> pa.Table | None:
+def sidecar(folder: Path, names: Sequence[str], most: bool = False) -> pa.Table | None:
     """The table beside files (metadata.csv, labels.csv, or the only table in `folder`) in the order of `names`.
 
-    Its first column whose values name the files ("a/b.png", or "b.png" where only one file is called so) ties rows to
-    files; files without a row get nulls.
+    Its first column whose values name most files ("a/b.png", or "b.png" where only one file is called so) ties rows to
+    files; or else one most of whose values are such paths, one a row: few files may have labels. Files without a row
+    get nulls.
+
+    Args:
+        folder: where the table lies.
+        names: paths of the files, from the folder on.
+        most: whether most files must have a row.
 
     Raises:
         LabelfreeError: two rows name one file, or a row names several files.
@@ -381,9 +389,11 @@ def sidecar(folder: Path, names: Sequence[str]) -> pa.Table | None:
         for key in table.column_names:
             values = [str(value) for value in table.column(key).to_pylist()]
             known = set(values)
-            named = sum(name in known or Path(name).name in known for name in names)
-            if named * 2 > min(len(names), len(known)):  # few files may have a row
+            if sum(name in known or Path(name).name in known for name in names) * 2 > len(names):
                 return table.take(pa.array(_rows_of(names, values, f"'{path}'"), pa.int64()))
+            if not most and len(known) == len(values) and sum(name in known for name in names) * 2 > len(known):
+                rows = {value: row for row, value in enumerate(values)}
+                return table.take(pa.array([rows.get(name) for name in names], pa.int64()))
     return None
 
 
@@ -428,8 +438,13 @@ def hash_files(paths: Sequence[Path], root: Path) -> str:
 
     Names and sizes alone do not tell pictures of two days of one camera apart.
     """
-    some = (_glimpse(paths[place]) for place in spaced(len(paths), GLIMPSES)) if paths else ()
-    return hash_of(*(f"{p.relative_to(root) if p != root else p.name} {size_of(p)}" for p in paths), *some)
+    named = (f"{p.relative_to(root) if p != root else p.name} {size_of(p)}" for p in paths)
+    return hash_of(*named, *glimpses(paths))
+
+
+def glimpses(paths: Sequence[Path]) -> list[str]:
+    """What some of the files hold, which their names and sizes do not say."""
+    return [_glimpse(paths[place]) for place in spaced(len(paths), GLIMPSES)] if paths else []
 
 
 def _glimpse(path: Path) -> str:

@@ -68,8 +68,9 @@ class Job:
             sizes=self.dataset.sizes(),
         )
         workers = 0 if settings.workers == "auto" else settings.workers
+        others = processes.beside(settings.devices)
         return Loader(
-            self.dataset, self.modality, order, device, workers, part, parts, self._set_aside, self._partners()
+            self.dataset, self.modality, order, device, workers, part, parts, self._set_aside, self._partners(), others
         )
 
     def _set_aside(self, bad: list[Unreadable], read: int) -> None:

@@ -269,14 +269,15 @@ def _kind_of(
 
 
 def _check_kind(settings: Mapping[str, Any], owners: Mapping[str, type[Settings]], kind: type[Modality]) -> None:
-    """Raises LabelfreeError where a setting is of another kind of data than a source was taken for."""
+    """Raises LabelfreeError where a setting is of another kind of data than the source is read as."""
     known = {key for cls in (*owners.values(), kind.settings_class) for key in cls.model_fields}
     for key in settings.keys() - known:
         others = [name for name, cls in registry.modalities().items() if key in cls.settings_class.model_fields]
         if others:
+            what = f"{others[0]}.{key}=…" if kind.settings_class.inner else f"--modality {others[0]}"
             raise LabelfreeError(
-                f"'{key}' is a setting of {' and '.join(others)} data, and this source was taken for {kind.name}.",
-                f"Say which it is: --modality {others[0]}." if len(others) == 1 else "Say which it is with --modality.",
+                f"'{key}' is a setting of {' and '.join(others)} data, and the source is read as {kind.name} data.",
+                f"If {others[0]} data are meant, write {what}.",
             )
 
 

@@ -15,7 +15,7 @@ from labelfree.data import sources
 from labelfree.data.batch import Sample, Unreadable
 from labelfree.data.columns import group_numbers
 from labelfree.data.dataset import Dataset, Description
-from labelfree.data.encoded import Source, Turn, has_feature
+from labelfree.data.encoded import Source, has_feature, turn_of
 from labelfree.data.named import recognise_listed, recognise_names
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
@@ -59,7 +59,7 @@ class Waves(Source):
     """Recordings in memory, or any map-style set of them: arrays, (array, rate, …) tuples, decoded dictionaries."""
 
     def __init__(self, items: Any, rate: int | None = None, columns: Mapping[str, np.ndarray] | None = None) -> None:
-        self._items, self._columns, self._turn = items, dict(columns or {}), Turn()
+        self._items, self._columns, self._turn = items, dict(columns or {}), turn_of(items)
         self.rate = rate
         self.words = f"{type(items).__name__} of {len(items):,} recordings"
 
@@ -153,7 +153,7 @@ class Sounds(Dataset):
         self._silent: dict[int, bool] = {}
         self.unreadable = source.closed
         self.shards = source.shards if parts is None else np.searchsorted(parts[:, 0], source.shards).tolist()
-        self.reach = source.reach
+        self.reach = source.reach * len(self) // max(1, len(source))  # windows, where recordings are cut
 
     def __len__(self) -> int:
         return len(self.source) if self.parts is None else len(self.parts)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from labelfree.data import sources
-from labelfree.data.encoded import Kind, Source, Turn, choose_column, encoded_columns
+from labelfree.data.encoded import Kind, Source, choose_column, encoded_columns, turn_of
 from labelfree.data.named import recognise_listed
 from labelfree.data.once import kept
 from labelfree.data.opening import Opener
@@ -83,7 +83,7 @@ class Items(Source):
     """A map-style torch dataset or a list: items are pictures, or tuples that begin with one."""
 
     def __init__(self, items: Any) -> None:
-        self._items, self._turn = items, Turn()
+        self._items, self._turn = items, turn_of(items)
         self.words = f"items of a {type(items).__name__}"
 
     def __len__(self) -> int:
@@ -169,8 +169,18 @@ def recognise_path(path: Path) -> tuple[float, str]:
         return max(found, default=(0.0, ""))
     if suffix in sources.BINARY:
         names = encoded_columns(sources.schema_of(path))
-        return (0.9, f"pictures in column '{names[0]}'") if names else recognise_listed(path, PICTURES)
+        return _recognise_column(path, names[0]) if names else recognise_listed(path, PICTURES)
     return recognise_listed(path, PICTURES)
+
+
+def _recognise_column(path: Path, name: str) -> tuple[float, str]:
+    """How sure that a column of bytes is of pictures: shapes on a map, or fingerprints, are bytes too."""
+    if path.suffix.lower() in sources.ARROW:
+        first = next((item for item in sources.read_head(path).column(name).slice(0, 16).to_pylist() if item), None)
+        content = first.get("bytes") if isinstance(first, dict) else first
+        if content and not looks_like_picture(bytes(content[:16])):
+            return 0.0, ""
+    return 0.9, f"pictures in column '{name}'"
 
 
 def recognise_array(shape: tuple[int, ...], dtype: str) -> tuple[float, str]:

@@ -75,6 +75,7 @@ class Pairs(Dataset):
         whole = [tied for tied in self.sides.values() if np.array_equal(tied.rows, np.arange(len(tied.dataset)))]
         if len(whole) == len(self.sides):
             self.shards = max((tied.dataset.shards for tied in whole), key=len)
+            self.reach = min((tied.dataset.reach for tied in whole if tied.dataset.reach), default=0)
         self._numbers = np.arange(len(self))
 
     def __len__(self) -> int:

@@ -249,7 +249,8 @@ def _by_name(own: Mapping[str, str], every: Sequence[str]) -> np.ndarray:
 
 def _with_table_beside(folder: Path, kind: str, names: Sequence[str], wanted: Mapping[str, str]) -> Found:
     """Files of one kind, and a column of texts beside them."""
-    table = sidecar(folder, names) or sidecar(folder.parent, [f"{folder.name}/{name}" for name in names])
+    most = not wanted  # a few texts may be labels; that all others have none was not meant
+    table = sidecar(folder, names, most) or sidecar(folder.parent, [f"{folder.name}/{name}" for name in names], most)
     sides = _Collected({kind: Side(kind, folder)})
     if table is not None and kind != "text":
         for name in _text_columns(table, wanted):

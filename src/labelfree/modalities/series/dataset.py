@@ -59,7 +59,7 @@ class SeriesDataset(Dataset):
         return f"{name}, steps {start - begin}–{stop - begin - 1}" if cut else name
 
     def columns(self) -> Sequence[str]:
-        """Those of the source, and "recording": the number of the recording a window is from, to split by."""
+        """Those of the source, and "recording": the number of the file or recording a window is from, to split by."""
         return [*self.source.rows, *self.source.columns, *(["recording"] if self.window else [])]
 
     def column(self, name: str) -> np.ndarray:
@@ -70,7 +70,7 @@ class SeriesDataset(Dataset):
         if name in self.source.columns:
             return self.source.columns[name][self.recording]
         if name == "recording" and self.window:
-            return self.recording
+            return self._file[self.recording]
         if name in self.channels:
             raise seen_by_encoder(name, "a channel")
         raise no_column(name, self.columns())
@@ -159,11 +159,13 @@ def _files(source: Recordings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(R,) each: the file that a recording is of, whose pauses may cut it into several, how many it is cut into, and
     the row that it begins with.
 
-    Where there are no files, or each may hold recordings of several groups, each recording is by itself.
+    Where there are no files each recording is by itself, and recordings of several groups in one file are of several.
     """
     count = len(source.spans)
-    by_name = len(source.names) > 0 and not source.group
-    file = codes(np.array(source.names, dtype=object)) if by_name else np.arange(count)
+    file = np.arange(count)
+    if len(source.names):
+        group = _group_numbers(source, source.spans, file)
+        file = codes(np.array([f"{name} {own}" for name, own in zip(source.names, group, strict=True)], dtype=object))
     first = np.unique(file, return_index=True)[1]
     return file, np.bincount(file, minlength=1)[file], source.spans[first, 0][file]
 
