@@ -33,8 +33,8 @@ from labelfree.errors import LabelfreeError, Refusal, nearest, reason_of
 LARGEST_GROUP = 64 << 20
 #: Bytes of row groups that are kept in reach.
 REACH = 128 << 20
-#: Packages and modules whose datasets several threads may ask.
-SAFE = frozenset({"builtins", "numpy", "torch", "torchvision"})
+#: Packages whose datasets several threads may ask; not those of torch, which may hold others.
+SAFE = frozenset({"builtins", "numpy", "torchvision"})
 #: Why an item that is not there cannot be read.
 MISSING = "is missing"
 TABLES = ((".parquet",), sources.ARROW)
