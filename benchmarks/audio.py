@@ -1,6 +1,6 @@
 """Audio: how fast recordings become log-mel views, and what pretraining on spoken prompts is worth.
 
-    python benchmarks/audio.py speed data/prompts [--count 800] [--passes 10]
+    python benchmarks/audio.py speed data/prompts [--count 4000] [--passes 10]
     python benchmarks/audio.py prompts data/prompts [--method byol-a] [--steps 600]
 
 `speed` counts hours of audio a CPU minute on one thread, decoding included, beside a pipeline that takes one recording
@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("speed", "prompts"))
     parser.add_argument("source")
-    parser.add_argument("--count", type=int, default=800, help="recordings (speed)")
+    parser.add_argument("--count", type=int, default=4000, help="recordings at most (speed)")
     parser.add_argument("--passes", type=int, default=10, help="over the data (speed)")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (speed)")
     parser.add_argument("--frame", type=float, default=25.0, help="milliseconds of a frame (speed)")
