@@ -264,10 +264,9 @@ class Table(Source):
         for group in np.unique(groups):
             path, places = self.paths[self._where[group][0]], np.flatnonzero(groups == group).tolist()
             values = self._group(int(group))
-            for place in places if isinstance(values, Exception) else ():
-                found[place] = values
-            for place in () if isinstance(values, Exception) else places:
-                found[place] = _encoded(values, int(indices[place] - self._starts[group]), path.parent)
+            for place in places:
+                row = int(indices[place] - self._starts[group])
+                found[place] = values if isinstance(values, Exception) else _encoded(values, row, path.parent)
         return found
 
     def _group(self, group: int) -> pa.Array | Exception:
@@ -414,13 +413,13 @@ class _Spool:
             ) from None
 
     def _content(self, number: int, item: Any) -> bytes | memoryview:
-        try:
-            if isinstance(item, Exception):
-                raise item
-            return item.read_bytes() if isinstance(item, Path) else item
-        except Exception as error:
-            self._faults[number] = error.with_traceback(None)
-            return b""
+        if not isinstance(item, Exception):
+            try:
+                return item.read_bytes() if isinstance(item, Path) else item
+            except OSError as error:
+                item = error
+        self._faults[number] = item.with_traceback(None)
+        return b""
 
     def fetch(self, indices: Sequence[int]) -> list[Any]:
         found: list[Any] = []
