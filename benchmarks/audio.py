@@ -3,11 +3,12 @@
     python benchmarks/audio.py speed data/prompts [--count 4000] [--passes 10]
     python benchmarks/audio.py prompts data/prompts [--method byol-a] [--steps 600]
 
-`speed` counts hours of audio a CPU minute on one thread, decoding included, beside a pipeline that takes one recording
-at a time as torchaudio's transforms do (soundfile, torch.stft, power, mel matrix, logarithm): one pass of whole
-recordings to frames; and a training's several passes of two random views of .95 s, where the other side cuts the
-waveform first, as BYOL-A's published pipeline does. Both sides have the same bands, window and hop, and the memory
-settings of a training.
+`speed` counts hours of audio a CPU minute on one thread, decoding included, beside pipelines that take one recording at
+a time: torchaudio's, with its own reader and with soundfile, where torchaudio is installed (its reader is torchcodec,
+which needs FFmpeg's libraries); and the least that does the same, of soundfile, torch.stft and a product with the bands.
+One pass makes frames of whole recordings; several make two random views of .95 s each, as a training asks for them,
+where the other sides cut the waveform first, as BYOL-A's published pipeline does. All have the same bands, window and
+hop, and the memory settings of a training.
 
 `prompts` pretrains without labels on four fifths of the prompts (the same words in every voice) and asks for the
 language of the other fifth; and whether a prompt is a digit or a letter, in a voice whose labels were never given, each
@@ -25,6 +26,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from labelfree.data.cache import Cached
 from labelfree.data.draw import Draw
 from labelfree.data.sampler import Order
 from labelfree.modalities.audio import Audio, AudioSettings
-from labelfree.modalities.audio.mel import FLOOR, Mel, filters
+from labelfree.modalities.audio.mel import FLOOR, LOWEST, Mel, filters
 from labelfree.needs import Need
 from labelfree.runtime import prepare_machine
 
@@ -45,35 +49,63 @@ BATCH = 64
 CROP = 96
 
 
-def one_by_one(path: Path, mel: Mel, bank: Tensor, window: Tensor, crop: int = 0) -> Tensor:
-    """(M, R) log-mel frames of one file, or of a random stretch of `crop` samples, as torchaudio makes them."""
+@dataclass(frozen=True)
+class Peer:
+    """A pipeline of single recordings: how a file becomes (C, T) samples, and (T,) samples (M, R) powers in bands."""
+
+    read: Callable[[Path], Tensor]
+    powers: Callable[[Tensor], Tensor]
+
+    def frames(self, path: Path, crop: int = 0) -> Tensor:
+        """(M, R) log-mel frames of one file, or of a random stretch of `crop` samples."""
+        x = self.read(path).mean(dim=0)
+        if crop:
+            x = F.pad(x, (0, max(crop - len(x), 0)))
+            start = int(np.random.randint(len(x) - crop + 1))
+            x = x[start : start + crop]
+        return self.powers(x).add(FLOOR).log()
+
+
+def by_soundfile(path: Path) -> Tensor:
     import soundfile
 
-    wave, _ = soundfile.read(path, dtype="float32", always_2d=True)
-    x = torch.from_numpy(wave.T).mean(dim=0)
-    if crop:
-        x = F.pad(x, (0, max(crop - len(x), 0)))
-        start = int(np.random.randint(len(x) - crop + 1))
-        x = x[start : start + crop]
-    spectrum = torch.stft(
-        x, mel.points, mel.hop, mel.window, window, center=True, pad_mode="constant", return_complex=True
-    )
-    return torch.matmul(spectrum.abs().pow(2).transpose(0, 1), bank).transpose(0, 1).add(FLOOR).log()
+    return torch.from_numpy(soundfile.read(path, dtype="float32", always_2d=True)[0].T)
+
+
+def peers(mel: Mel) -> dict[str, Peer]:
+    """Pipelines to compare with, by their names; torchaudio's where it is installed."""
+    bank, window = filters(mel.bands, mel.rate, mel.points).T.contiguous(), torch.hann_window(mel.window)
+
+    def powers(x: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            x, mel.points, mel.hop, mel.window, window, center=True, pad_mode="constant", return_complex=True
+        )
+        return bank @ spectrum.abs().pow(2)
+
+    found = {"torch.stft, soundfile": Peer(by_soundfile, powers)}
+    with suppress(ImportError):
+        import torchaudio
+
+        transform = torchaudio.transforms.MelSpectrogram(
+            mel.rate, mel.points, mel.window, mel.hop, f_min=LOWEST, n_mels=mel.bands
+        )
+        found["torchaudio, soundfile"] = Peer(by_soundfile, transform)
+        found["torchaudio"] = Peer(lambda path: torchaudio.load(path)[0], transform)
+    return found
 
 
 class OneByOne(torch.utils.data.Dataset[Any]):
     """Two views of each recording, one recording at a time: crop, mix with an earlier one, stretch."""
 
-    def __init__(self, paths: list[Path], mel: Mel) -> None:
-        self.paths, self.mel = paths, mel
-        self.bank, self.window = filters(mel.bands, mel.rate, mel.points), torch.hann_window(mel.window)
+    def __init__(self, paths: list[Path], mel: Mel, peer: Peer) -> None:
+        self.paths, self.mel, self.peer = paths, mel, peer
         self.memory: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        frames = one_by_one(self.paths[index], self.mel, self.bank, self.window, (CROP - 1) * self.mel.hop)
+        frames = self.peer.frames(self.paths[index], (CROP - 1) * self.mel.hop)
         crop = (frames + 10) / 4
         self.memory = [*self.memory[-255:], crop]
         return self._view(crop), self._view(crop)
@@ -106,16 +138,15 @@ def speed(options: argparse.Namespace) -> None:
         dataset = modality.open(folder)
         modality.fit(dataset)
         total, mel = float(dataset.sizes().sum()), modality.mel  # type: ignore[union-attr]
-        bank, window = filters(mel.bands, mel.rate, mel.points), torch.hann_window(mel.window)
 
         def ours_frames() -> float:
             for start in range(0, len(dataset), 256):
                 dataset.read(range(start, min(start + 256, len(dataset))))
             return total
 
-        def their_frames() -> float:
+        def their_frames(peer: Peer) -> float:
             for path in chosen:
-                one_by_one(path, mel, bank, window)
+                peer.frames(path)
             return total
 
         def ours_views() -> float:
@@ -131,25 +162,28 @@ def speed(options: argparse.Namespace) -> None:
                     fresh.view(batch, draw.view(number))
             return total * options.passes
 
-        def their_views() -> float:
-            loader = torch.utils.data.DataLoader(OneByOne(chosen, mel), BATCH, shuffle=True)
+        def their_views(peer: Peer) -> float:
+            loader = torch.utils.data.DataLoader(OneByOne(chosen, mel, peer), BATCH, shuffle=True)
             for _ in range(options.passes):
                 for _ in loader:
                     pass
             return total * options.passes
 
         print(f"{len(chosen)} recordings, {total / 3600:.2f} hours, {mel}, hours of audio a CPU minute")
+        others = peers(mel)
+        for peer in others.values():
+            peer.frames(chosen[0])  # the first call imports and initialises
         rows = (
             ("whole recordings to frames", ours_frames, their_frames),
             (f"{options.passes} passes of two views", ours_views, their_views),
         )
         for words, ours, theirs in rows:
-            found: dict[str, list[float]] = {"ours": [], "theirs": []}
-            for _ in range(options.rounds):
-                found["ours"].append(cpu_hours(ours))
-                found["theirs"].append(cpu_hours(theirs))
-            a, b = (float(np.median(found[side])) for side in ("ours", "theirs"))
-            print(f"{words}: labelfree {a:.2f}, one by one {b:.2f}, ratio {a / b:.2f}")
+            sides = {"labelfree": ours, **{name: partial(theirs, peer) for name, peer in others.items()}}
+            rounds = [{name: cpu_hours(side) for name, side in sides.items()} for _ in range(options.rounds)]
+            middle = {name: float(np.median([found[name] for found in rounds])) for name in sides}
+            print(f"{words}: labelfree {middle['labelfree']:.2f}")
+            for name in others:
+                print(f"  {name} {middle[name]:.2f}, ratio {middle['labelfree'] / middle[name]:.2f}")
 
 
 def rows_of(source: Path) -> list[dict[str, str]]:

@@ -21,10 +21,10 @@ from labelfree.data.on_device import on_device
 #: Power below which nothing is told apart; a sine of full scale has 1/4.
 FLOOR = 1e-9
 LOWEST = 50.0
-#: Frames that are transformed at a time: few enough for the processor's cache.
-BLOCK = 512
+#: Numbers that are transformed at a time: few enough for the processor's cache.
+BLOCK = 1 << 18
 #: Groups of neighbouring bands, each summed over those points alone that it has.
-GROUPS = 4
+GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def filters(bands: int, rate: int, points: int) -> Tensor:
 
 
 @lru_cache
-def banks(bands: int, rate: int, points: int) -> tuple[tuple[int, Tensor], ...]:
-    """The filters in groups of neighbouring bands: the first point that a group has, and its weights (P, M / 4)."""
+def banks(bands: int, rate: int, points: int) -> tuple[tuple[int, np.ndarray], ...]:
+    """The filters in groups of neighbouring bands: the first point that a group has, and its weights (P, M / 8)."""
     found = []
-    for group in filters(bands, rate, points).chunk(GROUPS, dim=1):
-        heard = group.any(dim=1).nonzero()
-        first, last = (int(heard[0]), int(heard[-1])) if len(heard) else (0, 0)  # bands may lie between two points
-        found.append((first, group[first : last + 1].contiguous()))
+    for group in np.array_split(filters(bands, rate, points).numpy(), GROUPS, axis=1):
+        heard = group.any(axis=1).nonzero()[0]
+        first, last = (heard[0], heard[-1]) if len(heard) else (0, 0)  # bands may lie between two points
+        found.append((int(first), np.ascontiguousarray(group[first : last + 1])))
     return tuple(found)
 
 
@@ -83,21 +83,11 @@ def hann(window: int) -> Tensor:
     return weights / weights.sum()
 
 
-def _log_power(windowed: Tensor, mel: Mel) -> Tensor:
-    """(R, n) samples in their window, zeros behind it → (R, M) logarithms of power, natural."""
-    squares = torch.view_as_real(torch.fft.rfft(windowed)).square_()
-    power = squares[..., 0] + squares[..., 1]
-    parts = ((first, on_device(bank, windowed.device)) for first, bank in banks(mel.bands, mel.rate, mel.points))
-    with torch.autocast(windowed.device.type, enabled=False):
-        sums = [power[:, first : first + len(bank)] @ bank for first, bank in parts]
-    return torch.cat(sums, dim=1).add_(FLOOR).log_()
-
-
 def log_mels(waves: Sequence[np.ndarray], mel: Mel) -> list[np.ndarray]:
     """(T,) recordings → (R, M) float16 each; all are transformed together.
 
     They are laid one behind another on the grid of hops, so that their frames are rows of one view, a few between two
-    recordings excepted.
+    recordings excepted. What comes after the Fourier transform takes NumPy half the time that it takes torch.
     """
     hop, margin = mel.hop, mel.window - mel.hop
     counts = [mel.frames(len(wave)) for wave in waves]
@@ -109,11 +99,16 @@ def log_mels(waves: Sequence[np.ndarray], mel: Mel) -> list[np.ndarray]:
         laid[first : first + len(wave)] = wave
     every = torch.from_numpy(laid).unfold(0, mel.window, hop)[: starts[-1]]
     done = torch.empty(len(every), mel.bands, dtype=torch.float16)
-    weights, windowed = hann(mel.window), torch.zeros(min(BLOCK, len(every)), mel.points)
-    for first in range(0, len(every), BLOCK):
-        block = every[first : first + BLOCK]
+    most = max(1, BLOCK // mel.points)
+    weights, windowed = hann(mel.window), torch.zeros(min(most, len(every)), mel.points)
+    for first in range(0, len(every), most):
+        block = every[first : first + most]
         torch.mul(block, weights, out=windowed[: len(block), : mel.window])
-        done[first : first + BLOCK] = _log_power(windowed[: len(block)], mel)
+        spectrum = torch.fft.rfft(windowed[: len(block)]).numpy()
+        power = spectrum.real**2 + spectrum.imag**2
+        sums = [power[:, low : low + len(bank)] @ bank for low, bank in banks(mel.bands, mel.rate, mel.points)]
+        levels = np.log(np.concatenate(sums, axis=1) + np.float32(FLOOR))
+        done[first : first + most] = torch.from_numpy(levels)
     return [done[start : start + count].numpy().copy() for start, count in zip(starts, counts, strict=False)]
 
 
@@ -123,8 +118,10 @@ def log_mel(waves: Tensor, mel: Mel) -> Tensor:
     count = mel.frames(waves.shape[1])
     right = (count - 1) * mel.hop + mel.window - margin // 2 - waves.shape[1]
     frames = F.pad(waves.float(), (margin // 2, max(right, 0))).unfold(1, mel.window, mel.hop)[:, :count]
-    windowed = F.pad(frames.flatten(0, 1) * on_device(hann(mel.window), waves.device), (0, mel.points - mel.window))
-    return _log_power(windowed, mel).view(len(waves), count, mel.bands)
+    weights, bank = hann(mel.window), filters(mel.bands, mel.rate, mel.points)
+    power = torch.fft.rfft(frames * on_device(weights, waves.device), n=mel.points).abs().square()
+    with torch.autocast(waves.device.type, enabled=False):
+        return (power @ on_device(bank, waves.device)).add_(FLOOR).log_()
 
 
 def mfcc_statistics(frames: np.ndarray, coefficients: int = 20) -> np.ndarray:
