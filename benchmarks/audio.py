@@ -5,7 +5,7 @@
 
 `speed` counts hours of audio a CPU minute on one thread, decoding included, beside pipelines that take one recording at
 a time: torchaudio's, with its own reader and with soundfile, where torchaudio is installed (its reader is torchcodec,
-which needs FFmpeg's libraries); and the least that does the same, of soundfile, torch.stft and a product with the bands.
+which needs FFmpeg's libraries); and the least that does the same, of soundfile, torch.stft and a product with bands.
 One pass makes frames of whole recordings; several make two random views of .95 s each, as a training asks for them,
 where the other sides cut the waveform first, as BYOL-A's published pipeline does. All have the same bands, window and
 hop, and the memory settings of a training.
