@@ -83,7 +83,8 @@ class Row(Modality):
         x = self.prepare(batch).data
         pool = self.marginals.to(x)
         other = pool.gather(0, draw.integers("donor", len(pool), x.shape[1]))
-        corrupt = draw.bernoulli("corrupt", self.settings.corrupt if policy == "contrast" else 0.0, x.shape[1])
+        share = 0.0 if policy in ("light", "none") else self.settings.corrupt
+        corrupt = draw.bernoulli("corrupt", share, x.shape[1])
         return batch.with_(data=torch.where(corrupt, other, x), draw=draw)
 
     def transformer(self, size: str, causal: bool) -> Encoder:

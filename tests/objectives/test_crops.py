@@ -46,6 +46,7 @@ def test_an_encoder_takes_the_crops_of_every_kind_of_data(kind: str, tmp_path: P
         pooled = encoder(crops).pooled
         alone = encoder(data.view(raw, Draw.start(0, 0, 0, raw.index).view(3), "local")).pooled
     assert pooled.isfinite().all()
+    assert not torch.allclose(pooled[:4], pooled[4:8], rtol=1e-3, atol=1e-3)  # two crops, two views
     torch.testing.assert_close(pooled[4:8], alone, rtol=1e-4, atol=1e-4)
 
 

@@ -288,7 +288,8 @@ class Events(Modality):
         return ((x - median) / scale).asinh()
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
-        seen = views.thin(batch, draw, self.settings.span, self.settings.masking) if policy == "contrast" else batch
+        own, whole = self.settings, policy in ("light", "none")
+        seen = batch if whole else views.thin(batch, draw, own.span, own.masking)
         return self._view(seen, batch).with_(draw=draw)
 
     def transformations(self) -> Mapping[str, Transformation]:

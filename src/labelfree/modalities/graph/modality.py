@@ -355,7 +355,7 @@ class Graph(Modality):
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         own, view = self.settings, self.prepare(batch).with_(draw=draw)
-        if policy != "contrast":
+        if policy in ("light", "none"):
             return view
         changes: list[Callable[[Batch], Batch]] = []
         if own.walk_steps:

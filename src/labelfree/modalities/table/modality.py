@@ -256,7 +256,7 @@ class Table(Modality):
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         """A table knows no change that surely keeps a row's meaning: "light" is the row as it is."""
         view = self.prepare(batch).with_(draw=draw)
-        if policy != "contrast" or not self.settings.corrupt:
+        if policy in ("light", "none") or not self.settings.corrupt:
             return view
         return view.with_(data=torch.where(self._corrupted(view, draw), self._donors(view, draw), view.data))
 
