@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,8 +16,15 @@ def ramp(frames: int, side: int = 32, low: int = 40, high: int = 200) -> np.ndar
     return np.broadcast_to(grey[:, None, None, None], (frames, side, side, 3)).copy()
 
 
-def write(path: Path, frames: np.ndarray, rate: int = 10, codec: str = "libx264", keys: int = 20) -> Path:
-    """Encode (T, H, W, 3) uint8 frames, a key frame in every `keys`."""
+def write(
+    path: Path,
+    frames: np.ndarray,
+    rate: int = 10,
+    codec: str = "libx264",
+    keys: int = 20,
+    times: Sequence[int] | None = None,
+) -> Path:
+    """Encode (T, H, W, 3) uint8 frames, a key frame in every `keys`, at `times` in units of 1/rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -23,8 +32,11 @@ def write(path: Path, frames: np.ndarray, rate: int = 10, codec: str = "libx264"
         stream.gop_size, stream.thread_count = keys, 1
         if codec == "libx264":
             stream.options = {"preset": "ultrafast"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, rate)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

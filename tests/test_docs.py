@@ -92,10 +92,18 @@ def test_commands_on_a_page_have_verbs_options_and_settings_that_exist(page: str
     verb.make_context(words[1], words[2:])
 
 
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in links."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} → {target}"
+    for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]:
+        for name, anchor in re.findall(r"\]\(([^)#:]*)#?([^)#:]*)\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), f"{page.name} → {name}"
+            assert not anchor or anchor in anchors(target), f"{page.name} → {name}#{anchor}"
 
 
 def test_scripts_that_are_to_be_run_are_there() -> None:

@@ -22,6 +22,8 @@ def listed(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(listed)]
 #: A share of something.
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+#: Widths of one layer or more.
+Widths = Annotated[tuple[pydantic.PositiveInt, ...], pydantic.Field(min_length=1)]
 
 
 def whole(name: str, value: Any, least: int = 0) -> int:

@@ -85,7 +85,7 @@ def test_predicted_numbers_are_no_farther_out_than_the_training_data(sources: di
         np.testing.assert_allclose(rows[:, :numbers], np.broadcast_to(ends, (len(rows), numbers)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["pixels", "motion"])
+@pytest.mark.parametrize("target", ["normalised", "pixels", "motion"])
 def test_films_come_back_from_what_their_tokens_are_predicted_as(target: str, sources: dict[str, Path]) -> None:
     training = assemble(sources["video"], "video", "masked", "transformer:nano", target=target)
     modality, batch = training.objective.modality, next(iter(training.loader.steps(0, 1)))

@@ -326,6 +326,16 @@ def test_a_network_of_single_frames_cannot_be_asked_for_their_order(fitted: tupl
         Pretext(encoder, data, PretextSettings(transformation="order"))
 
 
+def test_what_stands_still_is_shown_until_it_changes(tmp_path: Path) -> None:
+    """A screen recording keeps a frame for as long as nothing happens."""
+    path = write(tmp_path / "screen.mp4", ramp(8), times=[0, 1, 2, 3, 4, 20, 21, 40])
+    found = films.header(path)
+    assert found.rate == pytest.approx(8 / 4.1)  # on average: a frame every .5 s
+    seen = [frame.mean() for frame in films.frames(path, found, range(9), films.Form(1, 32, 32))]
+    shown = [0, 3, 4, 4, 5, 6, 6, 6, 7]
+    assert [int(np.abs(ramp(8)[:, 0, 0, 0] - grey).argmin()) for grey in seen] == shown
+
+
 def test_tubes_are_hidden_through_all_frames(fitted: tuple[Video, Batch]) -> None:
     data, batch = fitted
     view = data.view(batch, draw_for(batch), "light")

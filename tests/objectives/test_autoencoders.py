@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from cells import assemble, pictures, series, texts
+from cells import assemble, films, pictures, series, texts
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -20,7 +21,8 @@ from labelfree.training.loop import Training
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sources")
-    return {"image": pictures(folder), "series": series(folder), "text": texts(folder)}
+    made = {"image": pictures, "series": series, "text": texts, "video": films}
+    return {kind: make(folder) for kind, make in made.items()}
 
 
 def first_batch(training: Training) -> tuple[Batch, Draw]:
@@ -38,8 +40,9 @@ def test_places_differ_and_do_not_see_each_other() -> None:
     assert len(torch.unique(long[0].detach(), dim=0)) == 6
 
 
-def test_pictures_are_asked_for_as_pixels_and_given_back_as_pictures(sources: dict[str, Path]) -> None:
-    training = assemble(sources["image"], "image", "autoencoder", "transformer:nano")
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_pictures_are_asked_for_as_pixels_and_given_back_as_pictures(kind: str, sources: dict[str, Path]) -> None:
+    training = assemble(sources[kind], kind, "autoencoder", "transformer:nano")
     objective, (batch, draw) = training.objective.eval(), first_batch(training)
     modality = objective.modality
     assert modality.settings.target == "pixels"
@@ -47,6 +50,9 @@ def test_pictures_are_asked_for_as_pixels_and_given_back_as_pictures(sources: di
     again = modality.rebuild(view, modality.targets(view))
     for sample, clean in zip(again, modality.rebuild(view), strict=True):
         assert (sample.data == clean.data).all(), "the targets are the picture"
+    nothing = torch.zeros_like(modality.targets(view))
+    grey = np.stack([sample.data for sample in modality.rebuild(view, nothing)])
+    assert len(np.unique(grey)) <= modality.channels, "nothing of the picture comes back by itself"
     with torch.no_grad():
         found = objective.reconstruct(batch, draw)
     assert found.prediction.shape == modality.targets(view).shape

@@ -14,6 +14,7 @@ from labelfree.data.draw import Draw
 from labelfree.errors import LabelfreeError, Refusal
 from labelfree.objectives.several import Several, weighted_names
 from labelfree.training.checkpoint import load_state, save_state
+from labelfree.training.plan import make_plan
 
 TINY = {"steps": 3, "batch_size": 16, "threads": 1, "patch": 4, "precision": "32"}
 
@@ -82,6 +83,25 @@ def test_the_whole_training_is_that_of_the_first_part(sources: dict[str, Path]) 
 
     assert optimizer("simclr+simsiam-resnet") == "adamw"
     assert optimizer("simsiam-resnet+simclr") == "sgd"
+
+
+def test_what_a_part_asks_of_the_data_is_said(sources: dict[str, Path]) -> None:
+    method, settings = "masked+autoencoder", {"image.size": 16}
+    plan, *_ = make_plan(
+        str(sources["image"]), modality="image", method=method, encoder="auto", seed=0, seconds=None, settings=settings
+    )
+    assert plan.modality_settings["target"] == "pixels"
+    assert ("target", "pixels") in {(choice["key"], choice["value"]) for choice in plan.choices}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("simclr+future-edge", {}), ("dino", {"local_crops": 2})], ids=["several", "crops"]
+)
+def test_an_encoder_that_remembers_sees_a_batch_once(
+    method: str, settings: dict[str, int], sources: dict[str, Path]
+) -> None:
+    with pytest.raises(Refusal, match="remembers each event once"):
+        assemble(sources["events"], "events", method, "tgn", **settings)
 
 
 def test_a_setting_of_two_parts_must_name_its_owner(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from labelfree.losses.distillation import centred, mean_over_batch
 from labelfree.losses.masked import hidden_positions, visible_positions
 from labelfree.losses.regression import token_distance
 from labelfree.objectives._decoder import Decoder
-from labelfree.objectives._teacher import cosine_between, undropped
+from labelfree.objectives._teacher import cosine_between, frozen_copy, undropped
 from labelfree.objectives._views import halves, two_views
 from labelfree.objectives.dino import DINO, DINOSettings
 from labelfree.objectives.ibot import IBOT, IBOTSettings
@@ -111,6 +111,25 @@ def test_a_teacher_drops_nothing(sources: dict[str, Path], kind: str, spec: str,
     teacher = learner.teacher if method == "latent" else learner.teacher_encoder
     assert loss(teacher, 0.0) == loss(teacher, 0.9)
     assert loss(learner.encoder, 0.0) != loss(learner.encoder, 0.9)
+
+
+def test_a_teacher_of_the_users_layers_drops_nothing() -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.9, batch_first=True)
+    teacher, x = frozen_copy(layer).train(), torch.randn(3, 5, 8)
+    assert torch.equal(teacher(x), teacher(x))
+    assert not torch.equal(layer(x), layer(x))
+
+
+def test_a_centre_starts_with_what_is_there_and_stays_where_nothing_is(sources: dict[str, Path]) -> None:
+    dino, _, _ = objective(sources, "series", "dino", **HEAD)
+    cosines, nothing = torch.randn(4, 32), torch.zeros(4)
+    _, empty = dino._centred(cosines, torch.zeros(32), nothing)
+    assert not empty.any()
+    dino.progress.fill_(0.5)
+    _, first = dino._centred(cosines, empty, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(first, cosines[0])
+    _, after = dino._centred(cosines, first, nothing)
+    torch.testing.assert_close(after, first)
 
 
 def test_momentum_can_end_below_one() -> None:

@@ -437,6 +437,7 @@ class HuggingFace(Source):
         import datasets
 
         sources.check_whole(dataset)
+        dataset = dataset.with_format(None)  # a transform or a format of the user's is for another reader
         feature = getattr(datasets, kind.feature)
         names = [name for name, found in dataset.features.items() if isinstance(found, feature)]
         self._column = choose_column(names, column, "the dataset", kind)

@@ -166,21 +166,22 @@ def _runs(places: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _decoded(encoded: Any, found: Header, places: Sequence[int], form: Form) -> Iterator[np.ndarray]:
-    """Frames by their times: the first that lies no more than half a frame before the one wanted."""
+    """Frames by their times: the one within half a frame of what is wanted, or else the one that is shown till then."""
     av = library()
     shape = av.video.reformatter.VideoReformatter()
-    place = iter(places)
-    wanted = next(place)
+    wanted, still, end = list(reversed(places)), None, 0.0
     try:
         for time, frame in _from(encoded, found, places[0]):
-            while time >= (wanted - 0.5) / found.rate:
-                yield _kept(shape, frame, form)
-                following = next(place, None)
-                if following is None:
-                    return
-                wanted = following
+            while wanted and time >= (wanted[-1] - 0.5) / found.rate:
+                later = time > (wanted.pop() + 0.5) / found.rate
+                yield _kept(shape, still if later and still is not None else frame, form)
+            if not wanted:
+                return
+            still, end = frame, time + float((frame.duration or 0) * (frame.time_base or 0))
     except av.FFmpegError as error:
         raise ValueError(f"is damaged: {error.strerror or error}") from None
+    while wanted and (wanted.pop() + 0.25) / found.rate < end:
+        yield _kept(shape, still, form)
 
 
 def _from(encoded: Any, found: Header, place: int) -> Iterator[tuple[float, Any]]:

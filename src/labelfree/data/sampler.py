@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 #: Batches among which samples are sorted by length.
 POOL = 16
@@ -67,39 +70,35 @@ class Order:
 
     def _windows(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Places at which each window starts, and the shards in it."""
-        key = ("windows", epoch)
-        if key not in self._memory:
+
+        def cut() -> tuple[np.ndarray, list[np.ndarray]]:
             shards = np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
             sizes = np.diff([*self.shards, self.count])[shards]
-            reach = self.window or self.count
-            number = (np.cumsum(sizes) - sizes) // reach
-            members = np.split(shards, np.flatnonzero(np.diff(number)) + 1)
-            totals = [int(np.diff([*self.shards, self.count])[member].sum()) for member in members]
-            self._remember(key, (np.cumsum([0, *totals[:-1]]), members))
-        return self._memory[key]  # type: ignore[return-value]
+            ends = np.cumsum(sizes)
+            firsts = np.flatnonzero(np.diff((ends - sizes) // (self.window or self.count))) + 1
+            return np.concatenate([[0], ends[firsts - 1]]), np.split(shards, firsts)
+
+        return self._kept(("windows", epoch), cut)
 
     def _window(self, epoch: int, number: int, members: np.ndarray) -> np.ndarray:
-        key = ("window", epoch, number)
-        if key not in self._memory:
+        def mix() -> np.ndarray:
             ends = [*self.shards[1:], self.count]
             samples = np.concatenate([np.arange(self.shards[m], ends[m]) for m in members])
             generator = np.random.default_rng((self.seed, epoch, number))
             mixed = generator.permutation(samples)
-            if self.sizes is not None:
-                mixed = by_length(mixed, self.sizes[mixed], self.batch_size, generator)
-            self._remember(key, mixed)
-        return self._memory[key]  # type: ignore[return-value]
+            if self.sizes is None:
+                return mixed
+            return by_length(mixed, self.sizes[mixed], self.batch_size, generator)
 
-    @property
-    def _memory(self) -> dict[tuple[object, ...], object]:
-        return self.__dict__.setdefault("_cached", {})
+        return self._kept(("window", epoch, number), mix)
 
-    def _remember(self, key: tuple[object, ...], value: object) -> None:
-        """Keep the newest few: steps ask for neighbouring places."""
-        memory = self._memory
-        memory[key] = value
+    def _kept(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` gives, kept among the four that were asked for last: steps ask for neighbouring places."""
+        memory = self.__dict__.setdefault("_cached", {})
+        memory[key] = value = memory.pop(key) if key in memory else make()
         while len(memory) > 4:
             del memory[next(iter(memory))]
+        return value
 
 
 def by_length(samples: np.ndarray, sizes: np.ndarray, batch: int, generator: np.random.Generator) -> np.ndarray:

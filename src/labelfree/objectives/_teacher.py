@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from labelfree.data.batch import Batch
 
@@ -15,12 +16,18 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(student: M) -> M:
-    """The teacher at the start: a copy that no gradient reaches."""
-    return copy.deepcopy(student).requires_grad_(False)
+    """The teacher at the start: a copy that no gradient reaches, and whose own layers of dropout do nothing."""
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return teacher
 
 
 def undropped(view: Batch) -> Batch:
-    """A view as a teacher sees it: without dropout, though the teacher is in training mode.
+    """A view as a teacher sees it: without what encoders draw by it, though the teacher is in training mode.
 
     In the papers what is to be learnt holds no noise either: the networks of BYOL, MoCo, DINO, iBOT and I-JEPA have no
     dropout, and data2vec's code has its teacher in evaluation mode.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -14,12 +14,13 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class BarlowSettings(ViewSettings):
     """Settings of Barlow Twins."""
 
-    projector: tuple[PositiveInt, ...] = (2048, 2048, 2048)
+    projector: Widths = (2048, 2048, 2048)
     """widths of the projection head's layers"""
     redundancy: NonNegativeFloat = 0.0051
     """weight λ of the redundancy reduction term: correlations between different features"""

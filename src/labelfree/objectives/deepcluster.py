@@ -23,14 +23,15 @@ from labelfree.objectives._memory import Bank, sized_by_state
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class DeepClusterSettings(TemperatureSettings, CropSettings):
     """Settings of DeepCluster."""
 
-    projector: tuple[PositiveInt, ...] = (2048, 128)
+    projector: Widths = (2048, 128)
     """widths of the projection head's layers"""
-    clusterings: tuple[PositiveInt, ...] = (256, 256, 256)
+    clusterings: Widths = (256, 256, 256)
     """numbers of clusters, one for each of several clusterings; each at most a quarter of the samples"""
     temperature: PositiveFloat = 0.1
     """divides the cosines of views and centroids, at the start"""

@@ -28,13 +28,13 @@ from labelfree.objectives._prototypes import ONE_LABEL, PrototypeHead
 from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, undropped
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
-from labelfree.settings import Share
+from labelfree.settings import Share, Widths
 
 
 class DINOSettings(CropSettings):
     """Settings of DINO."""
 
-    projector: tuple[PositiveInt, ...] = (1024, 1024, 256)
+    projector: Widths = (1024, 1024, 256)
     """widths of the head's layers; the last is the bottleneck's"""
     prototypes: PositiveInt = 4096
     """prototypes K, to which soft labels assign a sample"""
@@ -148,9 +148,10 @@ class DINO(Objective):
     def _centred(self, cosines: Tensor, centre: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, K) soft labels by the running mean (K,), and this mean after the step."""
         mean = mean_over_batch(cosines, weight)
-        # Before the first step the batch's own: from zero it would take its time, in which one label is the easiest
-        # answer to everything.
-        centre = torch.where(self.progress > 0, centre, mean)
+        mean = torch.where(mean.any(), mean, centre)  # where nothing weighs it is zero, and says nothing
+        # The first batch's own is where the centre starts: from zero it would take its time, in which one label is the
+        # easiest answer to everything.
+        centre = torch.where(centre.any(), centre, mean)
         return centred(cosines, centre, self.temperature), centre.lerp(mean, 1 - self.settings.centre_momentum)
 
     @property

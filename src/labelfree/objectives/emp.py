@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -17,7 +17,7 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import of_case
 from labelfree.objectives.base import Objective, Recipe, Step
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Widths
 
 
 class EMPSettings(Settings):
@@ -29,7 +29,7 @@ class EMPSettings(Settings):
     """how they are made; local: small crops, which take less time"""
     case: str = ""
     """column that says whose sample it is (a patient): every other view is then of another sample of the same case"""
-    projector: tuple[PositiveInt, ...] = (2048, 2048, 512)
+    projector: Widths = (2048, 2048, 512)
     """widths of the projection head's layers"""
     similarity: NonNegativeFloat = 200.0
     """weight λ of the agreement of a sample's crops"""

@@ -61,9 +61,9 @@ class IBOT(DINO):
         "dinov2": Recipe(
             source="Oquab et al. 2023, DINOv2, §4: iBOT with Sinkhorn–Knopp in place of centring, KoLeo .1, "
             "eight small crops of at most .32 of a picture, large ones of at least as much, a head for samples and one "
-            "for tokens. There are more prototypes there",
+            "for tokens; the teacher's momentum from .992, as their code has it. There are more prototypes there",
             settings={"local_crops": 8, "centring": "sinkhorn", "koleo": 0.1, "projector": (2048, 2048, 256)}
-            | {"token_head": True},
+            | {"token_head": True, "teacher_momentum": 0.992},
             training={"learning_rate": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2},
             options={"mask_shape": "blocks", "class_token": True, "crop_min": 0.32, "local_crop_max": 0.32},
             modalities=("image",),

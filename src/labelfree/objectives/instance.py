@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -20,6 +20,7 @@ from labelfree.objectives._heads import mlp
 from labelfree.objectives._memory import Bank, sized_by_state
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class InstanceSettings(TemperatureSettings):
@@ -29,7 +30,7 @@ class InstanceSettings(TemperatureSettings):
     """strength of the augmentation"""
     temperature: PositiveFloat = 0.07
     """divides the cosine similarities, at the start"""
-    projector: tuple[PositiveInt, ...] = (128,)
+    projector: Widths = (128,)
     """widths of the projection head's layers"""
     head_norm: bool = True
     """batch normalisation after the head; the paper's residual networks have their own"""

@@ -19,12 +19,13 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class LeJEPASettings(CropSettings):
     """Settings of LeJEPA."""
 
-    projector: tuple[PositiveInt, ...] = (2048, 128)
+    projector: Widths = (2048, 128)
     """widths of the projection head's layers"""
     trade_off: Annotated[float, Field(ge=0, le=1)] = 0.05
     """weight λ of SIGReg (the distance to a standard normal), against 1 − λ of the views' distance from their centre"""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from labelfree.data.batch import Batch
@@ -19,7 +19,7 @@ from labelfree.modalities.base import Links, Modality
 from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives.base import Objective, Step
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Widths
 
 
 class LinkSettings(Settings):
@@ -27,7 +27,7 @@ class LinkSettings(Settings):
 
     hidden: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """share of the links that the encoder does not see and must find"""
-    projector: tuple[PositiveInt, ...] = (128, 128)
+    projector: Widths = (128, 128)
     """widths of the layers between tokens and the vectors whose products score pairs"""
 
 

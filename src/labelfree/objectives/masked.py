@@ -67,7 +67,7 @@ class Masked(Objective):
             source="He et al. 2022, MAE, §3, with the settings of solo-learn (da Costa et al. 2022) for small "
             "pictures: ViT-S, decoder of width 512 and 8 blocks, crops of .08 or more",
             settings={"ratio": 0.75, "hide": "drop", "decoder_width": 512, "decoder_depth": 8},
-            training={"learning_rate": 2e-4, "weight_decay": 0.05, "beta2": 0.95},
+            training={"learning_rate": 2e-4, "weight_decay": 0.05, "beta2": 0.95, "warmup": 0.01},
             options={"light_crop_min": 0.08},
             modalities=("image",),
             encoder="transformer:small",

@@ -19,7 +19,7 @@ from labelfree.objectives._teacher import cosine_between, follow, frozen_copy, u
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import ViewSettings, halves, two_views, whose
 from labelfree.objectives.base import Objective, Recipe, Step
-from labelfree.settings import Share
+from labelfree.settings import Share, Widths
 
 
 class MoCoSettings(TemperatureSettings, ViewSettings):
@@ -29,7 +29,7 @@ class MoCoSettings(TemperatureSettings, ViewSettings):
     """divides the cosine similarities, at the start"""
     queue: NonNegativeInt = 4096
     """keys of earlier batches that are remembered as negatives; 0: only those of the batch (v3)"""
-    projector: tuple[PositiveInt, ...] = (2048, 256)
+    projector: Widths = (2048, 256)
     """widths of the projection head's layers"""
     predictor: tuple[PositiveInt, ...] = ()
     """widths of the predictor's hidden layers (v3); empty for no predictor"""

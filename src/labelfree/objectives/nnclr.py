@@ -20,6 +20,7 @@ from labelfree.objectives._memory import Queue
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import ViewSettings, halves, two_views, whose
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class NNCLRSettings(TemperatureSettings, ViewSettings):
@@ -29,7 +30,7 @@ class NNCLRSettings(TemperatureSettings, ViewSettings):
     """divides the cosine similarities, at the start"""
     queue: PositiveInt = 4096
     """projections of earlier batches among which neighbours are looked for (the support set)"""
-    projector: tuple[PositiveInt, ...] = (2048, 2048, 256)
+    projector: Widths = (2048, 2048, 256)
     """widths of the projection head's layers"""
     predictor: tuple[PositiveInt, ...] = (4096,)
     """widths of the predictor's hidden layers"""

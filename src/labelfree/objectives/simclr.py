@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import nn
 
 from labelfree.data.batch import Batch
@@ -16,6 +16,7 @@ from labelfree.objectives._heads import mlp
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class SimCLRSettings(TemperatureSettings, ViewSettings):
@@ -23,7 +24,7 @@ class SimCLRSettings(TemperatureSettings, ViewSettings):
 
     temperature: PositiveFloat = 0.2
     """divides the cosine similarities, at the start; small values weigh the hardest negatives most"""
-    projector: tuple[PositiveInt, ...] = (2048, 256)
+    projector: Widths = (2048, 256)
     """widths of the projection head's layers"""
     head_tanh: bool = False
     """end the projection head with a tanh (SimCSE)"""

@@ -14,12 +14,13 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class SimSiamSettings(ViewSettings):
     """Settings of SimSiam."""
 
-    projector: tuple[PositiveInt, ...] = (2048, 2048, 2048)
+    projector: Widths = (2048, 2048, 2048)
     """widths of the projection head's layers"""
     predictor: tuple[PositiveInt, ...] = (512,)
     """widths of the predictor's hidden layers; a bottleneck does best"""

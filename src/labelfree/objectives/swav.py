@@ -22,13 +22,13 @@ from labelfree.objectives._prototypes import ONE_LABEL
 from labelfree.objectives._temperature import Temperature, TemperatureSettings
 from labelfree.objectives._views import CropSettings, halves, local_crops, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
-from labelfree.settings import Share
+from labelfree.settings import Share, Widths
 
 
 class SwAVSettings(TemperatureSettings, CropSettings):
     """Settings of SwAV."""
 
-    projector: tuple[PositiveInt, ...] = (2048, 128)
+    projector: Widths = (2048, 128)
     """widths of the projection head's layers"""
     prototypes: PositiveInt = 512
     """prototypes K, one a cluster"""

@@ -15,12 +15,13 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import ViewSettings, halves, two_views, whose
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class TripletSettings(ViewSettings):
     """Settings of the triplet loss."""
 
-    projector: tuple[PositiveInt, ...] = (160,)
+    projector: Widths = (160,)
     """widths of the projection head's layers"""
     triplet_negatives: PositiveInt = 10
     """other samples of the batch that each is compared with, drawn anew each step"""

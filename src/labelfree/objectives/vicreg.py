@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 
 from labelfree.data.batch import Batch
 from labelfree.data.draw import Draw
@@ -14,12 +14,13 @@ from labelfree.needs import Need
 from labelfree.objectives._heads import mlp
 from labelfree.objectives._views import ViewSettings, halves, two_views
 from labelfree.objectives.base import Objective, Recipe, Step
+from labelfree.settings import Widths
 
 
 class VICRegSettings(ViewSettings):
     """Settings of VICReg."""
 
-    expander: tuple[PositiveInt, ...] = (2048, 2048, 2048)
+    expander: Widths = (2048, 2048, 2048)
     """widths of the expander's layers"""
     invariance: NonNegativeFloat = 25.0
     """weight λ of the agreement of the views"""

@@ -226,6 +226,9 @@ def make_plan(
     given = _over(registry.encoder_options(encoder), layers["options"], shares[kind.name])
     options, taken = _with_defaults(given, [c for key, c in offered.items() if key in kind.settings_class.model_fields])
     choices += taken
+    if len(owners) > 1:
+        asked = {key: value for key, value in layers["options"].items() if key not in shares[kind.name]}
+        choices += [Choice(key, value, "one of the methods asks for it, for all") for key, value in asked.items()]
     training, sized = _with_defaults(
         {**layers["training"], **_without_auto(shares["training"])},
         [c for c in offered.values() if c.key == "batch_size"],

@@ -25,7 +25,7 @@ from labelfree.modalities.graph import views as augment
 from labelfree.modalities.graph.features import drawing, scale_of, structure, summary
 from labelfree.modalities.graph.sources import Column, GraphOptions, looks_like_graph, read_graphs
 from labelfree.needs import Need
-from labelfree.settings import Settings
+from labelfree.settings import Settings, Widths
 
 if TYPE_CHECKING:
     from labelfree.encoders.base import Encoder
@@ -59,7 +59,7 @@ class GraphSettings(Settings):
     """numbers that say where a node's random walks lead; auto: 256, fewer in large graphs"""
     position_steps: PositiveInt = 32
     """steps of these walks"""
-    fanouts: tuple[PositiveInt, ...] = (10, 5)
+    fanouts: Widths = (10, 5)
     """neighbours sampled for each node, hop by hop; not used where a sample is a graph"""
     edge_drop: Share = 0.3
     """views: share of the edges that is dropped"""
@@ -355,6 +355,8 @@ class Graph(Modality):
 
     def view(self, batch: Batch, draw: Draw, policy: str = "contrast") -> Batch:
         own, view = self.settings, self.prepare(batch).with_(draw=draw)
+        if own.walk_steps or own.node_drop or own.changes == "one":
+            view = augment.only_nodes(view, augment.everywhere(view))  # all views can then be one batch
         if policy in ("light", "none"):
             return view
         changes: list[Callable[[Batch], Batch]] = []

@@ -41,13 +41,11 @@ def adjacency(batch: Batch) -> Tensor:
 def one_of(views: Sequence[Batch], draw: Draw) -> Batch:
     """For each sample one of several views of it, drawn."""
     which = draw.integers("change", len(views))
-    everywhere = torch.ones(views[0].data.shape[:2], dtype=torch.bool, device=which.device)
 
     def pick(parts: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(parts))[which, torch.arange(len(which), device=which.device)]
 
-    extra = {**views[0].extra, "edges": pick([view.extra["edges"] for view in views])}
-    extra["kept"] = pick([view.extra.get("kept", everywhere) for view in views])
+    extra = {**views[0].extra, **{key: pick([view.extra[key] for view in views]) for key in ("edges", "kept")}}
     return views[0].with_(data=pick([view.data for view in views]), extra=extra)
 
 
@@ -56,6 +54,11 @@ def drop_edges(batch: Batch, draw: Draw, share: float) -> Batch:
     edges = batch.extra["edges"]
     left = edges.masked_fill(draw.bernoulli("edges", share, edges.shape[1])[..., None], -1)
     return batch.with_(extra={**batch.extra, "edges": left})
+
+
+def everywhere(batch: Batch) -> Tensor:
+    """(B, N) bool: all nodes."""
+    return torch.ones(batch.data.shape[:2], dtype=torch.bool, device=batch.data.device)
 
 
 def only_nodes(batch: Batch, kept: Tensor) -> Batch:

@@ -79,8 +79,8 @@ class VideoSettings(Settings):
     """side of a token's square for transformers, in pixels; auto: 8 or more tokens across"""
     tube: PositiveInt = 2
     """frames of a token"""
-    target: Literal["pixels", "motion"] = "pixels"
-    """what tokens are predicted as: their pixels, normalised within each, or what changed since the frame before"""
+    target: Literal["normalised", "pixels", "motion"] = "normalised"
+    """what is predicted of tokens: pixels, normalised within each or not, or what changed since the frame before"""
     channels: PositiveInt | Literal["auto"] = "auto"
     """channels that frames are brought to; auto: the source's"""
     column: str = "auto"
@@ -367,24 +367,26 @@ class Video(Modality):
         return token_mask((rank + draw.uniform("times", times, 1)).flatten(1), ratio)
 
     def targets(self, batch: Batch) -> Tensor:
-        """(B, N, tube · patch · patch · C) pixels, each channel of each token normalised (VideoMAE's code), or changes
-        from frame to frame.
+        """(B, N, tube · patch · patch · C) pixels, each channel of each token normalised (VideoMAE's code) or not, or
+        changes from frame to frame.
         """
         x, own = batch.data.float(), self.settings
         if own.target == "motion":
             changed = torch.diff(x, dim=1, prepend=x[:, :1]) / self._motion
             return tubes(changed, own.tube, self.patch)
         x = tubes(x, own.tube, self.patch)
+        if own.target == "pixels":
+            return x
         mean, deviation = moments(x, self.channels)
         return (x - mean) / deviation
 
     def rebuild(self, view: Batch, prediction: Tensor | None = None, mask: Tensor | None = None) -> list[Sample]:
         x, own = view.data.float(), self.settings
         if prediction is not None:
-            tokens = tubes(x, own.tube, self.patch)
+            tokens, found = tubes(x, own.tube, self.patch), prediction
             if own.target == "motion":  # what changed is laid on the frame before, as that was
                 found = tubes(torch.cat([x[:, :1], x[:, :-1]], dim=1), own.tube, self.patch) + prediction * self._motion
-            else:  # what the token itself was normalised by is not predicted
+            elif own.target == "normalised":  # what the token itself was normalised by is not predicted
                 mean, deviation = moments(tokens, self.channels)
                 found = prediction * deviation + mean
             tokens = found if mask is None else torch.where(mask[..., None], found, tokens)
