@@ -18,6 +18,7 @@ import pytest
 
 import labelfree
 from labelfree.cli import app, main
+from labelfree.command import table
 from labelfree.errors import LabelfreeError
 
 VERBS = ("pretrain", "evaluate", "finetune", "predict", "embed", "anomalies", "zeroshot", "retrieve", "report")
@@ -140,6 +141,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "x", "--epoch", "3"], "--epochs"),
         (["pretrain", "x", "--epochs", "many"], "'--epochs': Input should be a valid integer"),
         (["evaluate", "x"], "Missing option '--train'"),
+        (["finetune", "x", "--train", "a", "--label", "b"], "Missing option '--out'"),
         (["list", "method"], "methods"),
         (["pretrain"], "No source was given."),
         (["pretrain", "x", "steps=3"], "Write it as --steps 3."),
@@ -214,6 +216,12 @@ def test_list_shows_a_table_to_people(capsys: pytest.CaptureFixture[str]) -> Non
     assert "…" not in out, "nothing is cut off where no one looks at a terminal"
 
 
+def test_cells_of_a_table_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = ["[deleted]", "[/x]", ":smile:", "[bold]a"]
+    table(["name"], [[cell] for cell in cells])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()][3:-1] == cells
+
+
 def test_pretrain_answers_with_stable_keys(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, "pretrain", pictures, "--out", tmp_path / "run", "--method", "simclr", *QUICK)
     assert set(found) == {"run", "state", "steps", "samples", "seconds", "samples_per_second", "health"}
@@ -266,6 +274,23 @@ def test_the_line_goes_over_the_file_and_the_file_over_defaults(
     assert given["source"] == "b"
     call(capsys, "pretrain", *file, "batch_size=8")
     assert (given["source"], given["batch_size"], "accelerator" in given) == ("a", "8", False)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "finetune"])
+def test_options_without_which_nothing_goes_may_come_from_a_file(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def taken(self: object, **values: object) -> None:
+        raise LabelfreeError(f"Seen {sorted(values.items())}.")
+
+    monkeypatch.setattr("labelfree.run.Run.__init__", lambda *_: None)
+    monkeypatch.setattr(f"labelfree.run.Run.{verb}", taken)
+    config = tmp_path / "all.yaml"
+    config.write_text(f"train: {tmp_path}\nlabel: kind\n" + "out: m\n" * (verb == "finetune"))
+    code, _, err = call(capsys, verb, "r", "--config", config)
+    assert (code, "Seen " in err, "('label', 'kind')" in err) == (2, True, True)
+    shown = " ".join(call(capsys, verb, "--help")[1].split())
+    assert shown.count("[required]") == (3 if verb == "evaluate" else 4)  # the run is always on the line
 
 
 @pytest.mark.parametrize("words", [["--accelerator", "cpu"], ["accelerator=cpu"]])
@@ -421,9 +446,9 @@ def test_demo_answers_with_stable_keys_and_shows_pretraining_no_label(
     ("error", "expected"),
     [
         (OSError(28, "No space left on device", "runs/x"), "disk is full"),
-        (MemoryError(), "Lower batch_size"),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "Lower batch_size"),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Lower batch_size"),
+        (MemoryError(), "Memory ran out."),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "Memory ran out."),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Memory ran out."),
         (PermissionError(13, "Permission denied", "runs/x"), "'runs/x' cannot be used: Permission denied."),
     ],
 )
@@ -437,6 +462,7 @@ def test_trouble_with_the_machine_is_one_sentence(
     code, _, err = call(capsys, "pretrain", __file__)
     assert code == 2
     assert expected in err
+    assert "--" not in err, "other verbs have other options"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,8 +84,8 @@ def pretrain(
 @verb("runs/photos --train labelled/ --test held-out/ --label folder --budgets 1%,10%,100%")
 def evaluate(
     run: RunPath,
-    train: Train,
-    label: Label,
+    train: Train = None,
+    label: Label = None,
     settings: Words = None,
     test: Annotated[
         str | None, Option(metavar="SOURCE", help="Labelled data to score on; a fifth of --train if absent.")
@@ -111,7 +111,7 @@ def evaluate(
 
     The frozen and the fine-tuned encoder stand beside the same network from scratch, a random one and raw features.
     """
-    values = given(locals())
+    values = given(locals(), "train", "label")
     from labelfree.run import Run
 
     return _show(Run(values.pop("run")).evaluate(**values))
@@ -126,9 +126,9 @@ def _show(evaluation: Evaluation) -> Answer:
 @verb("runs/photos --train labelled/ --label folder --out models/photos")
 def finetune(
     run: RunPath,
-    train: Train,
-    label: Label,
-    out: Annotated[str, Option("--out", metavar="MODEL", help="Folder for the model.")],
+    train: Train = None,
+    label: Label = None,
+    out: Annotated[str | None, Option("--out", metavar="MODEL", help="Folder for the model.  [required]")] = None,
     settings: Words = None,
     budget: Annotated[str | None, Option(metavar="B", help="Use only so many labels: 10%, 5/class or 200.")] = None,
     group: Group = None,
@@ -139,7 +139,7 @@ def finetune(
     force: Annotated[bool, Option("--force", help="Replace the folder of another model; never another one.")] = False,
 ) -> Answer:
     """Train a classifier that starts from a run's encoder."""
-    values = given(locals())
+    values = given(locals(), "train", "label", "out")
     from labelfree.run import Run
 
     model = Run(values.pop("run")).finetune(**values)

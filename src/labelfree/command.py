@@ -28,9 +28,13 @@ app = typer.Typer(
 Answer = dict[str, Any]
 Json = Annotated[bool, Option("--json", help="Answer with one JSON object, the last line on standard output.")]
 RunPath = Annotated[str, Argument(metavar="RUN", help="The folder that `labelfree pretrain` wrote.")]
-Train = Annotated[str, Option("--train", metavar="SOURCE", help="Labelled data to learn from.")]
+# what a file may give, Typer must not demand: see `given`
+Train = Annotated[str | None, Option("--train", metavar="SOURCE", help="Labelled data to learn from.  [required]")]
 Label = Annotated[
-    str, Option("--label", metavar="NAME", help="Where the label is: a column, or `folder` for a folder's name.")
+    str | None,
+    Option(
+        "--label", metavar="NAME", help="Where the label is: a column, or `folder` for a folder's name.  [required]"
+    ),
 ]
 Words = Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Settings; see docs/settings.md.")]
 Group = Annotated[str | None, Option("--group", metavar="NAME", help="Column whose values are kept together.")]
@@ -108,14 +112,15 @@ def print_json(answer: Answer) -> None:
         print(json_text(answer), flush=True)
 
 
-def given(arguments: dict[str, Any]) -> dict[str, Any]:
+def given(arguments: dict[str, Any], *required: str) -> dict[str, Any]:
     """Options and settings of a verb by name, where they were given: those of the file, over them those of the line.
 
     Args:
         arguments: the verb's own, of which `settings` are words and `config` names a file.
+        required: options without which the verb has nothing to do.
 
     Raises:
-        LabelfreeError: the file cannot be read, or a setting is really an option.
+        LabelfreeError: the file cannot be read, a setting is really an option, or an option is missing.
     """
     from labelfree.settings import parse_assignments
 
@@ -127,6 +132,9 @@ def given(arguments: dict[str, Any]) -> dict[str, Any]:
             raise LabelfreeError(f"'{key}' is no setting.", f"Write it {how}.")
     line = {key: value for key, value in arguments.items() if value is not None and value is not False}
     values = (_read_config(config) if config else {}) | line | settings
+    for name in required:
+        if values.get(name) is None:
+            raise LabelfreeError(f"Missing option '--{name}'.", "Write it on the command line or in the --config file.")
     all_there(values.get(name) for name in SOURCES)
     return values
 
@@ -157,10 +165,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*header, box=box.SIMPLE)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # which may have brackets and colons of its own
     # nothing is cut off for those who read it with a program
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
 

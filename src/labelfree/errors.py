@@ -62,7 +62,7 @@ def machine_trouble(error: Exception) -> LabelfreeError | None:
     """The sentence for a full disk, a file that may not be written, or too little memory; None for anything else."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" while writing '{error.filename}'" if error.filename else ""
-        return LabelfreeError(f"The disk is full{place}.", "Free space, or write elsewhere with --out.")
+        return LabelfreeError(f"The disk is full{place}.", "Free space on it.")
     if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) and error.filename:
         return LabelfreeError(f"'{error.filename}' cannot be used: {error.strerror}.", "Name another place.")
     starved = ("not enough memory", "can't allocate memory", "out of memory")
@@ -71,5 +71,9 @@ def machine_trouble(error: Exception) -> LabelfreeError | None:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and any(words in str(error) for words in starved))
     ):
-        return LabelfreeError("Memory ran out.", "Lower batch_size, or take a smaller encoder with --encoder.")
+        return LabelfreeError(
+            "Memory ran out.",
+            "End other programs, or ask for less: a smaller batch_size or encoder where there is one to choose, else "
+            "fewer or smaller samples.",
+        )
     return None

@@ -181,6 +181,35 @@ def test_boosted_trees_find_what_no_line_separates() -> None:
     assert ((trees.margin > 0) == (trees.guesses == 1)).all()
 
 
+def test_neighbours_that_may_not_vote_are_found_for_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs(200, 1.0)
+    part, counts, hidden = Labelled(x, y, 4, groups=np.arange(200) // 2), [], probes._hidden
+    monkeypatch.setattr(probes, "_hidden", lambda part, asked: counts.append(len(asked)) or hidden(part, asked))
+    validation = []
+    for most in (1 << 26, 16 * 200):
+        monkeypatch.setattr(probes, "SIMILARITIES", most)
+        validation.append(knn_probe(part, x, np.random.default_rng(0)).validation)
+    assert validation[0] == validation[1]
+    assert counts == [200, *[16] * 12, 8]
+
+
+def test_of_many_labels_a_fifth_is_held_out_once_for_all_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs(300, 1.0)
+    folded = linear_probe(Labelled(x, y, 4), x, Scaler.fit(x), np.random.default_rng(0))
+    monkeypatch.setattr(probes, "FOLDED", 0)
+    for chronological in (False, True):
+        part = Labelled(x, y, 4, chronological=chronological)
+        held = linear_probe(part, x, Scaler.fit(x), np.random.default_rng(0))
+        assert held.validation == pytest.approx(folded.validation, abs=0.1)
+
+
+def test_boosted_trees_of_one_class_guess_it() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    for own in (0, 1):
+        probed = boosting_probe(Labelled(x, np.full(30, own), 2), x, np.random.default_rng(0))
+        assert set(probed.guesses) == {own}
+
+
 def test_boosted_trees_learn_from_two_labels_of_classes_that_are_not_all_there() -> None:
     x = np.array([[0.0], [1.0]], dtype=np.float32)
     probed = boosting_probe(Labelled(x, np.array([0, 2]), 3), x, np.random.default_rng(0))

@@ -310,6 +310,24 @@ def test_a_label_among_the_features_is_left_out_of_them(tmp_path: Path) -> None:
     assert set(events.labels) == {"0", "1"}
 
 
+def test_a_wrong_label_is_told_before_the_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    def survey(*_: object) -> None:
+        raise AssertionError("the source was read")
+
+    monkeypatch.setattr("labelfree.tasks.doctor.nearby", survey)
+    with pytest.raises(LabelfreeError, match=r"no column 'knid'.*Did you mean 'kind'"):
+        doctor({"images": noise(8), "kind": np.arange(8) % 2}, modality="image", label="knid")
+
+
+def test_labels_of_one_class_are_noted_beside_what_is_found() -> None:
+    checkup = doctor(
+        {"images": noise(8).repeat(2, axis=0), "kind": np.array(["a"] * 16)}, modality="image", label="kind"
+    )
+    assert list(found(checkup)) == ["copies"]
+    assert checkup.labels == {"a": 16}
+    assert "'kind' has only 'a': no class can be told from another." in checkup.notes
+
+
 def test_the_table_tells_exact_copies_in_the_other_source_from_near_ones(tmp_path: Path) -> None:
     theirs = noise(40)
     np.save(tmp_path / "theirs.npy", theirs)

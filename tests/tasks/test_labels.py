@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -232,6 +233,34 @@ def test_groups_that_are_held_out_leave_samples_of_each_class() -> None:
     for seed in range(12):
         held = folds(y, 5, np.random.default_rng(seed), groups) == 0
         assert set(y[~held]) == {0, 1, 2}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.lists(st.integers(0, 9), min_size=6, max_size=6))
+def test_labels_are_the_first_of_each_class_in_a_random_order(classes: list[int], quotas: list[int]) -> None:
+    y, groups = np.array(classes), np.arange(len(classes)) // 3
+
+    def taken(order: np.ndarray) -> list[int]:
+        return sorted(np.concatenate([order[y[order] == c][:quota] for c, quota in enumerate(quotas)]).tolist())
+
+    rng = np.random.default_rng(1)
+    order = rng.permutation(len(y))
+    assert choose(y, np.array(quotas), np.random.default_rng(1)).tolist() == taken(order)
+    rank = rng.permutation(np.unique(groups))
+    opened = order[np.argsort(np.argsort(rank)[groups[order]], kind="stable")]
+    assert choose(y, np.array(quotas), np.random.default_rng(1), groups).tolist() == taken(opened)
+
+
+def test_folds_of_groups_hold_no_table_of_groups_and_classes() -> None:
+    y, groups = np.arange(8000) % 2000, np.arange(8000) // 2
+    tracemalloc.start()
+    try:
+        fold = folds(y, 5, np.random.default_rng(0), groups)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * 4000 * 2000 / 10
+    assert np.bincount(fold).min() > 1500
 
 
 def test_folds_of_what_happened_in_order_are_stretches_of_each_class_and_the_first_is_the_last() -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from labelfree.errors import LabelfreeError
 from labelfree.evaluation.statistics import TestPart
-from labelfree.tasks.metrics import best_of, check_metric, judge, score
+from labelfree.tasks.metrics import EVEN, best_of, check_metric, judge, score
 
 
 @settings(max_examples=40, deadline=None)
@@ -26,6 +26,28 @@ def test_rankings_are_scored_as_scikit_learn_scores_them(rows: list[tuple[bool, 
         found = score(metric, y, np.stack([answers, -answers]), np.stack([weights, np.ones_like(weights)], axis=1))
         assert found.shape == (2, 2)
         assert found[0, 0] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("metric", EVEN)
+@pytest.mark.parametrize("some", [True, False])
+def test_each_class_counts_the_same(metric: str, some: bool) -> None:
+    rng = np.random.default_rng(0)
+    y, answers = 2 * rng.integers(0, 4, 60), rng.integers(-1, 9, (3, 60))
+    for weights in (rng.integers(1, 4, (60, 5)).astype(np.float32), np.ones((60, 1))):
+        parts = []
+        for c in np.unique(y):
+            truth, guessed = y == c, answers == c
+            hits, size = (guessed & truth) @ weights, truth @ weights
+            parts.append(hits / (size if metric == "balanced_accuracy" else (size + guessed @ weights) / 2))
+        np.testing.assert_allclose(score(metric, y, answers, weights, some), np.mean(parts, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", EVEN)
+def test_a_class_that_a_weighting_lacks_is_unknown_or_does_not_count(metric: str) -> None:
+    y, answers = np.array([0, 0, 5, 5]), np.array([[0, 0, 5, 5]])
+    weights = np.array([[1, 1], [1, 1], [1, 0], [1, 0]])
+    np.testing.assert_array_equal(score(metric, y, answers, weights), [[1, np.nan]])
+    np.testing.assert_array_equal(score(metric, y, answers, weights, some=True), [[1, 1]])
 
 
 def test_outputs_are_judged_by_the_class_that_is_looked_for() -> None:

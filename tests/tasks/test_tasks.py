@@ -310,7 +310,7 @@ def test_a_time_limit_lowers_the_steps_and_says_so(
 def test_a_time_limit_counts_what_is_embedded_beside_the_steps(
     run: Run, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("embed", "class_probabilities", "train_classifier")
+    names = ("embed", "class_log_probabilities", "train_classifier")
     now, real = [0.0], {name: getattr(classifier, name) for name in names}
 
     def looked(name: str) -> Callable[..., object]:

@@ -104,6 +104,16 @@ def test_what_is_unreadable_is_met_again_in_each_pass_and_kept_once() -> None:
     assert sorted(item.name for item in job.quarantine.values()) == ["7.png", "8.png"]
 
 
+def test_what_was_left_out_at_the_opening_does_not_count_among_what_is_streamed() -> None:
+    left_out = jobs.by_name(Unreadable(number, f"{number}.png", "cut") for number in range(400))
+    plan = SimpleNamespace(training=TrainSettings())
+    job = jobs.Job(plan, None, range(100_000), None, left_out)  # type: ignore[arg-type]
+    job._set_aside([Unreadable(5000, "met.png", "cut")], 2000)
+    assert len(job.quarantine) == 401
+    with pytest.raises(LabelfreeError, match=r"^10\.0% of what was read so far .*: 'met.png': cut.* in a new run\.$"):
+        job._set_aside([Unreadable(6000 + number, "x", "cut") for number in range(299)], 1000)
+
+
 def test_a_run_that_finds_no_room_to_begin_can_be_tried_again(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ from processes import FORKED, command
 from runs import Net
 
 import labelfree
-from labelfree.errors import LabelfreeError
+from labelfree.data.loader import WorkerDied
+from labelfree.errors import LabelfreeError, machine_trouble
 from labelfree.modalities.text import Text
 from labelfree.tensors import read_tensors
 from labelfree.training import processes
@@ -208,6 +209,22 @@ def test_a_script_without_a_guard_is_told_so(monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(LabelfreeError, match=r'runs the script anew.* `if __name__ == "__main__":` around'):
         labelfree.pretrain("nowhere")
+
+
+def fail(fabric, kind, job):
+    if kind == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+    raise WorkerDied("A process that reads the source was killed.", "Set workers=0.")
+
+
+@pytest.mark.parametrize("kind", ["memory", "worker"])
+def test_what_a_process_is_told_to_mend_is_told_as_by_one_alone(kind, forked):
+    with pytest.raises(Exception) as alone:
+        fail(None, kind, None)
+    expected = machine_trouble(alone.value) or alone.value
+    with pytest.raises(LabelfreeError) as told:
+        processes.run_everywhere(fail, kind, None, "cpu", 2)
+    assert (told.value.problem, told.value.remedy) == (expected.problem, expected.remedy)
 
 
 @pytest.mark.parametrize(("code", "words"), [(1, r"1 of the training ended with code 1\. .*__main__"), (-9, "SIGKILL")])

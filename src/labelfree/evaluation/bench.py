@@ -18,7 +18,7 @@ from labelfree.tasks.classifier import (
     Classifier,
     Examples,
     FinetuneSettings,
-    class_probabilities,
+    class_log_probabilities,
     search_pace,
     seconds_a_step,
     train_classifier,
@@ -44,6 +44,8 @@ LEAST_STEPS = 0.5
 OTHERS = 1000
 #: Of these, as many as are embedded however little time there is.
 FEWEST_OTHERS = 200
+#: Training samples without a label in use whose raw features are computed, which takes no network.
+RAW_OTHERS = 50_000
 
 
 class Clock:
@@ -217,10 +219,10 @@ class Bench:
         train, test = (self._embed_part(encoder, part) for part in (self.train.only(places), self.test))
         return Features(places, train, test)
 
-    def _places(self, numbers: Iterable[int]) -> np.ndarray:
-        """Places in the training part: labels that seeds `numbers` use, and a few others."""
+    def _places(self, numbers: Iterable[int], most: int | None = None) -> np.ndarray:
+        """Places in the training part: labels that seeds `numbers` use, and some others, a few if it is not said."""
         chosen = [self.rows(budget, number) for budget in self.budgets for number in numbers]
-        others = np.random.default_rng(self.seed).permutation(len(self.train))[: self.others]
+        others = np.random.default_rng(self.seed).permutation(len(self.train))[: self.others if most is None else most]
         return np.unique(np.concatenate([*chosen, others]))
 
     def _embed_readable(self, encoder: Encoder) -> Features:
@@ -299,11 +301,12 @@ class Bench:
         if self.clock.left <= 0:
             self.left_out.append("Raw features: no time left.")
             return
-        # all of them, since words and scales are known the better the more samples there are, labels or not
-        found = self.run.modality.raw_features(self.train.alone(), [self.test.alone()])
+        # many others too, since words and scales are known the better the more samples there are, labels or not
+        places = self._places(range(self.seeds), RAW_OTHERS)
+        found = self.run.modality.raw_features(self.train.only(places).alone(), [self.test.alone()])
         train, test = (np.nan_to_num(x) if isinstance(x, np.ndarray) else x.tocsr() for x in found)
-        whole = Features(np.arange(len(self.train)), train, test)
-        self._probe("raw", lambda _: whole, list(self.run.modality.classical))
+        features = Features(places, train, test)
+        self._probe("raw", lambda _: features, list(self.run.modality.classical))
 
     def _probe(self, method: str, features: Callable[[int], Features], protocols: list[str]) -> None:
         """Every budget and protocol of one method, small budgets first."""
@@ -467,8 +470,8 @@ class Bench:
                 seed=self.seed + number,
             )
             options: dict[str, Any] = {"precision": "auto", "accelerator": self.tuning.accelerator}
-            probabilities = class_probabilities(model, modality, self.test.dataset, indices=self.test.rows, **options)
-            probed.append(Probed.of(np.nan_to_num(probabilities), search.score, search.pace.rate))
+            found = class_log_probabilities(model, modality, self.test.dataset, indices=self.test.rows, **options)
+            probed.append(Probed.of(np.nan_to_num(found), search.score, search.pace.rate))
         return probed
 
 

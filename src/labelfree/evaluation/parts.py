@@ -112,6 +112,8 @@ def _fifth(whole: Part, marks: np.ndarray, seed: int) -> np.ndarray:
     if whole.groups is not None or whole.chronological:
         return folds(whole.y, 5, rng, whole.groups, whole.chronological) == 0
     _, first, place = np.unique(marks, return_index=True, return_inverse=True)
+    if len(first) < len(marks):  # weighed by how many samples each stands for
+        return folds(whole.y, 5, rng, marks) == 0
     return (folds(whole.y[first], 5, rng) == 0)[place]
 
 
@@ -136,10 +138,13 @@ def _overlapping(whole: Part, late: np.ndarray) -> np.ndarray:
 
 def _held_words(whole: Part, held: Part, strict: bool, pieces: bool) -> str:
     """What was held out, for want of a test source."""
+    share = len(held) / len(whole)
     what = "the last fifth" if strict else "the last fifth of each class" if whole.chronological else "a fifth"
+    if not whole.chronological and abs(share - 0.2) > 0.04:
+        what = f"{share:.0%}"
     if whole.groups is not None:
         some, all_of = (len(np.unique(part.groups)) for part in (held, whole))  # type: ignore[arg-type]
-        what = f"{len(held) / len(whole):.0%} ({some:,} of {counted(all_of, 'recording' if pieces else 'group')})"
+        what = f"{share:.0%} ({some:,} of {counted(all_of, 'recording' if pieces else 'group')})"
     return f"There was no test source: {what} of the training source was held out."
 
 

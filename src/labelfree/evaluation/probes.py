@@ -6,7 +6,7 @@ Whatever is chosen (k, the penalty, the trees) is chosen on the training part al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,9 +96,10 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
     weights = torch.as_tensor(part.class_weights(), dtype=torch.float32)[y]
     choices = [k for k in NEIGHBOURS if k < len(part.y)] or [1]
     found, validation = choices[0], None
-    asked, hidden = _left_out(part, np.sort(rng.permutation(len(part.y))[:1000]))
+    asked = _with_neighbours(part, np.sort(rng.permutation(len(part.y))[:1000]))
     if len(asked):
-        votes = _votes(x[torch.from_numpy(asked)], x, y, weights, choices, part.classes, hidden)
+        queries = x[torch.from_numpy(asked)]
+        votes = _votes(queries, x, y, weights, choices, part.classes, lambda rows: _hidden(part, asked[rows]))
         scores = [part.score(part.y[asked], vote.numpy()) for vote in votes]
         best, validation = best_of(scores, choices)
         found = choices[best]
@@ -106,15 +107,22 @@ def knn_probe(part: Labelled, test: np.ndarray, rng: np.random.Generator) -> Pro
     return Probed.of(probabilities.numpy(), validation, float(found))
 
 
-def _left_out(part: Labelled, asked: np.ndarray) -> tuple[np.ndarray, Tensor]:
-    """Those of the samples `asked` that have a neighbour at all, and (A, n) bool: who is none of theirs."""
+def _with_neighbours(part: Labelled, asked: np.ndarray) -> np.ndarray:
+    """Those of the samples `asked` that have a neighbour at all."""
+    if part.late:
+        return asked[asked > 0]
+    own = np.arange(len(part.y)) if part.groups is None else part.groups
+    return asked if (own != own[0]).any() else asked[:0]
+
+
+def _hidden(part: Labelled, asked: np.ndarray) -> Tensor:
+    """(A, n) bool: who is no neighbour of the samples `asked`."""
     places = np.arange(len(part.y))
     own = places if part.groups is None else part.groups
     hidden = own[asked][:, None] == own[None, :]
     if part.late:
         hidden |= asked[:, None] < places[None, :]
-    some = ~hidden.all(axis=1)
-    return asked[some], torch.from_numpy(hidden[some])
+    return torch.from_numpy(hidden)
 
 
 def _unit(x: np.ndarray) -> Tensor:
@@ -128,15 +136,15 @@ def _votes(
     weights: Tensor,
     choices: list[int],
     classes: int,
-    hidden: Tensor | None = None,
+    hidden: Callable[[slice], Tensor] | None = None,
 ) -> list[Tensor]:
-    """(Q, classes) shares of the votes for each k of `choices`; `hidden` (Q, n) are neighbours that may not vote."""
+    """(Q, classes) shares of the votes for each k of `choices`; `hidden` (of B queries, (B, n)) may not vote."""
     votes = [torch.zeros(len(queries), classes) for _ in choices]
     size = max(1, SIMILARITIES // len(x))
     for rows in (slice(start, start + size) for start in range(0, len(queries), size)):
         similarity = queries[rows] @ x.T
         if hidden is not None:
-            similarity.masked_fill_(hidden[rows], -torch.inf)
+            similarity.masked_fill_(hidden(rows), -torch.inf)
         near, who = similarity.topk(max(choices), dim=1)
         power = ((near - near[:, :1]) / TEMPERATURE).exp() * weights[who]
         for k, vote in zip(choices, votes, strict=True):
@@ -201,7 +209,8 @@ def _boosted(part: Labelled, test: np.ndarray, rate: float, leaves: int, trees: 
     )
     model.fit(part.x, part.y, sample_weight=part.class_weights()[part.y])
     probabilities = np.full((len(test), part.classes), 1e-9)
-    probabilities[:, model.classes_] += model.predict_proba(test)
+    # of one class alone there are two columns
+    probabilities[:, model.classes_] += model.predict_proba(test)[:, : len(model.classes_)]
     return probabilities
 
 
@@ -217,17 +226,22 @@ def _search(part: Labelled, rng: np.random.Generator) -> tuple[float, float | No
     tried = [f for f in range(5) if (fold == f).any() and len(np.unique(part.y[learnt[f]])) > 1]
     if not tried:
         return float(PENALTIES[len(PENALTIES) // 2]), None
+    logits: Iterable[np.ndarray]
     if len(part.y) * part.classes < FOLDED:
         logits = _cross_validate(part, fold, {f: learnt[f] for f in tried})
     else:
         tried = tried[:1]
         logits = _hold_out(part, rng.permutation(np.flatnonzero(learnt[tried[0]])), fold == tried[0])
     held = np.isin(fold, tried)
-    y, scores = part.y[held], [part.score(part.y[held], each) for each in logits]
-    best, validation = best_of(scores, [_likelihood(each, y) for each in logits])
+    y, own = part.y[held], [fold[held] == f for f in tried if part.late]
+    judged = [
+        (part.score(y, each), _likelihood(each, y), [part.score(y[rows], each[rows]) for rows in own])
+        for each in logits
+    ]
+    scores, likelihoods, apart = zip(*judged, strict=True)
+    best, validation = best_of(scores, likelihoods)
     if part.late and len(tried) > 1:
-        apart = [part.score(y[fold[held] == f], logits[best][fold[held] == f]) for f in tried]
-        least = scores[best] - np.std(apart, ddof=1) / len(tried) ** 0.5
+        least = scores[best] - np.std(apart[best], ddof=1) / len(tried) ** 0.5
         best = max(i for i in range(len(PENALTIES)) if i == best or scores[i] >= least)
     return float(PENALTIES[best]), validation
 
@@ -245,8 +259,8 @@ def _cross_validate(part: Labelled, fold: np.ndarray, learnt: Mapping[int, np.nd
     return logits[:, np.isin(fold, list(learnt))]
 
 
-def _hold_out(part: Labelled, order: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """(penalties, held-out samples, C) logits by what was fitted to the first of `order`: as many as is quick."""
+def _hold_out(part: Labelled, order: np.ndarray, held: np.ndarray) -> Iterator[np.ndarray]:
+    """For each penalty (held-out samples, C) logits by what was fitted to the first of `order`: as many as is quick."""
     wide = part.x.shape[1] > SEARCH
     rows = order[: SPAN if wide else SEARCH]
     x, out = part.x[rows], part.x[held]
@@ -255,7 +269,7 @@ def _hold_out(part: Labelled, order: np.ndarray, held: np.ndarray) -> np.ndarray
     weights = np.repeat(part.class_weights()[part.y[rows]][:, None], len(PENALTIES), axis=1)
     penalties = _for(PENALTIES, len(rows) / len(part.y))
     found = fit_logistic(x, part.y[rows], part.classes, penalties, weights)
-    return np.stack([_logits(out, found[:, i]) for i in range(len(PENALTIES))])
+    return (_logits(out, found[:, i]) for i in range(len(PENALTIES)))
 
 
 def _for(penalties: np.ndarray, share: float) -> np.ndarray:

@@ -247,11 +247,16 @@ def train_classifier(
 
 def class_probabilities(model: Classifier, modality: Modality, dataset: Dataset, **options: Any) -> np.ndarray:
     """(N, C) float32 probabilities of every sample, NaN rows where one cannot be read; options as `embed.apply` has."""
+    return np.exp(class_log_probabilities(model, modality, dataset, **options))
 
-    def probabilities(view: Batch) -> Tensor:
-        return model(view).softmax(dim=1)
 
-    return apply(model, probabilities, model.head.out_features, modality, dataset, **options)
+def class_log_probabilities(model: Classifier, modality: Modality, dataset: Dataset, **options: Any) -> np.ndarray:
+    """Logarithms of the same, which tell samples apart that the model is sure of: near 0 and 1 probabilities tie."""
+
+    def logarithms(view: Batch) -> Tensor:
+        return model(view).log_softmax(dim=1)
+
+    return apply(model, logarithms, model.head.out_features, modality, dataset, **options)
 
 
 def with_probe(
@@ -317,13 +322,13 @@ def search_pace(
             copy.deepcopy(start), modality, fit, settings, pace=pace, steps=half, seed=seed, tell=tell
         )
         where: dict[str, Any] = {"indices": held.rows, "accelerator": settings.accelerator}
-        probabilities = class_probabilities(model, modality, held.dataset, **where)
-        y, probabilities = held.y[~np.isnan(probabilities[:, 0])], probabilities[~np.isnan(probabilities[:, 0])]
-        scores.append(judge(examples.metric, y, probabilities, examples.positive) if len(y) else math.nan)
+        found = class_log_probabilities(model, modality, held.dataset, **where)
+        y, found = held.y[~np.isnan(found[:, 0])], found[~np.isnan(found[:, 0])]
+        scores.append(judge(examples.metric, y, found, examples.positive) if len(y) else math.nan)
         if tell is not None:
             fall = "" if pace.decay == 1 else f", each layer before at {pace.decay:g} of it"
             tell(f"  learning rate {pace.rate:g}{fall}: {examples.metric.replace('_', ' ')} {scores[-1]:.3f}")
-        likelihoods.append(float(np.log(probabilities[np.arange(len(y)), y].clip(1e-6)).mean()) if len(y) else 0.0)
+        likelihoods.append(float(found[np.arange(len(y)), y].clip(math.log(1e-6)).mean()) if len(y) else 0.0)
     best, score = best_of(scores, likelihoods)
     return Search(paces[best], score, examples.metric)
 

@@ -190,6 +190,7 @@ def doctor(
             raise LabelfreeError(f"{name}={share} is no share.", "Give a number from 0 to 1.")
     trained = Run(run) if isinstance(run, str | Path) else run
     kind, dataset, notes = _opened(source, modality, trained, settings, label)
+    labels = None if label is None else read_labels(dataset, label, least=1)  # a mistake is told before the survey
     places = range(len(dataset)) if limit is None else spread(len(dataset), dataset.shards, limit)
     whole, _ = dataset.origin()
     survey = Survey(kind.signal, not whole.connected, whole.own_values, kind.length_words).add(nearby(dataset, places))
@@ -199,7 +200,6 @@ def doctor(
         notes.append("Samples are parts of one whole, which may well be alike: no copies were looked for.")
     else:
         findings += _alike(kind, dataset, survey, other, near, notes)
-    labels = None if label is None else read_labels(dataset, label)
     if labels is not None:
         findings += _disagreeing(labels, findings)
     if trained is not None:

@@ -160,7 +160,9 @@ class Labels:
         return (None, True) if alone else (self.groups[rows], False)
 
 
-def read_labels(dataset: Dataset, label: str, group: str | None = None, classes: Sequence[str] = ()) -> Labels:
+def read_labels(
+    dataset: Dataset, label: str, group: str | None = None, classes: Sequence[str] = (), least: int = 2
+) -> Labels:
     """The label column of a source, and its group column.
 
     Args:
@@ -170,9 +172,10 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
             recording stay together.
         classes: those that are known, where this is the test source those of the training source: others are left out,
             with a note.
+        least: classes that there must be, where none are given; a single one is noted.
 
     Raises:
-        LabelfreeError: no such column, no labels; where no classes are given, numbers instead of classes, or one class.
+        LabelfreeError: no such column, no labels; where no classes are given, numbers instead of classes, or too few.
     """
     if not isinstance(label, str):
         raise LabelfreeError(
@@ -181,12 +184,14 @@ def read_labels(dataset: Dataset, label: str, group: str | None = None, classes:
         )
     raw = np.asarray(dataset.column(label))
     words = _words(raw)
-    known = tuple(classes) or _found(raw, words, label)
+    known = tuple(classes) or _found(raw, words, label, least)
     number = {name: i for i, name in enumerate(known)}
     y = np.array([-1 if word is None else number.get(word, -1) for word in words], dtype=np.int64)
     notes = []
     if missing := sum(word is None for word in words):
         notes.append(f"{missing:,} of {len(words):,} samples have no value in '{label}' and are left out.")
+    if len(known) == 1 and not classes:
+        notes.append(f"'{label}' has only '{known[0]}': no class can be told from another.")
     if not classes:
         notes += [
             f"'{name}' is a class of '{label}': if it stands for no label, empty it." for name in _doubtful(known)
@@ -245,7 +250,7 @@ def _sorted(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(words, key=lambda word: (numbers[word], word)))
 
 
-def _found(raw: np.ndarray, words: Sequence[str | None], label: str) -> tuple[str, ...]:
+def _found(raw: np.ndarray, words: Sequence[str | None], label: str, least: int) -> tuple[str, ...]:
     """The classes of a column. Raises LabelfreeError where its values are none."""
     classes = _sorted({word for word in words if word is not None})
     if raw.dtype.kind == "f" and len(classes) > max(MOST_NUMBERS, len(raw) / 10):
@@ -253,7 +258,7 @@ def _found(raw: np.ndarray, words: Sequence[str | None], label: str) -> tuple[st
             f"Column '{label}' holds {len(classes):,} different numbers in {len(raw):,} rows: expected classes.",
             "Name a column of classes, or cut the numbers into ranges first.",
         )
-    if len(classes) < 2:
+    if len(classes) < least:
         found = f"only '{classes[0]}'" if classes else "no value"
         raise LabelfreeError(f"Column '{label}' has {found}: at least 2 classes are needed.", "Name another column.")
     return classes
@@ -333,8 +338,10 @@ def choose(y: np.ndarray, quotas: np.ndarray, rng: np.random.Generator, groups: 
     if groups is not None:
         rank = {group: i for i, group in enumerate(rng.permutation(np.unique(groups)).tolist())}
         order = order[np.argsort([rank[group] for group in groups[order].tolist()], kind="stable")]
-    taken = [order[y[order] == c][:quota] for c, quota in enumerate(quotas)]
-    return np.sort(np.concatenate(taken))
+    order = order[np.argsort(y[order], kind="stable")]
+    counts = np.bincount(y)
+    before = np.arange(len(y)) - (np.cumsum(counts) - counts)[y[order]]  # of the same class
+    return np.sort(order[before < quotas[y[order]]])
 
 
 def folds(
@@ -357,30 +364,43 @@ def folds(
         fold = np.empty(len(y), dtype=np.int64)
         fold[order] = np.arange(len(y)) % count
         return fold
+    return _group_folds(y, count, rng, groups)
+
+
+def _group_folds(y: np.ndarray, count: int, rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
     names, place = np.unique(groups, return_inverse=True)
-    count = min(count, len(names))
-    table = np.zeros((len(names), int(y.max()) + 1))
-    np.add.at(table, (place, y), 1)
-    share = table / table.sum(axis=0).clip(1)
-    filled, chosen = np.zeros((count, table.shape[1])), np.empty(len(names), dtype=np.int64)
+    count, classes = min(count, len(names)), int(y.max()) + 1
+    pairs, sizes = np.unique(place * classes + y, return_counts=True)
+    owner, kind = np.divmod(pairs, classes)
+    share, begin = sizes / np.bincount(y)[kind], np.searchsorted(owner, np.arange(len(names) + 1))
+
+    def brought(group: int) -> np.ndarray:
+        """(C,) its share of each class; those of all groups at once may be more than fits."""
+        own, shares = slice(begin[group], begin[group + 1]), np.zeros(classes)
+        shares[kind[own]] = share[own]
+        return shares
+
+    filled, chosen = np.zeros((count, classes)), np.empty(len(names), dtype=np.int64)
+    whole = np.array([brought(group).sum() for group in range(len(names))])
     order = rng.permutation(len(names))
-    for group in order[np.argsort(-share[order].sum(axis=1), kind="stable")]:
+    for group in order[np.argsort(-whole[order], kind="stable")]:
+        shares = brought(group)
         # the fold that has least of what this group brings, then the emptiest
-        chosen[group] = np.lexsort((filled.sum(axis=1), filled @ share[group]))[0]
-        filled[chosen[group]] += share[group]
-    return _first_of(chosen, table, count, rng)[place]
+        chosen[group] = np.lexsort((filled.sum(axis=1), filled @ shares))[0]
+        filled[chosen[group]] += shares
+    table = np.zeros((count, classes))
+    np.add.at(table, (chosen[place], y), 1)
+    return _first_of(chosen, table, rng)[place]
 
 
-def _first_of(chosen: np.ndarray, table: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def _first_of(chosen: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Folds (G,) of groups, numbered anew so that 0, which is held out, is one drawn from those that suit best: the
     others have samples of most classes, it is nearest to 10 to 30 % of the samples, it has samples of most classes.
 
     Args:
-        table: (G, C) samples of each class in each group.
-        count: of folds.
+        sizes: (F, C) samples of each class in each fold.
     """
-    sizes = np.stack([table[chosen == fold].sum(axis=0) for fold in range(count)])
-    share = sizes.sum(axis=1) / sizes.sum()
+    count, share = len(sizes), sizes.sum(axis=1) / sizes.sum()
     off = np.round(np.maximum(0.1 - share, share - 0.3).clip(0), 1)  # to tenths, lest few samples decide
     taken, absent = (sizes == sizes.sum(axis=0)) & (sizes > 0), sizes == 0
     reasons = np.stack([taken.sum(axis=1), off, absent.sum(axis=1)], axis=1)

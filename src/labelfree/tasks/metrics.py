@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -54,13 +55,27 @@ def score(
         return np.stack([_of_ranking(metric, y.astype(bool), row, w) for row in answers])
     if metric == "accuracy":
         return (answers == y) @ w / w.sum(axis=0)
-    parts = []
-    for c in np.unique(y):
-        truth, guessed = y == c, answers == c
-        hits, size = (guessed & truth) @ w, truth @ w
-        bottom = size if metric == "balanced_accuracy" else (size + guessed @ w) / 2
-        parts.append(np.where(size > 0, hits / np.maximum(bottom, 1e-12), np.nan))
-    return np.nanmean(parts, axis=0) if some else np.mean(parts, axis=0)
+    w = np.ascontiguousarray(w)
+    known, truth = np.unique(y, return_inverse=True)
+    sums, found = partial(_sums, len(known), w), []
+    size = sums(truth, np.full(len(y), True))
+    for row in answers:
+        guessed = np.searchsorted(known, row).clip(max=len(known) - 1)
+        hits, bottom = sums(truth, row == y), size
+        if metric == "macro_f1":
+            bottom = (size + sums(guessed, known[guessed] == row)) / 2
+        parts = np.where(size > 0, hits / np.maximum(bottom, 1e-12), np.nan)
+        found.append(np.nanmean(parts, axis=0) if some else np.mean(parts, axis=0))
+    return np.stack(found)
+
+
+def _sums(count: int, w: np.ndarray, classes: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(count, R) sums of the weights (N, R) of the samples `kept` (N,), by their classes (N,)."""
+    from scipy import sparse
+
+    rows = np.flatnonzero(kept)
+    ones = np.ones(len(rows), dtype=w.dtype)
+    return sparse.csr_array((ones, (classes[rows], rows)), shape=(count, len(w))) @ w
 
 
 def _of_ranking(metric: str, positive: np.ndarray, answers: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def load_module(newest: Path, module: nn.Module) -> dict[str, Any]:
     except RuntimeError as error:
         raise LabelfreeError(
             f"'{newest}' holds another model: {str(error).splitlines()[-1].strip()}.",
-            "Resume with the settings it was made with.",
+            "A network of yours must be as it was; else take the version of Labelfree that `run.json` names.",
         ) from None
     return content
 

@@ -45,6 +45,7 @@ class Job:
         given: whether the first weights come from elsewhere than the plan and its seed, and must be kept.
         opened: fingerprint of the source as it was opened, whole texts or recordings; of new runs.
         read: samples that were streamed so far.
+        met: those of the quarantine that were met while streaming.
     """
 
     plan: Plan
@@ -55,6 +56,7 @@ class Job:
     given: bool = False
     opened: str = ""
     read: int = 0
+    met: dict[tuple[int, str], Unreadable] = field(default_factory=dict)
 
     def loader(self, device: torch.device, part: int = 0, parts: int = 1) -> Loader:
         settings = self.plan.training
@@ -76,11 +78,13 @@ class Job:
     def _set_aside(self, bad: list[Unreadable], read: int) -> None:
         """Take in which of `read` streamed samples turned out unreadable. Raises LabelfreeError where they are many."""
         self.read += read
-        self.quarantine |= by_name(bad)
+        found = by_name(bad)
+        self.met |= found
+        self.quarantine |= found
         known = min(self.read, len(self.dataset))
         if bad and known >= min(ENOUGH, len(self.dataset)):
-            share = len(self.quarantine) / known
-            _refuse_many(self.quarantine.values(), share, self.plan.training, "of what was read so far")
+            share = len(self.met) / known
+            _refuse_many(self.met.values(), share, self.plan.training, "of what was read so far")
 
     def _partners(self) -> Partners | None:
         """Whose samples belong together, where the objective asks for it. Raises Refusal where the source is silent."""
@@ -143,7 +147,7 @@ def _refuse_many(bad: Collection[Unreadable], share: float, settings: TrainSetti
         examples = "; ".join(f"'{item.name}': {item.reason}" for item in islice(bad, 3))
         raise LabelfreeError(
             f"{share:.1%} {of} cannot be read, more than max_unreadable={settings.max_unreadable} allows: {examples}.",
-            "Repair them, or raise max_unreadable.",
+            "Repair them, or raise max_unreadable in a new run.",
         )
 
 
@@ -188,8 +192,20 @@ def build_objective(plan: Plan, modality: Modality, dataset: Dataset, encoder: E
     registry.check_fit(cls, modality, encoder, plan.method)
     objective = cls(encoder, modality, cls.settings_class.read(plan.objective_settings, cls.name))
     objective.expect(dataset.index_end())
+    _check_memory(objective)
     _encode_in_chunks(objective, plan.training)
     return objective
+
+
+def _check_memory(objective: Objective) -> None:
+    """Raises Refusal where an encoder that remembers what it was given would be given a batch twice in a step."""
+    crops = objective.settings.model_dump().get("local_crops", 0)
+    if objective.encoder.remembers and (crops or len(objective.owners()) > 1):
+        what = f"local_crops={crops} shows" if crops else "several methods show"
+        raise Refusal(
+            f"Encoder '{objective.encoder.name}' remembers each event once, and {what} it more than once a step.",
+            "Set local_crops=0, or take another encoder." if crops else "Name one method, or another encoder.",
+        )
 
 
 def _encode_in_chunks(objective: Objective, settings: TrainSettings) -> None:

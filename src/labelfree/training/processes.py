@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from labelfree.encoders.base import Encoder
-from labelfree.errors import GUARD, LabelfreeError, death, reason_of
+from labelfree.errors import GUARD, LabelfreeError, death, machine_trouble, reason_of
 from labelfree.objectives.base import Objective
 from labelfree.training.loop import Training, heard_by
 from labelfree.training.optim import build_optimizer
@@ -115,8 +116,8 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
                 pass
         except mp.ProcessRaisedException as error:
             name, _, words = str(error).strip().splitlines()[-1].partition(": ")
-            if name.endswith(("LabelfreeError", "Refusal")):
-                raise LabelfreeError(words) from None
+            if name.endswith(_Mendable.__name__):
+                raise LabelfreeError(*json.loads(words)) from None
             raise
         except mp.ProcessExitedException as error:
             how, remedy = death(error.exit_code)
@@ -124,11 +125,21 @@ def run_everywhere(work: Callable[..., None], assignment: Any, job: Any, acceler
     return assignment
 
 
+class _Mendable(Exception):
+    """Problem and remedy as JSON: of what another process raises, only the text comes here."""
+
+
 def _child(rank: int, world: int, port: int, accelerator: str, work: Callable[..., None], assignment: Any) -> None:
     """A process of our own, which finds itself as torchrun's processes do."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
-    run_everywhere(work, assignment, None, accelerator, world)
+    try:
+        run_everywhere(work, assignment, None, accelerator, world)
+    except Exception as error:
+        mendable = error if isinstance(error, LabelfreeError) else machine_trouble(error)
+        if mendable is None:
+            raise
+        raise _Mendable(json.dumps([mendable.problem, mendable.remedy])) from error
     dist.destroy_process_group()  # NCCL warns of one that is left
 
 

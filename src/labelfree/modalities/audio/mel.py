@@ -70,7 +70,7 @@ def banks(bands: int, rate: int, points: int) -> tuple[tuple[int, np.ndarray], .
     """The filters in groups of neighbouring bands: the first point that a group has, and its weights (P, M / 8)."""
     found = []
     for group in np.array_split(filters(bands, rate, points).numpy(), GROUPS, axis=1):
-        heard = group.any(axis=1).nonzero()[0]
+        heard = np.flatnonzero(group.any(axis=1))
         first, last = (heard[0], heard[-1]) if len(heard) else (0, 0)  # bands may lie between two points
         found.append((int(first), np.ascontiguousarray(group[first : last + 1])))
     return tuple(found)
