@@ -48,6 +48,15 @@ def test_a_time_that_cannot_be_read_costs_itself_alone(cells: list[object], read
     np.testing.assert_array_equal(times(cells), read)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("days", [[20240131, 20240201], [20240131.0, np.nan, 20240201.0], ["20240131", "20240201"]])
+def test_whole_numbers_of_eight_digits_are_dates_where_all_are(days: list[object]) -> None:
+    found = times(days)
+    assert found is not None
+    assert found[[0, -1]].tolist() == [1706659200, 1706745600]
+    for odd in (20240230, 20241301, 20240100, 18991231, 21010101):
+        np.testing.assert_array_equal(times([20240131, odd]), [20240131, odd])  # type: ignore[arg-type]
+
+
 def test_a_column_most_of_which_is_no_time_is_none() -> None:
     assert times(["soon", "later", "2024-01-01", "3"]) is None
 
@@ -211,6 +220,13 @@ def test_names_keep_the_letters_of_any_script(name: str, spelt: str) -> None:
 def test_only_a_column_without_a_name_or_called_an_index_numbers_the_rows(name: str, kept: bool) -> None:
     table = pa.table({name: range(30), "heat": np.linspace(0, 1, 30) ** 2})
     assert (name in choose_channels(table, [], ReadOptions())[0]) is kept
+
+
+def test_a_column_without_any_value_is_a_channel_and_leaves_whole_numbers_what_they_are() -> None:
+    table = pa.table({"empty": pa.nulls(30), "state": [0, 1] * 15})
+    assert choose_channels(table, [], ReadOptions())[0] == ["empty", "state"]
+    beside = table.append_column("heat", [np.linspace(0, 1, 30) ** 2])
+    assert choose_channels(beside, [], ReadOptions())[0] == ["empty", "heat"]
 
 
 @pytest.mark.parametrize("kind", [object, int, float])

@@ -88,6 +88,20 @@ def test_thousands_of_an_english_table_are_no_decimals(tmp_path: Path) -> None:
     assert found.column("people").to_pylist() == ["1,234", "56,789"]
 
 
+def test_points_between_thousands_are_none_beside_decimal_commas(tmp_path: Path) -> None:
+    rows = ["Ort;Preis;Menge;Version", "A;1,5;3.000;1.234.567", "B;1.234;12.500;1.2.0", "C;;800;1.3.0"]
+    found = read_table(written(tmp_path, "\n".join(rows)))
+    assert found.column("Preis").to_pylist() == [1.5, 1234, None]
+    assert found.column("Menge").to_pylist() == [3000, 12500, 800]
+    assert found.column("Version").to_pylist() == ["1.234.567", "1.2.0", "1.3.0"]
+
+
+@pytest.mark.parametrize("row", ["0.125;1,5", "1.25;1,5"])
+def test_a_decimal_point_stays_one(tmp_path: Path, row: str) -> None:
+    found = read_table(written(tmp_path, f"a;b\n1.234;2,5\n{row}\n"))
+    assert found.column("a").to_pylist() == [1.234, float(row.split(";")[0])]
+
+
 def test_decimal_commas_beside_an_odd_cell_are_no_thousands(tmp_path: Path) -> None:
     path = written(tmp_path, "ort;länge\nA;1,234\nB;Fehler\nC;2,345\nD;1.234,5\n10.100.200,x;3,456\n")
     found = read_table(path)

@@ -88,6 +88,29 @@ def test_features_are_numbers_and_categories_and_never_the_label() -> None:
         read_log(table(amount=[1, 2, 3, 4]), LogOptions(channels=log.channels))
 
 
+def test_the_value_of_a_category_may_hold_a_sign_of_equality() -> None:
+    read = table(**{"test": ["<=", "==", "<=", "a=b"], "test=": [0.5, 1.5, 2.5, 3.5]})
+    log = read_log(read, LogOptions())
+    assert log.channels == ("test=", "test=<=", "test===", "test=a=b")
+    again = read_log(read.drop_columns(["test="]), LogOptions(channels=log.channels[1:2]))
+    assert again.features[:, 0].tolist() == [1, 0, 1, 0]
+
+
+def test_an_event_has_the_y_of_x_y_and_z() -> None:
+    axes = {name: [0.5, 1.5, 2.5, 9.25] for name in "xyz"}
+    assert read_log(table(**axes), LogOptions()).channels == ("x", "y", "z")
+    assert read_log(table(x=axes["x"], y=axes["y"]), LogOptions()).channels == ("x",)
+
+
+def test_times_are_what_runs_like_them_and_else_what_is_called_so() -> None:
+    warm = {"T": [20.5, 19.5, 21.5, 20.0], "from": list("abca"), "to": list("bcab")}
+    log = read_log(pa.table({**warm, "ts": [0.0, 1.0, 2.0, 3.0]}), LogOptions())
+    assert log.channels == ("T",)
+    one = pa.table({**warm, "ts": [0.0, 1.0, 2.0, 3.0]}).slice(1, 1)
+    assert read_log(one, LogOptions(channels=log.channels)).time.tolist() == [1]
+    assert read_log(pa.table(warm), LogOptions()).time.tolist() == [19.5, 20, 20.5, 21.5]
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_categories_are_found_in_every_type_of_text_and_a_missing_one_is_none(kind: pa.DataType) -> None:
     log = read_log(table(kind=pa.array(["x", None, "y", "x"]).cast(kind), fast=[True, False, None, True]), LogOptions())

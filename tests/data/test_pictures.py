@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from labelfree.data.pictures import decode, header, some_values
+from labelfree.data.pictures import decode, header, some_values, with_channels
 from labelfree.modalities.image import Image
 
 RANDOM = np.random.default_rng(0)
@@ -23,6 +23,19 @@ def test_the_size_of_a_turned_tiff_file_is_that_of_its_picture(tmp_path: Path, t
     found = header(path)
     assert (found.height, found.width, found.channels) == decode(path).shape
     assert (found.height, found.width) == ((8, 12) if turn < 5 else (12, 8))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_grey_becomes_colour_and_is_as_solid_as_it_was(kind: type) -> None:
+    top = np.iinfo(kind).max if kind is not np.float32 else 1
+    grey, faint = np.full((2, 3, 1), 0.5 * top).astype(kind), np.full((2, 3, 1), 0.25 * top).astype(kind)
+    both = np.concatenate([grey, faint], axis=2)
+    for picture, expected in (
+        (with_channels(grey, 2), [grey, np.full_like(grey, top)]),
+        (with_channels(grey, 4), [grey, grey, grey, np.full_like(grey, top)]),
+        (with_channels(both, 4), [grey, grey, grey, faint]),
+    ):
+        np.testing.assert_array_equal(picture, np.concatenate(expected, axis=2))
 
 
 def test_some_values_are_from_all_over_a_large_picture() -> None:

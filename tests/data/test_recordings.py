@@ -111,6 +111,32 @@ def test_dates_are_times_and_rows_are_put_in_their_order(tmp_path: Path) -> None
     assert (np.diff(found.values[:, 0]) == 1).all()
 
 
+def test_numbers_called_like_a_time_that_run_back_and_forth_are_a_channel(tmp_path: Path) -> None:
+    found = read(save(tmp_path, "a.csv", T=wave(50), step=np.arange(50)))
+    assert found.channels == ("T",)
+    assert found.facts["time"].startswith("'step'")
+    np.testing.assert_allclose(found.values[:, 0], wave(50), rtol=1e-6)
+    alone = read(save(tmp_path, "a.csv", T=wave(50), x=wave(50, 1)))
+    assert alone.channels == ("T", "x")
+    assert alone.facts["time"].startswith("'T' runs back and forth, as times do not: rows are taken in their order")
+    assert read(save(tmp_path, "a.csv", T=wave(50), x=wave(50, 1)), time="T").channels == ("x",)
+
+
+@pytest.mark.parametrize("step", [list(range(50))[::-1], [*range(5)] * 10])
+def test_times_that_run_one_way_are_times_in_each_recording(tmp_path: Path, step: list[int]) -> None:
+    path = save(tmp_path, "a.csv", subject=np.repeat(np.arange(10), 5), step=step, x=wave(50))
+    found = read(path)
+    assert found.channels == ("x",)
+    assert found.time is not None
+    assert len(found.spans) == 10
+
+
+def test_y_is_a_channel_beside_x_and_z_alone(tmp_path: Path) -> None:
+    axes = {"time": np.arange(40), "x": wave(40), "y": wave(40, 1), "z": wave(40, 2)}
+    assert read(save(tmp_path, "a.csv", **axes)).channels == ("x", "y", "z")
+    assert read(save(tmp_path, "a.csv", **{**axes, "z": ["walk", "run"] * 20})).channels == ("x",)
+
+
 def test_time_that_starts_again_starts_a_recording_and_what_never_changes_inside_is_no_channel(tmp_path: Path) -> None:
     path = save(tmp_path, "a.csv", step=[*range(30)] * 2, x=wave(60), speed=[100.5] * 30 + [200.5] * 30)
     found = read(path)
@@ -216,6 +242,23 @@ def test_a_folder_of_files_with_other_channels_is_refused(tmp_path: Path) -> Non
     save(tmp_path, "b.csv", time=np.arange(20), z=wave(20))
     with pytest.raises(LabelfreeError, match=r"'a.csv' has the channels x, 'b.csv' has z.*columns="):
         read(tmp_path)
+
+
+def test_few_whole_numbers_of_one_file_are_codes_only_where_all_files_have_them(tmp_path: Path) -> None:
+    rain = {"dry": [0.0, 5.0] * 10, "wet": np.linspace(0, 9.5, 20), "none": [np.nan] * 20}
+    for number, (day, values) in enumerate(rain.items()):
+        state = {"state": [number, 1] * 10} if day != "wet" else {}
+        count = 15 * number + np.arange(20) % 15
+        save(tmp_path, f"{day}.csv", time=np.arange(20), x=wave(20), rain=values, count=count, **state)
+    found = read(tmp_path)
+    assert found.channels == ("x", "rain", "count"), "few counts a day are many in all"
+    assert "state (few whole numbers, as a label has)" in found.facts["left out"]
+    assert not {"rain", "count"} & set(found.rows)
+    (tmp_path / "wet.csv").unlink()
+    found = read(tmp_path)
+    assert found.channels == ("x", "count")
+    assert found.rows["rain"][:2].tolist() == [0, 5]
+    assert found.rows["state"].tolist() == [0, 1] * 10 + [2, 1] * 10
 
 
 def test_a_trained_encoder_gets_the_channels_it_knows(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def tone(seconds: float = 0.5, rate: int = 8000, pitch: float = 440.0) -> np.nda
     return (0.5 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
+@pytest.mark.parametrize("suffix", ["wav", "w64", "flac", "ogg", "mp3", "aiff", "caf"])
 def test_every_format_gives_the_same_sound(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"tone.{suffix}"
     soundfile.write(path, tone(), 8000)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 import labelfree
 from labelfree.data.batch import Batch, Sample, Unreadable
@@ -20,6 +23,7 @@ from labelfree.modalities.base import Budget
 from labelfree.modalities.graph import Graph, GraphDataset, GraphSettings
 from labelfree.modalities.graph import views as augment
 from labelfree.modalities.series import Series
+from labelfree.objectives._views import ViewSettings, two_views
 from labelfree.training.plan import recognise
 
 
@@ -82,6 +86,29 @@ def test_columns_called_like_labels_are_no_features(bank: Path) -> None:
     modality, dataset = fitted(bank)
     assert modality.width == 4
     assert "label (looks like a label)" in dataset.describe().facts["left out"]
+
+
+def test_decimals_are_numbers_and_identifiers_among_them_are_none(bank: Path) -> None:
+    cents = pa.decimal128(12, 2)
+    nodes = {
+        "id": [f"a{n}" for n in range(30)],
+        "balance": pa.array([None if n == 3 else Decimal(n) / 4 for n in range(30)], cents),
+        "user_id": pa.array([Decimal(n) for n in range(30)], pa.decimal128(38, 0)),
+    }
+    (bank / "nodes.csv").unlink()
+    parquet.write_table(pa.table(nodes), bank / "nodes.parquet")
+    modality, dataset = fitted(bank)
+    assert modality.width == 1
+    assert "user_id (no feature)" in dataset.describe().facts["left out"]
+    found = dataset.graphs.features[:, 0]
+    np.testing.assert_array_equal(found, [np.nan if n == 3 else n / 4 for n in range(30)])
+
+
+def test_y_is_a_feature_of_nodes_that_have_x_and_z(bank: Path) -> None:
+    places = [f"a{n},{n / 2},{n / 3},{n / 5}" for n in range(30)]
+    for axes, width in (("x,y,z", 3), ("u,y,z", 2)):
+        (bank / "nodes.csv").write_text("\n".join([f"id,{axes}", *places]))
+        assert fitted(bank)[0].width == width
 
 
 @pytest.mark.parametrize(("level", "feature", "label"), [("node", "kind", "is_fraud"), ("edge", "amount", "illicit")])
@@ -228,6 +255,16 @@ def test_a_view_changes_in_one_way_where_it_is_asked_for(bank: Path) -> None:
     assert edges.any()
     assert blank.any()
     assert not after.data[blank].any(), "a blank node has no features left"
+
+
+@pytest.mark.parametrize("setting", [{"node_drop": 0.2}, {"changes": "one"}], ids=str)
+def test_a_view_and_the_sample_itself_make_one_batch(setting: dict[str, Any], bank: Path) -> None:
+    modality = Graph(GraphSettings(**setting))
+    dataset = modality.open(bank)
+    modality.fit(dataset)
+    batch = modality.collate(dataset.read(range(4)))  # type: ignore[arg-type]
+    both = two_views(modality, batch, Draw.start(0, 0, 0, batch.index), ViewSettings(views="one"))
+    assert len(both) == 8
 
 
 def test_shuffled_nodes_stay_in_their_sample(bank: Path) -> None:

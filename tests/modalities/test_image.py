@@ -316,6 +316,8 @@ def test_hugging_face_datasets_are_read() -> None:
     opened = Image().open(dataset)
     assert opened.column("label").tolist() == [0, 1, 1, 0]
     assert Image.recognise(dataset)[0] > 0.9
+    for other in (dataset.with_transform(lambda rows: {"x": [1]}), dataset.with_format("arrow")):
+        np.testing.assert_array_equal(np.stack(read_all(other)), np.stack(read_all(dataset)))
     table = frame(dataset.shuffle(seed=0))
     assert table is not None
     assert table.column_names == ["label"], "pictures are not copied to see whether they are a table"

@@ -102,6 +102,32 @@ def test_files_of_equal_names(tmp_path: Path) -> None:
     assert "picture 5" in modality.sides["text"].vocabulary.decode(text.data)  # type: ignore[attr-defined]
 
 
+def test_names_that_repeat_in_folders_tie_the_files_of_one_folder(tmp_path: Path) -> None:
+    for number, name in enumerate(("ann/1", "ann/2", "bob/1", "bob/3")):
+        for kind, suffix in (("pictures", "png"), ("words", "txt")):
+            (tmp_path / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            file = tmp_path / kind / f"{name}.{suffix}"
+            picture(number).save(file) if kind == "pictures" else file.write_text(f"this is picture {number}")
+    (tmp_path / "words" / "ann" / "2.txt").unlink()
+    modality, dataset = opened(tmp_path)
+    vocabulary = modality.sides["text"].vocabulary  # type: ignore[attr-defined]
+    for number, item in enumerate(dataset.read(range(4))):
+        assert np.array_equal(item.parts["image"].data.transpose(1, 2, 0), np.asarray(picture(number)))
+        assert ("text" in item.parts) == (number != 1)
+        assert number == 1 or f"picture {number}" in vocabulary.decode(item.parts["text"].data)
+
+
+def test_names_that_do_not_say_which_file_is_meant_are_refused(tmp_path: Path) -> None:
+    for number, name in enumerate(("a/1.png", "b/1.png", "c/1.txt", "c/2.txt")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(number).save(tmp_path / name) if name.endswith("png") else (tmp_path / name).write_text("some words")
+    with pytest.raises(LabelfreeError, match=r"has 2 files of image data called '1'.* Keep one file"):
+        opened(tmp_path)
+    captions = ["a/1.png,this is picture one", "b/1.png,this is picture two"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file,caption", *captions]))
+    assert opened(tmp_path)[1].there().all(), "a table beside them says it"
+
+
 def test_pictures_with_captions_beside_them_but_labels_are_no_side(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     rows = ["file,kind,caption"]

@@ -89,6 +89,13 @@ def test_columns_are_typed_and_what_says_nothing_is_left_out_with_the_reason() -
     assert "when: hour" in [field.name for field in dataset.fields.all]
 
 
+def test_y_is_a_label_but_beside_x_and_z() -> None:
+    axes = {name: np.random.default_rng(number).normal(size=COUNT) for number, name in enumerate("xyz")}
+    assert [column.name for column in fitted(pa.table(axes))[1].fields.columns] == ["x", "y", "z"]
+    beside = {**axes, "z": ["walk", "run"] * (COUNT // 2)}
+    assert [column.name for column in fitted(pa.table(beside))[1].fields.columns] == ["x", "z"]
+
+
 def test_a_user_says_what_columns_are() -> None:
     _, dataset = fitted(categories="flag", exclude="note,when", most_values=2)
     kinds = {column.name: column for column in dataset.fields.columns}

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelfree.data import written
+from labelfree.data.sources import column_values
 from labelfree.errors import LabelfreeError, nearest
 
 _TIME = "time timestamp datetime date date_time timestep time_step step ts ds t seconds"
@@ -25,12 +26,17 @@ _IDENTITY = (
     "patient_id participant user user_id device device_id sensor_id session session_id unit unit_id item_id "
     "unique_id group"
 )
+#: Called so together, they are what a sensor measures along three axes.
+AXES = frozenset("xyz")
 TIME_NAMES, LABEL_NAMES, IDENTITY_NAMES = (frozenset(words.split()) for words in (_TIME, _LABEL, _IDENTITY))
 #: Text of at most so many different values is categories, also where these are numbers.
 CATEGORIES = 32
 #: Least deviation, in whatever unit, that float32 numbers can be divided by.
 TINY = 1e-30
-_FEW = 20  #: whole numbers with at most so many distinct values look like codes of classes
+#: Why a column is left out whose values look like codes of classes, and how many different ones there are at most.
+CODES, _FEW = "few whole numbers, as a label has", 20
+#: Times are in no order where more than one row of so many steps back.
+_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class ReadOptions:
 def plain(name: str) -> str:
     """A column's name as the sets above spell it: letters of any script and digits, parted by single lines."""
     return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+
+
+def called_like_label(name: str, numeric: Collection[str]) -> bool:
+    """Whether a column is called like a label, which y is not where x, y and z are all `numeric` columns."""
+    spelt = plain(name)
+    return spelt in LABEL_NAMES and not (spelt == "y" and AXES.issubset(map(plain, numeric)))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -126,19 +138,43 @@ def require(table: pa.Table, names: Sequence[str], what: str) -> None:
 def seconds(column: pa.ChunkedArray) -> np.ndarray | None:
     """(R,) float64 times in seconds, NaN where a cell holds none; None where most of its cells hold none.
 
-    Numbers, also those written as text, are as they are, but for Unix times in ms, µs and ns.
+    Numbers, also those written as text, are as they are, but for dates (20240131) and Unix times in ms, µs and ns.
     """
-    if is_words(column.type):
-        found = dates(column)
-        return _scaled(written.numbers(column)) if found is None else found
-    if is_moment(column.type):
-        return _from_epoch(column)
-    return _scaled(column) if is_number(column.type) else None
+    found = dates(column)
+    return _scaled(_numeric(column)) if found is None else found
 
 
 def dates(column: pa.ChunkedArray) -> np.ndarray | None:
-    """(R,) float64 seconds of moments or of dates written as text, NaN where a cell holds none; None where most do."""
-    return written.dates(column) if is_words(column.type) else _from_epoch(column)
+    """(R,) float64 seconds of moments, of dates written as text, and of whole numbers all of which are dates
+    (20240131); NaN where a cell holds none, None where most do.
+    """
+    if is_moment(column.type):
+        return _from_epoch(column)
+    found = written.dates(column) if is_words(column.type) else None
+    return _from_digits(_numeric(column)) if found is None else found
+
+
+def _numeric(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """A column of numbers, also of those written as text; None for another."""
+    if is_words(column.type):
+        return written.numbers(column)
+    return column if is_number(column.type) else None
+
+
+def _from_digits(column: pa.ChunkedArray | None) -> np.ndarray | None:
+    """Seconds of numbers of eight digits, where each is a date between 1900 and 2100."""
+    values = np.zeros(0) if column is None else numbers(pa.table({"": column}), "")
+    known = values[~np.isnan(values)]
+    if not len(known) or known.min() < 19000101 or known.max() > 21001231 or (known % 1).any():
+        return None
+    whole = known.astype(np.int64)
+    year, month, day = whole // 10000, whole // 100 % 100, whole % 100
+    months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
+    days = months.astype("datetime64[D]") + (day - 1)
+    if ((month < 1) | (month > 12) | (days.astype("datetime64[M]") != months)).any():
+        return None
+    values[~np.isnan(values)] = days.astype("datetime64[s]").astype(np.float64)
+    return values
 
 
 def _scaled(column: pa.ChunkedArray | None) -> np.ndarray | None:
@@ -159,24 +195,45 @@ def _from_epoch(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.cast(counts, pa.float64(), safe=False).to_numpy(), dtype=np.float64) / unit
 
 
-def time_column(table: pa.Table, options: ReadOptions) -> str | None:
-    """The column of times: the one named, else one of a date type, else a numeric or text one named like a time."""
+def time_column(table: pa.Table, options: ReadOptions, ordered: bool = True) -> str | None:
+    """The column of times: the one named, else one of a date type, else one named like a time that holds dates or
+    numbers, which have to run one way where times are `ordered` (T may be a temperature).
+    """
     if options.time:
         require(table, [options.time], "time")
         return options.time
-    free = [f for f in table.schema if f.name not in (*options.columns, options.group)]
+    free = [f for f in table.schema if f.name not in (*options.columns, *options.channels, options.group)]
     named = [f.name for f in free if plain(f.name) in TIME_NAMES]
     moments = [f.name for f in free if is_moment(f.type)]
     both = [name for name in moments if name in named]
-    return next((name for name in both + moments + named if seconds(table.column(name)) is not None), None)
+    return next((name for name in both + moments + named if _tells_time(table, name, options, ordered)), None)
+
+
+def _tells_time(table: pa.Table, name: str, options: ReadOptions, ordered: bool) -> bool:
+    column = table.column(name)
+    if dates(column) is not None:
+        return True
+    time = _scaled(_numeric(column))
+    return time is not None and (not ordered or _runs(time, identity_of(table, identity_columns(table, options))))
+
+
+def _runs(time: np.ndarray, identity: np.ndarray) -> bool:
+    """Whether time hardly ever steps back within an identity, or hardly ever forth (the latest row comes first)."""
+    order = np.argsort(identity, kind="stable")
+    step = np.diff(time[order])[np.diff(identity[order]) == 0]
+    return bool(min((step < 0).sum(), (step > 0).sum()) * _ROWS <= len(time))
 
 
 def unread_times(table: pa.Table, taken: Collection[str]) -> str:
-    """What is to be said where the table's column of text that is named like a time cannot be read as one."""
-    named = [f.name for f in table.schema if is_words(f.type) and plain(f.name) in TIME_NAMES and f.name not in taken]
-    known = table.column(named[0]).drop_null() if named else []
+    """What is to be said where the table's column that is named like a time is not taken for one."""
+    name = next((name for name in table.column_names if plain(name) in TIME_NAMES and name not in taken), None)
+    if name is None:
+        return ""
+    known, order = table.column(name).drop_null(), "rows are taken in their order"
+    if seconds(known) is not None:
+        return f"'{name}' runs back and forth, as times do not: {order} (time={name} sorts them)"
     example = f" ('{known[0]}')" if len(known) else ""
-    return f"'{named[0]}' holds none that can be read{example}: rows are taken in their order" if named else ""
+    return f"'{name}' holds none that can be read{example}: {order}"
 
 
 def order_of_dates(column: pa.ChunkedArray) -> str:
@@ -196,6 +253,15 @@ def identity_columns(table: pa.Table, options: ReadOptions) -> list[str]:
         and pc.count_distinct(table.column(name)).as_py() * 4 <= len(table)
     ]
     return ([options.group] if options.group else []) + named
+
+
+def identity_of(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """(R,) int64: rows get equal numbers that are equal in all columns of these names."""
+    identity = np.zeros(len(table), dtype=np.int64)
+    for name in names:
+        values = codes(column_values(table, name))
+        identity = codes(identity * (int(values.max(initial=0)) + 1) + values)
+    return identity
 
 
 def looks_wide(table: pa.Table) -> bool:
@@ -238,17 +304,17 @@ def choose_channels(
     require(table, options.exclude, "exclude")
     free = [name for name in numeric if name not in taken and name not in options.exclude]
     left = dict.fromkeys(options.exclude, "excluded")
-    smooth = [name for name in free if not _whole(table, name)]
+    smooth = [name for name in free if not is_whole(table, name)]
     for name in free:
         reason = ""
-        if plain(name) in LABEL_NAMES:
+        if called_like_label(name, numeric):
             reason = "named like a label"
         elif plain(name) in IDENTITY_NAMES or _counts_rows(table, name):
             reason = "numbers the rows"
         elif constant_inside and constant_inside.get(name):
             reason = "never changes within a recording"
-        elif (suspects is None or name in suspects) and smooth and name not in smooth and _few(table, name):
-            reason = "few whole numbers, as a label has"
+        elif (suspects is None or name in suspects) and smooth and name not in smooth and are_few(table.column(name)):
+            reason = CODES
         if reason:
             left[name] = reason
     channels = [name for name in free if name not in left]
@@ -258,16 +324,18 @@ def choose_channels(
     return channels, left
 
 
-def _whole(table: pa.Table, name: str) -> bool:
+def is_whole(table: pa.Table, name: str) -> bool:
+    """Whether a column holds no numbers but whole ones."""
     if pa.types.is_integer(table.schema.field(name).type):
         return True
     values = numbers(table, name)
     known = values[~np.isnan(values)]
-    return bool(len(known)) and bool((known == np.round(known)).all())
+    return bool((known == np.round(known)).all())
 
 
-def _few(table: pa.Table, name: str) -> bool:
-    return 2 <= pc.count_distinct(table.column(name)).as_py() <= _FEW
+def are_few(values: pa.ChunkedArray) -> bool:
+    """Whether the different values are as few as codes of classes are."""
+    return not pa.types.is_null(values.type) and 2 <= pc.count_distinct(values).as_py() <= _FEW
 
 
 def _counts_rows(table: pa.Table, name: str) -> bool:
@@ -307,7 +375,7 @@ def group_numbers(values: np.ndarray) -> np.ndarray:
 def cut(identity: np.ndarray, time: np.ndarray | None, gap: float) -> tuple[np.ndarray, np.ndarray, int]:
     """Cut rows into recordings: where the identity changes, where time steps back, and at large gaps.
 
-    Rows that are in no order at all (time steps back more than one time in twenty) are sorted.
+    Rows that are in no order at all (time steps back in more than one of twenty) are sorted.
 
     Args:
         identity: (R,) whose row it is.
@@ -322,7 +390,7 @@ def cut(identity: np.ndarray, time: np.ndarray | None, gap: float) -> tuple[np.n
     gaps = np.zeros_like(change)
     if time is not None and len(time) > 1:
         back = (np.diff(time[order]) < 0) & ~change
-        if back.sum() * 20 > len(time):
+        if back.sum() * _ROWS > len(time):
             order = np.lexsort((time, identity))
             back = np.zeros_like(change)
         step = np.diff(time[order])

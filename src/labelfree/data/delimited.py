@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, InvalidRow, ParseOptions, ReadOptions, read_csv
 
+from labelfree.data import written
 from labelfree.data.characters import decode, encoding_of
 
 SUFFIXES = (".csv", ".tsv")
@@ -25,11 +26,13 @@ LOOK_AT, REGULAR = 200, 0.9
 SENTENCE = 4
 #: Bytes beyond which types are not guessed from the whole.
 MOST = 1 << 31
+_MISSING = ConvertOptions().null_values  #: Cells that are none in a column of numbers.
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d+)?|[.,]\d+)([eE][+-]?\d+)?\s*")
 _WITH_POINT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _WITH_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 _COMMA_CELL = r"^\s*[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+\s*$"
 _THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
+_POINTED = r"^\s*[+-]?[1-9]\d{0,2}(\.\d{3})+\s*$"  #: thousands beside decimal commas
 
 
 def nameless(names: Sequence[str]) -> bool:
@@ -147,14 +150,25 @@ def _with_gaps(table: pa.Table, skipped: list[int]) -> pa.Table:
 
 
 def _with_points(table: pa.Table) -> pa.Table:
-    """Numbers with a decimal comma that stand among other words in a column, as those of other columns are read."""
+    """Numbers with a decimal comma that stand among other cells in a column, as those of other columns are read."""
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
-            column = table.column(place)
-            pointed = pc.replace_substring(pc.replace_substring(column, ".", ""), ",", ".")
-            column = pc.if_else(pc.match_substring_regex(column, _COMMA_CELL), pointed, column)
-            table = table.set_column(place, field, column)
+            table = table.set_column(place, field.name, _pointed(table.column(place)))
     return table
+
+
+def _pointed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text with the decimal commas of its numbers as points; in a column of numbers also without points between
+    thousands, and as numbers where no cell is anything else.
+    """
+    bare = pc.replace_substring(pc.replace_substring(column, ".", ""), ",", ".")
+    decimal, whole = (pc.match_substring_regex(column, form) for form in (_COMMA_CELL, _POINTED))
+    changed = pc.if_else(decimal, bare, column)
+    known = pc.if_else(pc.is_in(column, pa.array(_MISSING)), None, pc.if_else(whole, bare, changed))
+    found = written.numbers(known) if pc.any(pc.or_(decimal, whole)).as_py() else None
+    if found is None:
+        return changed  # numbers of versions and addresses
+    return found if found.null_count == known.null_count else pc.if_else(whole, bare, changed)
 
 
 def _form_of(head: bytes, suffix: str, whole: bool) -> Form:
@@ -210,7 +224,8 @@ def _decimal(rows: list[list[str]], mark: str) -> str:
     """The comma where it is no separator and numbers have one, but do not look like thousands of an English table."""
     cells = [cell for row in rows for cell in row] if mark != "," else []
     commas = [cell for cell in cells if _WITH_COMMA.fullmatch(cell)]
-    if not commas or any(_WITH_POINT.fullmatch(cell) for cell in cells):
+    points = [cell for cell in cells if _WITH_POINT.fullmatch(cell) and not re.match(_POINTED, cell)]
+    if not commas or points:
         return "."
     return "," if mark == ";" or not all(_THOUSANDS.fullmatch(cell) for cell in commas) else "."
 

@@ -187,7 +187,8 @@ def find_columns(table: pa.Table, options: LogOptions) -> tuple[str, str, str, b
             f"One column cannot be two of time, source and target: '{options.time}', '{source}', '{target}'.",
             "Name three.",
         )
-    time = col.time_column(table.drop_columns([source, target]), ReadOptions(time=options.time))
+    rest, own = table.drop_columns([source, target]), ReadOptions(time=options.time, channels=options.channels or ())
+    time = col.time_column(rest, own) or col.time_column(rest, own, ordered=False)
     return (time, source, target, two) if time else None
 
 
@@ -290,11 +291,12 @@ def _choose(
     col.require(table, options.exclude, "exclude")
     wanted = [name for name in options.columns or table.column_names if name not in (*taken, *options.exclude)]
     left = dict.fromkeys(options.exclude, "excluded")
+    measurable = col.numeric_names(measured)
     if not options.columns:
-        telling = [name for name in wanted if col.plain(name) in col.LABEL_NAMES]
+        telling = [name for name in wanted if col.called_like_label(name, measurable)]
         left |= dict.fromkeys(telling, "named like a label")
         wanted = [name for name in wanted if name not in left]
-    numeric = [name for name in wanted if name in col.numeric_names(measured)]
+    numeric = [name for name in wanted if name in measurable]
     if numeric and not options.columns:
         try:
             numeric, others = col.choose_channels(measured.select(numeric), (), ReadOptions())
@@ -334,8 +336,10 @@ def _channel(table: pa.Table, measured: pa.Table, channel: str) -> np.ndarray:
                 f"Column '{channel}' holds {table.schema.field(channel).type}, not numbers.", "Give it as numbers."
             )
         return col.numbers(measured, channel)
-    name, _, value = channel.rpartition("=")
-    col.require(table, [name or channel], "The trained encoder")
+    # a value may hold "=" as well
+    name = max((name for name in table.column_names if channel.startswith(f"{name}=")), key=len, default="")
+    col.require(table, [name or channel.partition("=")[0]], "The trained encoder")
+    value = channel.removeprefix(f"{name}=")
     return np.asarray(pc.cast(pc.equal(_spelt(table.column(name)), value), pa.float64()).to_numpy())
 
 

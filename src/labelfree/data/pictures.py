@@ -199,19 +199,23 @@ def keep(picture: np.ndarray, form: Form) -> np.ndarray:
 
 
 def with_channels(picture: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W, C) → (H, W, channels): grey becomes colour by repetition, colour becomes grey by luma."""
+    """(H, W, C) → (H, W, channels): grey becomes colour by repetition, colour becomes grey by luma. The last of two or
+    of four channels is how solid the picture is; one that says nothing of it is so everywhere.
+    """
     found = picture.shape[2]
     if found == channels:
         return picture
+    if found == 2 and channels == 4:
+        return np.concatenate([np.repeat(picture[..., :1], 3, axis=2), picture[..., 1:]], axis=2)
+    if found in (1, 3) and channels in (found + 1, 4):
+        solid = np.full_like(picture[..., :1], np.iinfo(picture.dtype).max if picture.dtype.kind in "ui" else 1)
+        return np.concatenate([with_channels(picture, channels - 1), solid], axis=2)
     if found == 1:
         return np.repeat(picture, channels, axis=2)
     if found == 3 and channels == 1:
         return (picture.astype(np.float32) @ LUMA).astype(picture.dtype)[..., None]
     if found == 4 and channels in (1, 3):
         return with_channels(picture[..., :3], channels)
-    if found == 3 and channels == 4:
-        solid = np.full_like(picture[..., :1], np.iinfo(picture.dtype).max if picture.dtype.kind in "ui" else 1)
-        return np.concatenate([picture, solid], axis=2)
     raise ValueError(f"has {found} channels where {channels} were expected")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,8 +204,10 @@ def _from_table(table: pa.Table, options: ReadOptions, what: str, recording: boo
         raise LabelfreeError(f"{what} has no rows.", "Name a table with measurements.")
     measured = col.with_numbers(table, (*options.columns, *options.channels))
     layout, why = ("long", "one file a recording") if recording else _layout(measured, options)
-    read = _wide if layout == "wide" else _long
-    found = read(table, measured, options, what)
+    if layout == "wide":
+        found = _wide(table, measured, options, what)
+    else:
+        found = _long(table, measured, options, what, recording and not (options.columns or options.channels))
     facts = {"read as": f"{layout} table ({why})", **found.facts}
     if as_text := col.words_of_numbers(table, measured, found.channels):
         facts["numbers written as text"] = as_text
@@ -224,7 +226,7 @@ def _layout(table: pa.Table, options: ReadOptions) -> tuple[str, str]:
         return "long", f"'{time}' holds times"
     if col.identity_columns(table, options):
         return "long", f"'{col.identity_columns(table, options)[0]}' repeats"
-    if len(col.numeric_names(table)) >= 24:
+    if len(col.numeric_names(table)) >= 24 and not col.time_column(table, options, ordered=False):
         return "wide", "many numeric columns and none of times"
     return "long", "a row a time step"
 
@@ -260,35 +262,35 @@ def _without_channels(options: ReadOptions) -> ReadOptions:
     return ReadOptions(**{**vars(options), "channels": ()})
 
 
-def _long(table: pa.Table, measured: pa.Table, options: ReadOptions, what: str) -> Recordings:
-    """A row a time step; `measured` is the table with all its numbers."""
+def _long(table: pa.Table, measured: pa.Table, options: ReadOptions, what: str, undecided: bool = False) -> Recordings:
+    """A row a time step; `measured` is the table with all its numbers. Where it is `undecided` which whole numbers are
+    codes, they are channels and stay columns.
+    """
     clock = col.time_column(table, options)
     identities = [name for name in col.identity_columns(table, options) if name != clock]
     time = col.seconds(table.column(clock)) if clock else None
-    identity = np.zeros(len(table), dtype=np.int64)
-    for name in identities:
-        values = col.codes(column_values(table, name))
-        identity = col.codes(identity * (int(values.max()) + 1) + values)
-    order, bounds, gaps = col.cut(identity, time, options.gap)
+    order, bounds, gaps = col.cut(col.identity_of(table, identities), time, options.gap)
     taken = [*identities, *([clock] if clock else [])]
     constant = _constant_inside(measured, taken, order, bounds) if len(bounds) > 2 else {}
     free = _unnamed(options.channels) and not set(options.channels) <= set(table.column_names)
-    names, left = col.choose_channels(measured, taken, _without_channels(options) if free else options, constant)
+    own = _without_channels(options) if free else options
+    names, left = col.choose_channels(measured, taken, own, constant, () if undecided else None)
+    sure = [name for name in names if not (undecided and col.is_whole(measured, name))]
     channels = _check_count(tuple(names), options, what) if free else tuple(names)
     values = _clean(np.stack([col.numbers(measured, name) for name in names], axis=1)[order])
     facts = {"left out": _words(left)} if left else {}
     if clock and time is not None:
-        dated = not col.is_number(table.column(clock).type) and col.dates(table.column(clock)[:1000]) is not None
+        dated = col.dates(table.column(clock)[:1000]) is not None
         facts["time"] = _time_words(clock, time[order], bounds, gaps, " s" if dated else "")
         facts["time"] += f"; read as {form}" if (form := col.order_of_dates(table.column(clock))) else ""
-    elif untold := col.unread_times(table, taken):
+    elif untold := col.unread_times(table, (*taken, *options.columns, *options.channels)):
         facts["time"] = untold
     return Recordings(
         values=values,
         spans=_trim(values, bounds),
         channels=channels,
         time=None if time is None else time[order],
-        rows={name: column_values(table, name)[order] for name in table.column_names if name not in (*names, clock)},
+        rows={name: column_values(table, name)[order] for name in table.column_names if name not in (*sure, clock)},
         group=identities[0] if identities else "",
         whole=False,
         facts=facts,
@@ -371,6 +373,7 @@ def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
             names.append(name)
         except LabelfreeError as error:
             unreadable.append(Unreadable(number, name, error.problem))
+    parts = _without_codes(parts)
     _refuse_mixture(folder, parts, names, unreadable)
     beside = sidecar(folder, names)
     columns = {"folder": np.array([Path(name).parent.name for name in names], dtype=object)}
@@ -379,6 +382,35 @@ def _from_folder(folder: Path, options: ReadOptions) -> Recordings:
     joined = _join(parts, names, columns, options)
     fingerprint = hash_of(hash_files(paths, folder), joined.fingerprint)
     return Recordings(**{**vars(joined), "unreadable": unreadable, "fingerprint": fingerprint})
+
+
+def _without_codes(parts: Sequence[Recordings]) -> list[Recordings]:
+    """Files without the channels that are codes of classes: few whole numbers in all files together, beside others."""
+    names = {name for part in parts for name in part.channels}
+    whole = {name for name in names if all(name in part.rows for part in parts if name in part.channels)}
+    codes = {name for name in whole if col.are_few(_together(parts, name))} if whole < names else set()
+    return [_decided(part, codes) for part in parts]
+
+
+def _together(parts: Sequence[Recordings], name: str) -> pa.ChunkedArray:
+    """The values of a channel in all files that have it, null where missing."""
+    having = [part for part in parts if name in part.channels]
+    values = [part.values[:, part.channels.index(name)] for part in having]
+    return pa.chunked_array([pa.array(piece, from_pandas=True) for piece in values])
+
+
+def _decided(part: Recordings, codes: Collection[str]) -> Recordings:
+    """A file without the channels that are `codes`; the others are no columns."""
+    kept = [place for place, name in enumerate(part.channels) if name not in codes]
+    channels, values = tuple(part.channels[place] for place in kept), part.values
+    left, facts = {name: col.CODES for name in part.channels if name in codes}, dict(part.facts)
+    if left:
+        values = values[:, kept]
+        facts["left out"] = "; ".join([*filter(None, [facts.get("left out")]), _words(left)])
+    spans = _trim(values, np.append(part.spans[:, 0], len(values)))
+    rows = {name: column for name, column in part.rows.items() if name not in channels}
+    changed = {"values": values, "spans": spans, "channels": channels, "rows": rows, "facts": facts}
+    return Recordings(**{**vars(part), **changed})
 
 
 def _refuse_mixture(folder: Path, parts: list[Recordings], names: list[str], unreadable: list[Unreadable]) -> None:

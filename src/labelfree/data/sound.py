@@ -56,13 +56,13 @@ def _needed(name: str) -> Any:
 
 
 def looks_like_recording(start: bytes) -> bool:
-    """Whether the first twelve bytes are those of a WAV, FLAC, Ogg, MP3, AIFF or AU file."""
+    """Whether the first twelve bytes are those of a WAV, W64, FLAC, Ogg, MP3, AIFF, CAF or AU file."""
     if start[:4] in (b"RIFF", b"RF64"):
         return start[8:12] == b"WAVE"
     if start[:4] == b"FORM":
         return start[8:12] in (b"AIFF", b"AIFC")
     mp3 = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE6 == 0xE2  # a frame of MPEG layer III
-    return mp3 or start.startswith((b"fLaC", b"OggS", b"ID3", b".snd"))
+    return mp3 or start.startswith((b"fLaC", b"OggS", b"ID3", b".snd", b"caff", b"riff\x2e\x91\xcf\x11"))
 
 
 def header(item: Any, rate: int) -> Header:

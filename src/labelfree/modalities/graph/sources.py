@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 
 from labelfree.data.columns import (
     IDENTITY_NAMES,
-    LABEL_NAMES,
+    called_like_label,
     distinct,
     is_moment,
     is_number,
+    numbers,
     plain,
     require,
     with_numbers,
@@ -223,7 +224,8 @@ def _tables(edges: pa.Table, nodes: pa.Table | None, graphs: pa.Table | None, op
 def _columns_of(table: pa.Table, but: Sequence[str], learnt: Sequence[Column] | None = ()) -> dict[str, np.ndarray]:
     """The columns of a table, numbers written as text as numbers; `learnt` are those that an encoder knows."""
     table = with_numbers(table.drop_columns(list(but)), [column.name for column in learnt or () if not column.words])
-    return {name: column_values(table, name) for name in table.column_names}
+    decimal = {field.name for field in table.schema if pa.types.is_decimal(field.type)}
+    return {name: (numbers if name in decimal else column_values)(table, name) for name in table.column_names}
 
 
 def _key_column(nodes: pa.Table, ends: pa.Array) -> str:
@@ -348,12 +350,14 @@ def _features(
             )
         return learnt, []
     chosen, left = [], []
+    numeric = [name for name, values in columns.items() if values.ndim == 1 and values.dtype.kind in "fiu"]
     for name, values in columns.items():
         if name in options.exclude or (options.columns and name not in options.columns):
             continue
-        column = None if not options.columns and plain(name) in LABEL_NAMES else _column(name, values, codes)
+        label = called_like_label(name, numeric)
+        column = None if not options.columns and label else _column(name, values, codes)
         if column is None:
-            left.append(f"{name} ({'looks like a label' if plain(name) in LABEL_NAMES else 'no feature'})")
+            left.append(f"{name} ({'looks like a label' if label else 'no feature'})")
         else:
             chosen.append(column)
     return tuple(chosen), left
@@ -362,7 +366,7 @@ def _features(
 def _column(name: str, values: np.ndarray, codes: frozenset[str]) -> Column | None:
     """What kind of feature a column is; None for names, moments and what has too many different words."""
     kind = values.dtype.kind
-    if name not in codes and (kind == "f" or (kind in "iu" and plain(name) not in IDENTITY_NAMES)):
+    if name not in codes and kind in "fiu" and plain(name) not in IDENTITY_NAMES:
         return None if plain(name).endswith("mask") else Column(name, values.shape[1] if values.ndim > 1 else 1)
     if kind == "M" or values.ndim > 1 or plain(name).endswith("mask") or plain(name) in (*IDENTITY_NAMES, *KEYS):
         return None

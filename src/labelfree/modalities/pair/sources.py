@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,8 +141,7 @@ def _find(source: Any, wanted: Mapping[str, str], glance: bool) -> Found:
         files = _files_by_kind(path) if path.is_dir() else {}
         if not files:
             return _from_tables(path, wanted, glance)
-        main = max(files, key=lambda kind: len(files[kind]))
-        return _by_stem(path, files) or _with_table_beside(path, main, files[main], wanted)
+        return _from_files(path, files, wanted)
     if is_hugging_face(source):
         encoded = [(name, type(f).__name__.lower()) for name, f in source.features.items()]
         light = source.select_columns([name for name, f in encoded if f == "value"]).with_format("arrow")[:]
@@ -222,14 +222,48 @@ def _kind_of_file(path: Path) -> str:
     return best if sure[best] >= SURE else ""
 
 
-def _by_stem(folder: Path, files: Mapping[str, list[str]]) -> Found | None:
-    """Files of several kinds whose names are the same but for the suffix (7.png and 7.txt), or but for the folder."""
-    for stem in (_path_stem, _file_stem):
-        stems = {kind: {stem(name): name for name in names} for kind, names in files.items()}
+def _from_files(folder: Path, files: Mapping[str, list[str]], wanted: Mapping[str, str]) -> Found:
+    """Files of several kinds that their names tie, or those of the most frequent kind and a table beside them.
+
+    Raises:
+        LabelfreeError: names tie files of two kinds, but which of them is open, and there is no table.
+    """
+    found, repeated = _by_stem(folder, files)
+    if found is None:
+        main = max(files, key=lambda kind: len(files[kind]))
+        found = _with_table_beside(folder, main, files[main], wanted)
+    if repeated and len(found.sides) < 2:
+        raise repeated
+    return found
+
+
+def _by_stem(folder: Path, files: Mapping[str, list[str]]) -> tuple[Found | None, LabelfreeError | None]:
+    """Files of several kinds whose names are the same but for the suffix (7.png and 7.txt), or but for the first
+    folder, or for all folders; or why it is open which files of equal names belong together.
+    """
+    repeated = None
+    for stem in (_path_stem, _stem_below, _file_stem):
+        stems = {kind: [stem(name) for name in names] for kind, names in files.items()}
         every = sorted(set().union(*stems.values()))
-        if len(every) < sum(map(len, stems.values())):
-            sides = {kind: Side(kind, folder, _by_name(own, every)) for kind, own in stems.items()}
-            return Found(sides, f"{len(every):,} names with " + " and ".join(sides))
+        if len(every) == sum(len(set(own)) for own in stems.values()):
+            continue  # ties nothing
+        if repeated := _repeated(folder, stems):
+            break  # the others drop more of a name
+        sides = {kind: Side(kind, folder, _by_name(own, every)) for kind, own in stems.items()}
+        return Found(sides, f"{len(every):,} names with " + " and ".join(sides)), None
+    return None, repeated
+
+
+def _repeated(folder: Path, stems: Mapping[str, Sequence[str]]) -> LabelfreeError | None:
+    """The refusal of names that two files of one kind have."""
+    for kind, own in stems.items():
+        name, count = Counter(own).most_common(1)[0]
+        if count > 1:
+            return LabelfreeError(
+                f"'{folder}' has {count} files of {kind} data called '{name}', so that names do not say which of them "
+                "belongs to a file of another kind.",
+                "Keep one file of a kind and name, or name the files of each row in a table, a column a side.",
+            )
     return None
 
 
@@ -237,14 +271,19 @@ def _path_stem(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
+def _stem_below(name: str) -> str:
+    """Without the first folder, of which each kind may have its own."""
+    return _path_stem(name.split("/", 1)[-1])
+
+
 def _file_stem(name: str) -> str:
     return Path(name).stem
 
 
-def _by_name(own: Mapping[str, str], every: Sequence[str]) -> np.ndarray:
-    """(N,) place of each name's file among the files of this kind, which come sorted as their modality sorts them."""
-    place = {name: row for row, name in enumerate(own.values())}
-    return np.array([place[own[stem]] if stem in own else -1 for stem in every], dtype=np.int64)
+def _by_name(own: Sequence[str], every: Sequence[str]) -> np.ndarray:
+    """(N,) place of each name among those of the files of this kind, which come sorted as their modality sorts them."""
+    place = {stem: row for row, stem in enumerate(own)}
+    return np.array([place.get(stem, -1) for stem in every], dtype=np.int64)
 
 
 def _with_table_beside(folder: Path, kind: str, names: Sequence[str], wanted: Mapping[str, str]) -> Found:

@@ -135,10 +135,14 @@ def typed_columns(rows: Rows, wanted: Wanted) -> Found:
     left = dict.fromkeys(wanted.exclude, "excluded")
     asked = [name for name in wanted.columns or rows.names if name not in left]
     named = {*wanted.columns, *wanted.numbers, *wanted.categories}
+    axes = [name for name in rows.names if col.plain(name) in col.AXES]
+    numeric = col.numeric_names(col.with_numbers(rows.read(axes))) if len(axes) > 2 else []
     columns: list[Column] = []
     notes: dict[str, str] = {}
     for name, values in rows.columns(asked):
         try:
+            if name not in named and col.called_like_label(name, numeric):
+                raise Unused("named like a label")
             column, note = _typed(name, values, wanted, name in named)
         except Unused as reason:
             left[name] = str(reason)
@@ -173,8 +177,6 @@ def _typed(name: str, values: pa.ChunkedArray, wanted: Wanted, named: bool) -> t
     """The column and a word about it. Raises Unused with the reason why it is none."""
     if name in wanted.numbers:
         return Column(name, "number"), ""
-    if not named and col.plain(name) in col.LABEL_NAMES:
-        raise Unused("named like a label")
     if name in wanted.categories:
         return _category(name, words(values), wanted.most_values)
     kind = values.type
