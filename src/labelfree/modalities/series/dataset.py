@@ -85,7 +85,8 @@ class SeriesDataset(Dataset):
         facts = dict(source.facts)
         if self.window:
             short = len(source.spans) - len(np.unique(self.recording))
-            facts["cut"] = f"{len(source.spans):,} recordings into windows of {self.window} steps"
+            count = len(source.spans)
+            facts["cut"] = f"{count:,} recording{'s' * (count != 1)} into windows of {self.window} steps"
             facts["cut"] += f", {short:,} shorter than half of one left out" if short else ""
         low, high = int(lengths.min()), int(lengths.max())
         facts["length"] = f"{low:,}" if low == high else f"{low:,} … {high:,} (median {int(np.median(lengths)):,})"
