@@ -117,6 +117,23 @@ def test_names_that_repeat_in_folders_tie_the_files_of_one_folder(tmp_path: Path
         assert number == 1 or f"picture {number}" in vocabulary.decode(item.parts["text"].data)
 
 
+def test_a_film_of_several_clips_is_one_item_of_its_side(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="films need an extra")
+    from films import ramp, write
+
+    for number, count in enumerate((60, 200, 40)):
+        write(tmp_path / f"{number}.mp4", ramp(count), rate=10)
+        (tmp_path / f"{number}.txt").write_text(f"film number {number}")
+    names = [str(tmp_path / f"{number}.mp4") for number in (2, 0, 1)]
+    listed = {"video": [names[0], None, *names[1:]], "text": [f"film number {n}" for n in (2, 7, 0, 1)]}
+    for source, expected in ((tmp_path, ["0", "1", "2"]), (listed, ["2", None, "0", "1"])):
+        films = Pair().open(source).sides["video"]
+        assert len(films.dataset) > 10
+        assert [films.dataset.name(row)[0] if row >= 0 else None for row in films.rows.tolist()] == expected
+    (tmp_path / "1.mp4").write_bytes(b"nothing")
+    assert (Pair().open(tmp_path).sides["video"].rows >= 0).tolist() == [True, False, True]
+
+
 def test_names_that_do_not_say_which_file_is_meant_are_refused(tmp_path: Path) -> None:
     for number, name in enumerate(("a/1.png", "b/1.png", "c/1.txt", "c/2.txt")):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -174,6 +174,29 @@ class Pairs(Dataset):
         return super().column(name)
 
 
+def _of_items(dataset: Dataset, names: Sequence[str]) -> np.ndarray:
+    """(M,) the sample of each item of a side: of those that it is cut into (a film into clips) the middle one, -1 where
+    there is none.
+
+    Args:
+        names: of the items, where they are files of a folder: not all of them may have been read.
+    """
+    if dataset.cut_from is None and len(dataset) == (len(names) or len(dataset)):
+        return np.arange(len(dataset))
+    if names:
+        number = {name: item for item, name in enumerate(names)}
+        called = [dataset.name(index) for index in range(len(dataset))]  # a piece has what it is of behind a comma
+        owner = np.array([number.get(name, number.get(name.rpartition(", ")[0], -1)) for name in called], dtype=int)
+    else:
+        assert dataset.cut_from is not None
+        owner = dataset.cut_from
+    pieces = np.flatnonzero(owner >= 0)
+    pieces = pieces[np.argsort(owner[pieces], kind="stable")]
+    counts = np.bincount(owner[pieces], minlength=len(names) or dataset.source_count())
+    middle = np.cumsum(counts) - counts + counts // 2
+    return np.where(counts > 0, pieces[middle.clip(max=len(pieces) - 1)], -1)
+
+
 def _read_side(tied: Tied, rows: np.ndarray, reader: Reader) -> list[Sample | Unreadable | None]:
     """The samples of one side, None where it is missing."""
     places = tied.rows[rows]
@@ -314,7 +337,8 @@ class Pair(Modality):
             modality = type(modality)(own.model_copy(update={"column": side.column}))
             modality.load_state(self.sides[name].state())
         dataset = modality.open(side.source)
-        rows = np.arange(len(dataset)) if side.rows is None else side.rows
+        place = _of_items(dataset, side.names)
+        rows = place if side.rows is None else np.where(side.rows >= 0, place[side.rows], -1)
         column = side.column or (side.source.column_names[0] if isinstance(side.source, pa.Table) else "")
         return Tied(dataset, rows, column, side.given_by or column)
 

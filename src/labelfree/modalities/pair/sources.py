@@ -54,6 +54,7 @@ class Side:
         rows: (N,) int64 the place of each pair in it, -1 where the side is missing; None: row by row.
         column: of the source, where it is a table; "" where there is no choice.
         given_by: the column that names its files, or held it, where the source is no table; "" where there is none.
+        names: of the files that places are among, where the source is a folder.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Side:
     rows: np.ndarray | None = None
     column: str = ""
     given_by: str = ""
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _by_stem(folder: Path, files: Mapping[str, list[str]]) -> tuple[Found | None
             continue  # ties nothing
         if repeated := _repeated(folder, stems):
             break  # the others drop more of a name
-        sides = {kind: Side(kind, folder, _by_name(own, every)) for kind, own in stems.items()}
+        sides = {kind: Side(kind, folder, _by_name(own, every), names=files[kind]) for kind, own in stems.items()}
         return Found(sides, f"{len(every):,} names with " + " and ".join(sides)), None
     return None, repeated
 
