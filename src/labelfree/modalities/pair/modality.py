@@ -193,8 +193,10 @@ def _of_items(dataset: Dataset, names: Sequence[str]) -> np.ndarray:
     pieces = np.flatnonzero(owner >= 0)
     pieces = pieces[np.argsort(owner[pieces], kind="stable")]
     counts = np.bincount(owner[pieces], minlength=len(names) or dataset.source_count())
-    middle = np.cumsum(counts) - counts + counts // 2
-    return np.where(counts > 0, pieces[middle.clip(max=len(pieces) - 1)], -1)
+    some, middle = counts > 0, np.cumsum(counts) - counts + counts // 2
+    found = np.full(len(counts), -1, dtype=np.int64)
+    found[some] = pieces[middle[some]]
+    return found
 
 
 def _read_side(tied: Tied, rows: np.ndarray, reader: Reader) -> list[Sample | Unreadable | None]:
